@@ -1,0 +1,184 @@
+"""The artifact folder: what ``build`` makes, ``bundle`` packs and the runtime reads.
+
+::
+
+    model.onnx      int64 (batch, sequence) input_ids and attention_mask -> sentence_embedding
+    tokenizer.json  truncates at the model's maximum length, does not pad
+    ranges.json     the frozen ranges, of int8 vectors alone
+    artifact.json   the specification below
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from m2dexport.codecs import VECTOR_PRECISIONS, Ranges, VectorPrecision, ranges_from_json
+from m2dexport.errors import UsageError
+
+FORMAT = 1
+GRAPH = "model.onnx"
+TOKENIZER = "tokenizer.json"
+RANGES = "ranges.json"
+SPEC = "artifact.json"
+
+
+@dataclass(frozen=True)
+class ArtifactSpec:
+    """Everything a runtime must know about an artifact beside its graph and tokenizer."""
+
+    format: int
+    engine: str  # "onnx"
+    layers: int
+    dim: int
+    weights: str  # fp32, fp16, int8
+    vectors: VectorPrecision
+    pooling: list[str]
+    final_norm: str  # none, applied, skipped
+    prompts: dict[str, str]
+    default_prompt: str | None  # a name in prompts
+    max_length: int  # tokens, specials included
+    pad_id: int
+    batch_invariant: bool  # False: run one text at a time
+    trained: bool | None  # whether training visited this (layers, dim); None: unknown
+    space_id: str
+    parity: dict[str, float]  # measured against the torch original when it was built
+    coverage: float  # share of the weights that are stored below float32
+    provenance: dict[str, str]  # checkpoint and tool versions
+
+    def to_json(self) -> str:
+        """Return the text of artifact.json, keys sorted: the same spec is the same bytes."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def spec_from_json(text: str, where: object) -> ArtifactSpec:
+    """Return the specification stored by ``ArtifactSpec.to_json``.
+
+    Args:
+        text: the content of artifact.json.
+        where: its path, for messages.
+
+    Raises:
+        UsageError: when it is not one, or was written by a later version of the format.
+    """
+    try:
+        stored: dict[str, Any] = json.loads(text)
+        number = stored["format"]
+        if number != FORMAT:
+            raise UsageError(f"{where} has format {number}; this version reads format {FORMAT}.")
+        spec = ArtifactSpec(**{field.name: stored[field.name] for field in fields(ArtifactSpec)})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{where} is not an artifact specification: {error!r}.") from error
+    _check(spec, where)
+    return spec
+
+
+def _check(spec: ArtifactSpec, where: object) -> None:
+    """Refuse values that would fail, or mislead, far from where they are stored."""
+    known = spec.engine == "onnx" and spec.vectors in VECTOR_PRECISIONS
+    sizes = all(type(n) is int and n >= 1 for n in (spec.layers, spec.dim, spec.max_length))
+    prompts = isinstance(spec.prompts, dict) and all(
+        isinstance(prompt, str) for prompt in spec.prompts.values()
+    )
+    flags = isinstance(spec.batch_invariant, bool) and type(spec.pad_id) is int
+    if not (known and sizes and prompts and flags):
+        raise UsageError(
+            f"{where} holds values that this version does not know: engine {spec.engine!r}, "
+            f"vectors {spec.vectors!r}, layers {spec.layers!r}, dim {spec.dim!r}, max_length "
+            f"{spec.max_length!r}, pad_id {spec.pad_id!r} or a prompt."
+        )
+    if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
+        raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")
+
+
+def read_spec(folder: Path) -> ArtifactSpec:
+    """Return the specification of an artifact folder.
+
+    Raises:
+        UsageError: when the folder is no artifact.
+    """
+    path = folder / SPEC
+    if not path.is_file():
+        raise UsageError(f"{folder} is not an artifact: it has no {SPEC}; build makes one.")
+    return spec_from_json(path.read_text(encoding="utf-8"), path)
+
+
+def read_ranges(folder: Path) -> Ranges | None:
+    """Return the ranges of an artifact folder, None when its vectors are not int8."""
+    path = folder / RANGES
+    return ranges_from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def space_id_of(
+    *,
+    weights_sha256: str,
+    layers: int,
+    dim: int,
+    weights: str,
+    vectors: VectorPrecision,
+    ranges: Ranges | None,
+    pooling: list[str],
+    final_norm: str,
+    prompts: Mapping[str, str],
+    default_prompt: str | None,
+    tokenizer_json: str,
+    max_length: int,
+) -> str:
+    """Return the identity of a vector space: vectors of two different ids must not be compared.
+
+    It is a hash of everything that decides a vector's meaning, by content and not by name: a
+    renamed checkpoint keeps its id, a changed prompt or range does not.
+    """
+    decides = {
+        "weights_sha256": weights_sha256,
+        "layers": layers,
+        "dim": dim,
+        "weights": weights,
+        "vectors": vectors,
+        "ranges": ranges.sha256() if ranges else None,
+        "pooling": pooling,
+        "final_norm": final_norm,
+        "prompts": dict(prompts),
+        "default_prompt": default_prompt,
+        "tokenizer": _sha256(json.loads(tokenizer_json)),
+        "max_length": max_length,
+    }
+    return f"m2d1-{_sha256(decides)[:32]}"
+
+
+def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_json: str) -> str:
+    """Return the space_id that an artifact ought to carry, from what it holds.
+
+    Args:
+        spec: its specification, whose own ``space_id`` is not looked at.
+        ranges: its ranges, of int8 vectors alone.
+        tokenizer_json: the content of its tokenizer.json.
+
+    Raises:
+        UsageError: when the specification does not tell the hash of its weights.
+    """
+    if "sub_model" not in spec.provenance:
+        raise UsageError(f"{SPEC} does not tell the hash of its weights (provenance.sub_model).")
+    return space_id_of(
+        weights_sha256=spec.provenance["sub_model"],
+        layers=spec.layers,
+        dim=spec.dim,
+        weights=spec.weights,
+        vectors=spec.vectors,
+        ranges=ranges,
+        pooling=spec.pooling,
+        final_norm=spec.final_norm,
+        prompts=spec.prompts,
+        default_prompt=spec.default_prompt,
+        tokenizer_json=tokenizer_json,
+        max_length=spec.max_length,
+    )
+
+
+def _sha256(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,99 @@
+"""The transformer of a checkpoint in torch, and its token states at every depth."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+
+from m2dexport.checkpoint import Checkpoint, layout_of
+from m2dexport.errors import CheckpointError
+from m2dexport.families import bare_class
+
+# What may be missing from a checkpoint without touching its embeddings.
+_UNUSED = ("pooler.", "decoder.", "lm_head.")
+
+
+class Backbone(torch.nn.Module):  # type: ignore[misc]
+    """A checkpoint's transformer in float32 and evaluation mode; an encoder-decoder's encoder.
+
+    Args:
+        checkpoint: what to load.
+        attention: a name that transformers knows, such as "sdpa" or "eager".
+
+    Raises:
+        CheckpointError: when transformers cannot load it, or the weights do not fill the model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, attention: str) -> None:
+        super().__init__()
+        self.transformer = _load(checkpoint, attention)
+        name = layout_of(checkpoint).family.final_norm
+        self._norm_name = name
+        self._applied = checkpoint.final_norm == "applied"
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the token states of depths 1 to N, each float32 (batch, sequence, hidden).
+
+        Where the checkpoint applies a final norm, every depth passes through it. transformers' own
+        last hidden state is not used in families that have one: whether it is taken before or
+        after the norm differs between families and versions.
+        """
+        raw: list[torch.Tensor] = []
+        norm = self.transformer.get_submodule(self._norm_name) if self._norm_name else None
+        hook = norm.register_forward_pre_hook(lambda _, args: raw.append(args[0])) if norm else None
+        outputs = self.transformer(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+        )
+        if hook is None or norm is None:
+            return (*outputs.hidden_states[1:-1], outputs.last_hidden_state)
+        hook.remove()
+        states = (*outputs.hidden_states[1:-1], raw[-1])
+        return tuple(norm(state) for state in states) if self._applied else states
+
+
+def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    loader = bare_class(checkpoint.model_type)
+    if attention == "sdpa" and not loader._supports_sdpa:  # MPNet, DeBERTa, and T5 before 5.x
+        attention = "eager"
+    try:
+        with _quiet():
+            model, info = loader.from_pretrained(
+                checkpoint.path,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                output_loading_info=True,
+            )
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"transformers cannot load {checkpoint.path}: {reason}") from error
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(_UNUSED))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(missing)} of the weights that its config.json asks "
+            f"for, such as {missing[0]}."
+        )
+    model.config.use_cache = False
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting what is checked here: missing and unexpected weights."""
+    logging: Any = transformers.utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

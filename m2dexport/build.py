@@ -1,0 +1,287 @@
+"""Checkpoint -> artifact folder, compared with the torch original before it is handed over."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx_ir as ir
+import tokenizers
+from numpy.typing import NDArray
+
+from m2dexport import __version__, codecs
+from m2dexport.artifact import (
+    FORMAT,
+    GRAPH,
+    RANGES,
+    SPEC,
+    TOKENIZER,
+    ArtifactSpec,
+    read_spec,
+    space_id_of,
+)
+from m2dexport.checkpoint import Checkpoint, weights_sha256
+from m2dexport.codecs import VECTOR_PRECISIONS, Ranges, VectorPrecision
+from m2dexport.data import calibration_texts
+from m2dexport.errors import ParityError, UsageError
+from m2dexport.files import atomic_folder, require_new
+from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
+from m2dexport.parity import PROBES, Parity, measure_parity, require_parity
+from m2dexport.runtime import Encoder
+from m2dexport.slicing import slice_checkpoint
+from m2dexport.tokenizer import load_tokenizer
+from m2dexport.weights import WeightPrecision, coverage, quantize_weights
+
+WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
+
+#: Codes of the graph and of the numpy codec differ where a float32 sum falls on a code's border.
+_MIN_EQUAL_CODES = 0.999
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact folder."""
+
+    path: Path
+    spec: ArtifactSpec
+    size_bytes: int  # of all files together
+
+
+def build_artifact(
+    checkpoint: Checkpoint,
+    layers: int,
+    dim: int,
+    out: Path,
+    *,
+    weights: WeightPrecision = "fp32",
+    vectors: VectorPrecision = "float32",
+    calibration: Sequence[str] | None = None,
+) -> Artifact:
+    """Slice, export, quantize and check; write the folder only if it reproduces the original.
+
+    Args:
+        checkpoint: the 2D checkpoint or a sub-model.
+        layers: depth to keep, 1 to N.
+        dim: leading width to keep.
+        out: the folder to write; it must not exist.
+        weights: "fp32", "fp16" or "int8".
+        vectors: "float32", "int8" or "ubinary".
+        calibration: texts that freeze the ranges of int8 vectors; None takes the shipped ones.
+
+    Raises:
+        UsageError: when a value is out of range or ``out`` exists.
+        CheckpointError: when the architecture cannot be exported.
+        ParityError: when the artifact does not reproduce the torch original; ``out`` is not made.
+    """
+    from m2dexport.export import graph_from_checkpoint
+    from m2dexport.reference import Reference
+    from m2dexport.rewrites import fuse_for_onnxruntime
+
+    require_new(out)
+    _check_precisions(weights, vectors)
+    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
+        sub_model = slice_checkpoint(checkpoint, layers, dim, Path(scratch) / "sub-model")
+        all_depths = graph_from_checkpoint(sub_model, (layers,))
+        fuse_for_onnxruntime(all_depths)
+        graph = vector_graph(depth_graph(all_depths, layers), dim)
+        prompt = default_prompt(sub_model)
+        reference = Reference(sub_model, (layers,)).encode(PROBES, prompt=prompt)[layers]
+        tokenizer_json = tokenizer_of(sub_model)
+        spec = _first_spec(checkpoint, sub_model, tokenizer_json)
+    source = _Source(graph, spec, tokenizer_json, codecs.truncate(reference, dim))
+    return _finish(source, out, weights, vectors, calibration)
+
+
+def quantize_artifact(
+    artifact: Path,
+    out: Path,
+    *,
+    weights: WeightPrecision,
+    vectors: VectorPrecision,
+    calibration: Sequence[str] | None = None,
+) -> Artifact:
+    """Write an artifact in other precisions, from one in fp32 weights and float32 vectors.
+
+    Args:
+        artifact: an artifact folder of fp32 weights and float32 vectors, as ``build`` makes it.
+        out: the folder to write; it must not exist.
+        weights: "fp32", "fp16" or "int8".
+        vectors: "float32", "int8" or "ubinary".
+        calibration: texts that freeze the ranges of int8 vectors; None takes the shipped ones.
+
+    Raises:
+        UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
+        ParityError: when the result does not reproduce the artifact; ``out`` is not made.
+    """
+    require_new(out)
+    _check_precisions(weights, vectors)
+    spec = read_spec(artifact)
+    if (spec.weights, spec.vectors) != ("fp32", "float32"):
+        raise UsageError(
+            f"{artifact} is already quantized (weights={spec.weights}, vectors={spec.vectors}); "
+            "start from one built with fp32 weights and float32 vectors."
+        )
+    tokenizer_json = (artifact / TOKENIZER).read_text(encoding="utf-8")
+    expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
+    source = _Source(ir.load(artifact / GRAPH), spec, tokenizer_json, expected)
+    return _finish(source, out, weights, vectors, calibration)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> str:
+    """Return tokenizer.json of a sub-model, set to cut at its maximum length and never to pad."""
+    path = checkpoint.path / TOKENIZER
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(checkpoint.max_length)
+    tokenizer.no_padding()
+    return str(tokenizer.to_str())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A float graph, and what its artifact is to be judged by."""
+
+    graph: ir.Model  # float32, one normalised output
+    spec: ArtifactSpec
+    tokenizer_json: str
+    expected: NDArray[np.float32]  # (probes, dim) vectors of the original, normalised
+
+
+def _finish(
+    source: _Source,
+    out: Path,
+    weights: WeightPrecision,
+    vectors: VectorPrecision,
+    calibration: Sequence[str] | None,
+) -> Artifact:
+    graph = quantize_weights(source.graph, weights)
+    encoder = Encoder(source.spec, source.tokenizer_json, serialize_graph(graph))
+    batched, alone = (encoder.encode(PROBES, batch_size=size) for size in (len(PROBES), 1))
+    parity = measure_parity(source.expected, batched, alone)
+    require_parity(parity, weights, str(out))
+    ranges = None
+    if vectors == "int8":
+        texts = calibration_texts() if calibration is None else calibration
+        ranges = codecs.calibrate_ranges(encoder.encode(texts))
+    spec = _final_spec(source, graph, weights, vectors, ranges, parity)
+    finished = serialize_graph(coded_graph(graph, vectors, ranges))
+    _require_equal_codes(encoder, Encoder(spec, source.tokenizer_json, finished), ranges, out)
+    with atomic_folder(out) as folder:
+        (folder / GRAPH).write_bytes(finished)
+        (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+        (folder / SPEC).write_text(spec.to_json(), encoding="utf-8")
+        if ranges:
+            (folder / RANGES).write_text(ranges.to_json(), encoding="utf-8")
+    return Artifact(out, spec, sum(path.stat().st_size for path in out.iterdir()))
+
+
+def _require_equal_codes(floats: Encoder, coded: Encoder, ranges: Ranges | None, out: Path) -> None:
+    """Refuse a graph whose codes are not those of the numpy codec on the same vectors."""
+    expected = codecs.encode_vectors(floats.encode(PROBES), coded.spec.vectors, ranges)
+    equal = float(np.mean(coded.encode(PROBES) == expected))
+    if equal < _MIN_EQUAL_CODES:
+        raise ParityError(
+            f"{out}: the graph's {coded.spec.vectors} codes agree with the codec in {equal:.2%} of "
+            f"values where {_MIN_EQUAL_CODES:.1%} are needed; nothing was written."
+        )
+
+
+def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: str) -> ArtifactSpec:
+    """Return the specification of the fp32 float32 artifact, with parity still to be measured."""
+    trained = checkpoint.trained
+    return ArtifactSpec(
+        format=FORMAT,
+        engine="onnx",
+        layers=sub_model.layers,
+        dim=sub_model.dim,
+        weights="fp32",
+        vectors="float32",
+        pooling=list(sub_model.pooling.modes),
+        final_norm=sub_model.final_norm,
+        prompts=dict(sub_model.prompts),
+        default_prompt=sub_model.default_prompt,
+        max_length=sub_model.max_length,
+        pad_id=pad_id(sub_model),
+        batch_invariant=True,
+        trained=None if trained is None else (sub_model.layers, sub_model.dim) in trained,
+        space_id="",
+        parity={},
+        coverage=1.0,
+        provenance={
+            "checkpoint": weights_sha256(checkpoint),
+            "sub_model": weights_sha256(sub_model),
+            **tool_versions(),
+        },
+    )
+
+
+def _final_spec(
+    source: _Source,
+    graph: ir.Model,
+    weights: WeightPrecision,
+    vectors: VectorPrecision,
+    ranges: Ranges | None,
+    parity: Parity,
+) -> ArtifactSpec:
+    spec = source.spec
+    space_id = space_id_of(
+        weights_sha256=spec.provenance["sub_model"],
+        layers=spec.layers,
+        dim=spec.dim,
+        weights=weights,
+        vectors=vectors,
+        ranges=ranges,
+        pooling=spec.pooling,
+        final_norm=spec.final_norm,
+        prompts=spec.prompts,
+        default_prompt=spec.default_prompt,
+        tokenizer_json=source.tokenizer_json,
+        max_length=spec.max_length,
+    )
+    return replace(
+        spec,
+        weights=weights,
+        vectors=vectors,
+        space_id=space_id,
+        batch_invariant=parity.batch_invariant,
+        parity={name: float(value) for name, value in asdict(parity).items()},
+        coverage=coverage(graph, weights).share,
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what decides an artifact's content."""
+    import onnxruntime
+    import torch
+    import transformers
+
+    return {
+        "m2dexport": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def default_prompt(checkpoint: Checkpoint) -> str:
+    """Return the text that goes before every text when no prompt is named."""
+    return checkpoint.prompts[checkpoint.default_prompt] if checkpoint.default_prompt else ""
+
+
+def pad_id(checkpoint: Checkpoint) -> int:
+    """Return the id that fills a batch; masked, so that 0 serves a tokenizer that has none."""
+    return int(load_tokenizer(checkpoint.path).pad_token_id or 0)
+
+
+def _check_precisions(weights: str, vectors: str) -> None:
+    if weights not in WEIGHT_PRECISIONS:
+        raise UsageError(
+            f"--weights {weights!r} is unknown; choose from {', '.join(WEIGHT_PRECISIONS)}."
+        )
+    if vectors not in VECTOR_PRECISIONS:
+        raise UsageError(
+            f"--vectors {vectors!r} is unknown; choose from {', '.join(VECTOR_PRECISIONS)}."
+        )

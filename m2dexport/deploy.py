@@ -1,0 +1,48 @@
+"""From a profile's cell to the bundle that deploys it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from m2dexport.build import build_artifact
+from m2dexport.bundle import BundleInfo, write_bundle
+from m2dexport.checkpoint import open_checkpoint, weights_sha256
+from m2dexport.errors import UsageError
+from m2dexport.files import require_new
+from m2dexport.manifest import read_profile
+
+
+def bundle_cell(profile_path: Path, cell_id: str, out: Path) -> BundleInfo:
+    """Build the artifact of one cell of a profile, and pack it.
+
+    Args:
+        profile_path: a profile.json.
+        cell_id: such as "4x128-int8-int8"; ``select`` names one.
+        out: the bundle to write; it must not exist.
+
+    Raises:
+        UsageError: when the profile has no such cell, or the checkpoint that it measured is gone
+            or has changed since.
+        ParityError: when the artifact does not reproduce the torch original.
+    """
+    require_new(out)
+    profile = read_profile(profile_path)
+    cell = profile.cell(cell_id)
+    named = profile.checkpoint.model
+    checkpoint = open_checkpoint(named, pooling=profile.checkpoint.pooling)
+    if weights_sha256(checkpoint) != profile.checkpoint.sha256:
+        raise UsageError(
+            f"the weights of {named or 'the shipped checkpoint'} are not those that "
+            f"{profile_path} measured; profile again."
+        )
+    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
+        artifact = build_artifact(
+            checkpoint,
+            cell.layers,
+            cell.dim,
+            Path(scratch) / "artifact",
+            weights=cell.weights,
+            vectors=cell.vectors,
+        )
+        return write_bundle(artifact.path, out)

@@ -1,0 +1,1 @@
+"""Engines: one module each, with the same few functions."""

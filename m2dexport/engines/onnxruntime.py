@@ -1,0 +1,96 @@
+"""ONNX Runtime: load a graph and run it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from m2dexport.errors import M2DError, UsageError
+
+CPU = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+
+
+def load(
+    model: Path | bytes, *, threads: int | None = None, provider: str = CPU
+) -> ort.InferenceSession:
+    """Load an ONNX graph.
+
+    Args:
+        model: a file or its bytes.
+        threads: intra-op threads; None takes all that this process may use.
+        provider: the execution provider that must run it; there is no silent fallback.
+
+    Raises:
+        UsageError: when the provider is not in this build of onnxruntime, or threads < 1.
+        M2DError: when onnxruntime refuses the graph or the provider does not load.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads cannot run anything; ask for 1 or more.")
+    if provider not in ort.get_available_providers():
+        raise UsageError(
+            f"{provider} is not in this onnxruntime; it has "
+            f"{', '.join(ort.get_available_providers())}."
+        )
+    _disable_telemetry()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = min(threads or usable_cores(), usable_cores())
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    # Spinning threads burn the cores that other processes on the device need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without VNNI, 8-bit products saturate; this asks for the exact kernels (onnxruntime #14642).
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        session = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=[provider]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise M2DError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise M2DError(f"{provider} did not load; onnxruntime fell back to the CPU.")
+    return session
+
+
+def run(
+    session: ort.InferenceSession, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+) -> list[NDArray[Any]]:
+    """Return the graph's outputs for int64 (batch, sequence) inputs, in the graph's order.
+
+    Raises:
+        M2DError: when onnxruntime fails while running.
+    """
+    try:
+        outputs: list[NDArray[Any]] = session.run(
+            None, {"input_ids": input_ids, "attention_mask": attention_mask}
+        )
+    except Exception as error:
+        raise M2DError(f"onnxruntime failed while running: {_first_line(error)}") from error
+    return outputs
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity mask within its cgroup's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return cores
+
+
+def _disable_telemetry() -> None:
+    """Keep onnxruntime's builds that report usage events (the Windows wheels) from doing so."""
+    disable = getattr(ort, "disable_telemetry_events", None)
+    if disable is not None:
+        disable()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,55 @@
+"""Every error that m2dexport raises on purpose.
+
+::
+
+    M2DError            exit 1  something failed; the message is one sentence with a remedy
+    ├── UsageError      exit 2  a value that the caller gave is wrong
+    ├── CheckpointError exit 1  a checkpoint cannot be read or is not supported
+    ├── ParityError     exit 1  an artifact does not reproduce the torch original
+    ├── BundleError     exit 1  a bundle is damaged, tampered with or does not verify
+    └── MissingExtra    exit 1  an optional dependency is not installed
+
+The command line catches ``M2DError`` in one place, prints its sentence and exits with its
+``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class M2DError(Exception):
+    """Base of all errors raised on purpose; ``str(error)`` is one sentence for the user."""
+
+    exit_code = 1
+
+
+class UsageError(M2DError):
+    """A value given by the caller is wrong: an option, a path, a key of a target file."""
+
+    exit_code = 2
+
+
+class CheckpointError(M2DError):
+    """A checkpoint is missing, damaged, unsafe to load, or of a kind that cannot be exported."""
+
+
+class ParityError(M2DError):
+    """An exported artifact differs from the torch original by more than its precision allows."""
+
+
+class BundleError(M2DError):
+    """A bundle is damaged, altered, or does not reproduce its golden vectors."""
+
+
+class MissingExtra(M2DError):
+    """An optional dependency is needed and not installed.
+
+    Args:
+        purpose: what needs it, at the start of a sentence ("Building for OpenVINO").
+        package: the package to import ("openvino").
+        extra: the extra of m2dexport that installs it ("openvino").
+    """
+
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(
+            f'{purpose} needs the {package} package; run: pip install "m2dexport[{extra}]".'
+        )

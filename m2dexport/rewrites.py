@@ -1,0 +1,160 @@
+"""Exact graph rewrites: the same function in the operators that onnxruntime runs fastest.
+
+Every rewrite takes a model, changes it in place and returns how many matches it replaced, so that a
+test (and a reader of the manifest) can count what is really in the graph.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+#: onnxruntime's own operators ("contrib ops"), present in its CPU build since long before 1.17.
+CONTRIB = "com.microsoft"
+
+
+def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
+    """Apply every rewrite; returns name -> number of matches replaced."""
+    model.opset_imports[CONTRIB] = 1
+    counts = {
+        "MultiHeadAttention": fuse_attention(model),
+        "Gelu": fuse_gelu(model),
+    }
+    RemoveUnusedNodesPass()(model)
+    return counts
+
+
+def fuse_attention(model: ir.Model) -> int:
+    """Replace textbook attention under a plain padding mask by one MultiHeadAttention.
+
+    ::
+
+        q ─Reshape─Transpose─Mul(scale)─┐
+        k ─Reshape─Transpose────────────MatMul─Add(padding)─Softmax─┐
+        v ─Reshape─Transpose────────────────────────────────────MatMul─Transpose─Reshape─>
+
+    Attention with rotary positions, a bias or a causal or sliding pattern does not match.
+    """
+    attention_mask = next(value for value in model.graph.inputs if value.name == "attention_mask")
+    key_padding: ir.Value | None = None
+    replaced = 0
+    for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
+        match = _match_attention(softmax, attention_mask)
+        if match is None:
+            continue
+        query, key, value, heads, scale, end = match
+        if key_padding is None:
+            cast = ir.node("Cast", [attention_mask], {"to": ir.DataType.INT32})
+            model.graph.insert_before(model.graph[0], cast)
+            key_padding = cast.outputs[0]
+        fused = ir.node(
+            "MultiHeadAttention",
+            [query, key, value, None, key_padding],
+            {"num_heads": heads, "scale": scale},
+            domain=CONTRIB,
+        )
+        _replace(model.graph, end, fused)
+        replaced += 1
+    return replaced
+
+
+def fuse_gelu(model: ir.Model) -> int:
+    """Replace ``x * 0.5 * (1 + erf(x / sqrt 2))`` by one Gelu, which takes its bias in, too."""
+    replaced = 0
+    for erf in [node for node in model.graph if node.op_type == "Erf"]:
+        divide = erf.inputs[0].producer() if erf.inputs[0] is not None else None
+        if divide is None or divide.op_type != "Div" or not _is_scalar(divide.inputs[1], 2**0.5):
+            continue
+        x = divide.inputs[0]
+        plus_one = _only_user(erf.outputs[0], "Add")
+        half = _only_user(plus_one.outputs[0], "Mul") if plus_one else None
+        product = _only_user(half.outputs[0], "Mul") if half else None
+        if plus_one is None or half is None or product is None or x not in product.inputs:
+            continue
+        if not any(_is_scalar(value, 1.0) for value in plus_one.inputs):
+            continue
+        if not any(_is_scalar(value, 0.5) for value in half.inputs):
+            continue
+        gelu = ir.node("Gelu", [x], domain=CONTRIB)
+        _replace(model.graph, product, gelu)
+        replaced += 1
+    return replaced
+
+
+def _replace(graph: ir.Graph, last: ir.Node, fused: ir.Node) -> None:
+    """Let ``fused`` take over from ``last``, the end of what it replaces."""
+    old, new = last.outputs[0], fused.outputs[0]
+    new.shape, new.type = old.shape, old.type
+    graph.insert_before(last, fused)
+    old.replace_all_uses_with(new)
+
+
+def _match_attention(
+    softmax: ir.Node, attention_mask: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value, int, float, ir.Node] | None:
+    masked = _producer(softmax.inputs[0], "Add")
+    scores = _producer(masked.inputs[0], "MatMul") if masked else None
+    weighted = _only_user(softmax.outputs[0], "MatMul")
+    if masked is None or scores is None or weighted is None:
+        return None
+    scaled = _producer(scores.inputs[0], "Mul")
+    scale = _scalar(scaled.inputs[1]) if scaled else None
+    if scaled is None or scale is None or not _is_padding(masked.inputs[1], attention_mask):
+        return None
+    query = _merged_heads(scaled.inputs[0], (0, 2, 1, 3))
+    key = _merged_heads(scores.inputs[1], (0, 2, 3, 1))
+    value = _merged_heads(weighted.inputs[1], (0, 2, 1, 3))
+    transpose = _only_user(weighted.outputs[0], "Transpose")
+    end = _only_user(transpose.outputs[0], "Reshape") if transpose else None
+    if query is None or key is None or value is None or transpose is None or end is None:
+        return None
+    if tuple(transpose.attributes["perm"].as_ints()) != (0, 2, 1, 3):
+        return None
+    heads = scaled.inputs[0].shape[1] if scaled.inputs[0] and scaled.inputs[0].shape else None
+    if not isinstance(heads, int):
+        return None
+    return query, key, value, heads, scale, end
+
+
+def _merged_heads(value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | None:
+    """Return the (batch, sequence, heads * width) value that was split into heads, if it was."""
+    transpose = _producer(value, "Transpose")
+    if transpose is None or tuple(transpose.attributes["perm"].as_ints()) != perm:
+        return None
+    reshape = _producer(transpose.inputs[0], "Reshape")
+    return reshape.inputs[0] if reshape else None
+
+
+def _is_padding(value: ir.Value | None, attention_mask: ir.Value) -> bool:
+    """Say whether an additive mask is ``(1 - attention_mask) * lowest`` and nothing else."""
+    for op_type in ("Mul", "Sub", "Cast", "Unsqueeze", "Cast"):
+        if op_type == "Cast" and value is attention_mask:
+            return True
+        node = _producer(value, op_type)
+        if node is None:
+            return op_type == "Cast" and value is attention_mask
+        if op_type == "Sub" and not _is_scalar(node.inputs[0], 1.0):
+            return False
+        value = node.inputs[1] if op_type == "Sub" else node.inputs[0]
+    return value is attention_mask
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    tensor = value.const_value if value is not None else None
+    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+
+
+def _is_scalar(value: ir.Value | None, expected: float) -> bool:
+    number = _scalar(value)
+    return number is not None and bool(np.isclose(number, expected, rtol=1e-6))

@@ -1,0 +1,459 @@
+"""The sweep: every cell's quality from one pass per weight precision, its latency, size and memory.
+
+A depth-n sub-model is a prefix of the full one. So one forward pass over a text that pools after
+every layer gives the vectors of all depths, and cutting and encoding those gives every dim and
+vector precision: the quality surface costs one full-depth encode of the texts per weight precision.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import tokenizers
+from numpy.typing import NDArray
+
+from m2dexport import codecs, manifest
+from m2dexport.budget import LATENCY_NOISE, QUALITY_NOISE, Target, frontier
+from m2dexport.build import WEIGHT_PRECISIONS, default_prompt, pad_id, tokenizer_of, tool_versions
+from m2dexport.checkpoint import Checkpoint, weights_sha256
+from m2dexport.codecs import VECTOR_PRECISIONS, VectorPrecision
+from m2dexport.engines import onnxruntime as engine
+from m2dexport.errors import UsageError
+from m2dexport.export import graph_from_checkpoint
+from m2dexport.graph import depth_graph, serialize_graph, tail_bytes, vector_graph
+from m2dexport.latency import Footprint, LatencyPoint, measure_footprint, measure_latency
+from m2dexport.machine import read_machine
+from m2dexport.manifest import Cell, Profile, cell_id
+from m2dexport.parity import PROBES, measure_parity, require_parity
+from m2dexport.quality import Task, evaluate
+from m2dexport.reference import Reference
+from m2dexport.rewrites import fuse_for_onnxruntime
+from m2dexport.runtime import encode_tokens, load_tokenizer
+from m2dexport.slicing import slice_checkpoint
+from m2dexport.weights import WeightPrecision, quantize_weights
+
+Floats = NDArray[np.float32]
+#: Called with a step's name, how much of it is done, and how much there is.
+OnProgress = Callable[[str, int, int], None]
+
+_BATCH = 32
+_SMALLEST_DIM = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which cells to measure, and how."""
+
+    layers: tuple[int, ...]
+    dims: tuple[int, ...]
+    weights: tuple[WeightPrecision, ...] = WEIGHT_PRECISIONS
+    vectors: tuple[VectorPrecision, ...] = VECTOR_PRECISIONS
+    shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
+    threads: int = field(default_factory=engine.usable_cores)
+    provider: str = engine.CPU
+    repeats: int = 30  # timed runs of each graph at each shape
+
+
+def default_plan(checkpoint: Checkpoint) -> Plan:
+    """Return the grid of all depths and of the trained dims, or powers of two from 32 upwards."""
+    dims = {dim for _, dim in checkpoint.trained or ()}
+    if not dims:
+        dims = {_SMALLEST_DIM << i for i in range(16) if _SMALLEST_DIM << i < checkpoint.dim}
+    return Plan(tuple(range(1, checkpoint.layers + 1)), tuple(sorted({*dims, checkpoint.dim})))
+
+
+def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
+    """Return the plan of a target; what its file leaves out is as in ``default_plan``.
+
+    Raises:
+        UsageError: when the target's engine is not one that can be measured here.
+    """
+    if target.engine != "onnx":
+        raise UsageError(
+            f"the engine {target.engine} cannot be profiled by this version; choose a target of "
+            "engine onnx."
+        )
+    default = default_plan(checkpoint)
+    return Plan(
+        layers=target.grid.layers or default.layers,
+        dims=target.grid.dims or default.dims,
+        weights=target.grid.weights or default.weights,
+        vectors=target.grid.vectors or default.vectors,
+        shapes=target.latency.shapes if target.latency else default.shapes,
+        threads=target.threads or default.threads,
+        provider=target.provider,
+    )
+
+
+def profile_checkpoint(
+    checkpoint: Checkpoint,
+    tasks: Sequence[Task],
+    calibration: Sequence[str],
+    plan: Plan,
+    *,
+    model: str | None = None,
+    pooling: str | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> Profile:
+    """Measure every cell of a plan.
+
+    Args:
+        checkpoint: the 2D checkpoint.
+        tasks: evaluation data; a cell's quality is the mean of the tasks' main metrics.
+        calibration: texts that freeze the ranges of int8 vectors.
+        plan: the cells, shapes, threads and repeats.
+        model: how the user named the checkpoint, recorded so that a cell can be built again.
+        pooling: the pooling that the user declared; recorded likewise.
+        on_progress: told about every step.
+
+    Raises:
+        UsageError: when the plan lies outside the checkpoint.
+        ParityError: when a depth does not reproduce the torch original in one of the precisions.
+    """
+    _check_plan(checkpoint, plan, tasks)
+    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
+        measured = _measure(checkpoint, tasks, calibration, plan, Path(scratch), on_progress)
+    batch, sequence = plan.shapes[0]
+    return Profile(
+        format=manifest.FORMAT,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        tools=tool_versions(),
+        machine=read_machine(plan.threads),
+        checkpoint=manifest.CheckpointInfo(
+            model=model,
+            sha256=weights_sha256(checkpoint),
+            model_type=checkpoint.model_type,
+            layers=checkpoint.layers,
+            dim=checkpoint.dim,
+            trained=checkpoint.trained,
+            pooling=pooling,
+        ),
+        tasks=tuple(
+            manifest.TaskInfo(
+                name=task.name,
+                kind=task.kind,
+                main_metric=task.main_metric,
+                texts=sum(len(text_set.texts) for text_set in task.texts()),
+                sha256=task.sha256,
+            )
+            for task in tasks
+        ),
+        calibration_sha256=hashlib.sha256("\n".join(calibration).encode()).hexdigest(),
+        reference=_reference_id(plan),
+        latency_shape=manifest.Shape(batch=batch, sequence=sequence),
+        seconds=measured.seconds,
+        cells=_cells(checkpoint, plan, tasks, measured),
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured, by cell id or by the graph that cells share."""
+
+    quality: Mapping[str, Mapping[str, float]]  # cell id -> "task/metric" -> points
+    latency: Mapping[str, Sequence[LatencyPoint]]  # "depth-weights" -> a point per shape
+    footprints: Mapping[str, Footprint]  # "depth-weights"
+    sizes: Mapping[str, int]  # "depth-weights" -> bytes of graph and tokenizer
+    tail_sizes: Mapping[tuple[int, VectorPrecision], int]  # bytes that cut and codec add
+    seconds: Mapping[str, float]  # step -> how long it took
+
+
+def _measure(
+    checkpoint: Checkpoint,
+    tasks: Sequence[Task],
+    calibration: Sequence[str],
+    plan: Plan,
+    folder: Path,
+    on_progress: OnProgress,
+) -> _Measured:
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "export"):
+        on_progress("export", 0, 1)
+        source = _export(checkpoint, folder / "full", plan)
+        on_progress("export", 1, 1)
+    corpus = _corpus(source, tasks, calibration)
+    quality: dict[str, dict[str, float]] = {}
+    graphs: dict[str, Path] = {}
+    with _timed(seconds, "quality"):
+        for weights in plan.weights:
+            graph = quantize_weights(source.graph, weights)
+            surface = _one_pass(graph, weights, source, corpus, plan, on_progress)
+            quality.update(_qualities(surface, weights, corpus, plan))
+            for depth in plan.layers:
+                path = folder / f"{depth}-{weights}.onnx"
+                one_depth = vector_graph(depth_graph(graph, depth), checkpoint.dim)
+                path.write_bytes(serialize_graph(one_depth))
+                graphs[path.stem] = path
+    with _timed(seconds, "latency"):
+        latency = _latencies(graphs, checkpoint, plan, on_progress)
+    with _timed(seconds, "memory"):
+        footprints = _footprints(graphs, checkpoint, plan, on_progress)
+    return _Measured(
+        quality=quality,
+        latency=latency,
+        footprints=footprints,
+        sizes={n: p.stat().st_size + source.tokenizer_bytes for n, p in graphs.items()},
+        tail_sizes={
+            (dim, vectors): tail_bytes(checkpoint.dim, dim, vectors)
+            for dim, vectors in product(plan.dims, plan.vectors)
+        },
+        seconds=seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The exported checkpoint: fp32, one output per depth of the plan."""
+
+    graph: ir.Model
+    tokenizer: tokenizers.Tokenizer
+    tokenizer_bytes: int
+    pad_id: int
+    default_prompt: str
+    prompts: Mapping[str, str]
+    probes: Mapping[int, Floats]  # depth -> the torch original's vectors of the probes
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """All texts of a sweep, each tokenized (and later encoded) once, however often it occurs."""
+
+    ids: tuple[list[int], ...]
+    calibration: list[int]  # rows of ids
+    tasks: tuple[tuple[Task, tuple[list[int], ...]], ...]  # a task, and the rows of its text sets
+
+
+def _export(checkpoint: Checkpoint, folder: Path, plan: Plan) -> _Source:
+    full = slice_checkpoint(checkpoint, checkpoint.layers, checkpoint.dim, folder)
+    graph = graph_from_checkpoint(full, plan.layers)
+    fuse_for_onnxruntime(graph)
+    tokenizer_json = tokenizer_of(full)
+    prompt = default_prompt(full)
+    return _Source(
+        graph=graph,
+        tokenizer=load_tokenizer(tokenizer_json),
+        tokenizer_bytes=len(tokenizer_json.encode()),
+        pad_id=pad_id(full),
+        default_prompt=prompt,
+        prompts=full.prompts,
+        probes=Reference(full, plan.layers).encode(PROBES, prompt=prompt),
+    )
+
+
+def _corpus(source: _Source, tasks: Sequence[Task], calibration: Sequence[str]) -> _Corpus:
+    rows: dict[str, int] = {}
+
+    def rows_of(texts: Sequence[str], role: str | None) -> list[int]:
+        prompt = source.prompts.get(role, source.default_prompt) if role else source.default_prompt
+        return [rows.setdefault(prompt + text, len(rows)) for text in texts]
+
+    calibration_rows = rows_of(calibration, None)
+    task_rows = tuple(
+        (task, tuple(rows_of(text_set.texts, text_set.role) for text_set in task.texts()))
+        for task in tasks
+    )
+    ids = tuple(encoding.ids for encoding in source.tokenizer.encode_batch(list(rows)))
+    return _Corpus(ids, calibration_rows, task_rows)
+
+
+def _one_pass(
+    graph: ir.Model,
+    weights: WeightPrecision,
+    source: _Source,
+    corpus: _Corpus,
+    plan: Plan,
+    on_progress: OnProgress,
+) -> dict[int, Floats]:
+    """Return depth -> float32 (texts, width) of the whole corpus, pooled, from one pass.
+
+    Raises:
+        ParityError: when a depth of the graph does not reproduce the torch original.
+    """
+    session = engine.load(serialize_graph(graph), threads=plan.threads, provider=plan.provider)
+    done = 0
+
+    def run(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
+        nonlocal done
+        stacked: Floats = np.stack(engine.run(session, input_ids, mask), axis=1)
+        done += len(input_ids)
+        on_progress(f"quality {weights}", min(done, len(corpus.ids)), len(corpus.ids))
+        return stacked
+
+    encodings = source.tokenizer.encode_batch([source.default_prompt + text for text in PROBES])
+    probes = [encoding.ids for encoding in encodings]
+    batched = _rows(encode_tokens(run, probes, source.pad_id, len(probes)))
+    alone = _rows(encode_tokens(run, probes, source.pad_id, 1))
+    for index, depth in enumerate(plan.layers):
+        found = [source.probes[depth], batched[:, index], alone[:, index]]
+        parity = measure_parity(*(codecs.normalize(vectors) for vectors in found))
+        require_parity(parity, weights, f"depth {depth} in {weights}")
+    done = 0
+    vectors = _rows(encode_tokens(run, corpus.ids, source.pad_id, _BATCH))
+    return {depth: vectors[:, index] for index, depth in enumerate(plan.layers)}
+
+
+def _rows(vectors: NDArray[np.float32] | None) -> Floats:
+    assert vectors is not None
+    return vectors
+
+
+def _qualities(
+    surface: Mapping[int, Floats],
+    weights: WeightPrecision,
+    corpus: _Corpus,
+    plan: Plan,
+) -> dict[str, dict[str, float]]:
+    """Return cell id -> "task/metric" -> points, from the vectors of one weight precision."""
+    qualities: dict[str, dict[str, float]] = {}
+    for depth, dim in product(plan.layers, plan.dims):
+        vectors = surface[depth]
+        ranges = None
+        if "int8" in plan.vectors:
+            ranges = codecs.calibrate_ranges(codecs.truncate(vectors[corpus.calibration], dim))
+        for precision in plan.vectors:
+            qualities[cell_id(depth, dim, weights, precision)] = {
+                f"{task.name}/{metric}": value
+                for task, rows in corpus.tasks
+                for metric, value in evaluate(
+                    task, tuple(vectors[row] for row in rows), dim, precision, ranges
+                ).items()
+            }
+    return qualities
+
+
+def _latencies(
+    graphs: Mapping[str, Path], checkpoint: Checkpoint, plan: Plan, on_progress: OnProgress
+) -> dict[str, tuple[LatencyPoint, ...]]:
+    total = len(graphs) * len(plan.shapes)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        on_progress("latency", done, total)
+
+    return measure_latency(
+        graphs,
+        [(batch, min(length, checkpoint.max_length)) for batch, length in plan.shapes],
+        vocab_size=checkpoint.vocab_size,
+        threads=plan.threads,
+        provider=plan.provider,
+        repeats=plan.repeats,
+        on_step=step,
+    )
+
+
+def _footprints(
+    graphs: Mapping[str, Path], checkpoint: Checkpoint, plan: Plan, on_progress: OnProgress
+) -> dict[str, Footprint]:
+    largest = max(plan.shapes, key=lambda shape: shape[0] * shape[1])
+    footprints = {}
+    for done, (name, path) in enumerate(graphs.items(), start=1):
+        footprints[name] = measure_footprint(
+            path,
+            (largest[0], min(largest[1], checkpoint.max_length)),
+            vocab_size=checkpoint.vocab_size,
+            threads=plan.threads,
+            provider=plan.provider,
+        )
+        on_progress("memory", done, len(graphs))
+    return footprints
+
+
+def _cells(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    tasks: Sequence[Task],
+    measured: _Measured,
+) -> tuple[Cell, ...]:
+    """Join what was measured per cell with what cells share: latency does not depend on the dim."""
+    cells: dict[str, Cell] = {}
+    for depth, dim, weights, vectors in product(plan.layers, plan.dims, plan.weights, plan.vectors):
+        name = cell_id(depth, dim, weights, vectors)
+        graph = f"{depth}-{weights}"
+        points = measured.latency[graph]
+        quality = measured.quality[name]
+        cells[name] = Cell(
+            id=name,
+            layers=depth,
+            dim=dim,
+            weights=weights,
+            vectors=vectors,
+            engine="onnx",
+            provider=plan.provider,
+            quality=quality,
+            mean_quality=float(
+                np.mean([quality[f"{task.name}/{task.main_metric}"] for task in tasks])
+            ),
+            retention=1.0,
+            latency=tuple(manifest.Latency(**vars(point)) for point in points),
+            p50_ms=points[0].p50_ms,
+            p95_ms=points[0].p95_ms,
+            load_ms=measured.footprints[graph].load_ms,
+            size_bytes=measured.sizes[graph] + measured.tail_sizes[dim, vectors],
+            peak_memory_bytes=measured.footprints[graph].peak_memory_bytes,
+            bytes_per_vector=codecs.bytes_per_vector(dim, vectors),
+            flags=(),
+            on_frontier=False,
+        )
+    reference = cells[_reference_id(plan)]
+    best = frontier(list(cells.values()))
+    return tuple(
+        cell.model_copy(
+            update={
+                "retention": cell.mean_quality / reference.mean_quality,
+                "flags": _flags(cell, cells, checkpoint, plan),
+                "on_frontier": cell.id in best,
+            }
+        )
+        for cell in cells.values()
+    )
+
+
+def _reference_id(plan: Plan) -> str:
+    return cell_id(max(plan.layers), max(plan.dims), plan.weights[0], plan.vectors[0])
+
+
+def _flags(
+    cell: Cell, cells: Mapping[str, Cell], checkpoint: Checkpoint, plan: Plan
+) -> tuple[str, ...]:
+    flags = []
+    if checkpoint.trained is not None and (cell.layers, cell.dim) not in checkpoint.trained:
+        flags.append("untrained")
+    twin = cells.get(cell_id(cell.layers, cell.dim, "fp32", cell.vectors))
+    if twin is not None and cell.p50_ms > twin.p50_ms * LATENCY_NOISE:
+        flags.append("slower_than_fp32")
+    shallower = [depth for depth in plan.layers if depth < cell.layers]
+    if shallower:
+        below = cells[cell_id(max(shallower), cell.dim, cell.weights, cell.vectors)]
+        if cell.mean_quality < below.mean_quality - QUALITY_NOISE:
+            flags.append("below_shallower")
+    return tuple(flags)
+
+
+def _check_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> None:
+    if not tasks:
+        raise UsageError("no evaluation data is given; pass --eval.")
+    for layers in plan.layers:
+        if not 1 <= layers <= checkpoint.layers:
+            raise UsageError(f"the checkpoint has 1 to {checkpoint.layers} layers, not {layers}.")
+    for dim in plan.dims:
+        if not 1 <= dim <= checkpoint.dim:
+            raise UsageError(f"the checkpoint has 1 to {checkpoint.dim} dims, not {dim}.")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

@@ -1,0 +1,138 @@
+"""The artifact folder: its specification survives, and its space_id follows what vectors mean."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_artifact import tiny_artifact, tiny_ranges, tiny_spec, tiny_tokenizer
+
+from m2dexport.artifact import (
+    RANGES,
+    SPEC,
+    read_ranges,
+    read_spec,
+    space_id_of,
+    space_id_of_artifact,
+    spec_from_json,
+)
+from m2dexport.codecs import Ranges
+from m2dexport.errors import UsageError
+
+BASE: dict[str, Any] = {
+    "weights_sha256": "a" * 64,
+    "layers": 2,
+    "dim": 12,
+    "weights": "fp32",
+    "vectors": "int8",
+    "ranges": tiny_ranges(12),
+    "pooling": ["mean"],
+    "final_norm": "none",
+    "prompts": {"query": "find: ", "document": ""},
+    "default_prompt": None,
+    "tokenizer_json": tiny_tokenizer(16),
+    "max_length": 16,
+}
+OTHER_RANGES = Ranges(BASE["ranges"].low, np.nextafter(BASE["ranges"].high, np.float32(1)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights_sha256": "b" * 64},
+        {"layers": 3},
+        {"dim": 11},
+        {"weights": "int8"},
+        {"vectors": "ubinary"},
+        {"ranges": None},
+        {"ranges": OTHER_RANGES},
+        {"pooling": ["cls"]},
+        {"pooling": ["mean", "cls"]},
+        {"final_norm": "skipped"},
+        {"prompts": {"query": "find:", "document": ""}},
+        {"prompts": {"question": "find: ", "document": ""}},
+        {"default_prompt": "query"},
+        {"tokenizer_json": tiny_tokenizer(15)},
+        {"max_length": 15},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_space_id_changes_with_each_ingredient(change: dict[str, Any]) -> None:
+    assert space_id_of(**BASE | change) != space_id_of(**BASE)
+
+
+def test_space_id_does_not_follow_key_order_or_json_layout() -> None:
+    same = {
+        "prompts": {"document": "", "query": "find: "},
+        "tokenizer_json": json.dumps(json.loads(BASE["tokenizer_json"]), indent=4, sort_keys=True),
+    }
+    assert space_id_of(**BASE | same) == space_id_of(**BASE)
+
+
+def test_space_id_of_a_known_space_is_pinned() -> None:
+    """A stored id must mean the same space in every later version."""
+    known = BASE | {"tokenizer_json": "{}", "ranges": None, "vectors": "float32"}
+    assert space_id_of(**known) == "m2d1-4bfbe7335021f90d8a3b8e819253b4e3"
+
+
+def test_space_id_does_not_follow_folders_or_notes(tmp_path: Path) -> None:
+    one = tiny_artifact(tmp_path / "one", tiny_spec())
+    noted = replace(tiny_spec(), parity={"max_difference": 1.0}, trained=True, coverage=0.5)
+    other = tiny_artifact(tmp_path / "else where", noted)
+    assert read_spec(one).space_id == read_spec(other).space_id
+
+
+def test_an_artifact_of_other_weights_has_another_space_id(tmp_path: Path) -> None:
+    ids = {read_spec(tiny_artifact(tmp_path / str(seed), seed=seed)).space_id for seed in (0, 1)}
+    assert len(ids) == 2
+
+
+def test_a_specification_without_its_weights_hash_has_no_space_id() -> None:
+    spec = replace(tiny_spec(), provenance={})
+    with pytest.raises(UsageError, match="hash of its weights"):
+        space_id_of_artifact(spec, None, "{}")
+
+
+def test_specification_and_ranges_survive_the_folder(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "a", tiny_spec(vectors="int8"))
+    spec = read_spec(folder)
+    assert spec_from_json(spec.to_json(), "here") == spec
+    ranges = read_ranges(folder)
+    assert ranges is not None
+    assert ranges.sha256() == tiny_ranges(12).sha256()
+    (folder / RANGES).unlink()
+    assert read_ranges(folder) is None
+
+
+def test_a_folder_without_specification_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not an artifact"):
+        read_spec(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 1}', "[" * 100_000])
+def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / SPEC).write_text(text)
+    with pytest.raises(UsageError, match=r"artifact\.json is not an artifact specification"):
+        read_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"format": 2}, "has format 2"),
+        ({"engine": "abacus"}, "engine 'abacus'"),
+        ({"vectors": "int4"}, "vectors 'int4'"),
+        ({"dim": 0}, "dim 0"),
+        ({"max_length": "16"}, "max_length '16'"),
+        ({"prompts": {"query": None}}, "a prompt"),
+        ({"default_prompt": "answer"}, "default prompt 'answer'"),
+    ],
+)
+def test_unknown_values_are_named(change: dict[str, Any], told: str) -> None:
+    stored = json.loads(tiny_spec().to_json()) | change
+    with pytest.raises(UsageError, match=told):
+        spec_from_json(json.dumps(stored), "artifact.json")

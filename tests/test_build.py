@@ -1,0 +1,134 @@
+"""build and quantize: artifacts that reproduce the torch original, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from tiny import LAYERS
+
+from m2dexport import build, runtime
+from m2dexport.artifact import read_ranges, read_spec
+from m2dexport.build import build_artifact, quantize_artifact
+from m2dexport.checkpoint import open_checkpoint
+from m2dexport.codecs import encode_vectors
+from m2dexport.errors import ParityError, UsageError
+from m2dexport.parity import PROBES
+from m2dexport.slicing import slice_checkpoint
+
+
+def test_an_fp32_artifact_gives_sentence_transformers_vectors(bert: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(bert)
+    artifact = build_artifact(checkpoint, 3, 20, tmp_path / "artifact")
+    slice_checkpoint(checkpoint, 3, 20, tmp_path / "sub-model")
+    expected = SentenceTransformer(str(tmp_path / "sub-model"), device="cpu").encode(list(PROBES))
+    found = runtime.load(artifact.path).encode(PROBES)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert artifact.spec.parity["max_difference"] <= 1e-4
+    assert artifact.size_bytes == sum(p.stat().st_size for p in artifact.path.iterdir())
+
+
+def test_prompts_are_applied_as_sentence_transformers_applies_them(bert, tmp_path: Path) -> None:
+    artifact = build_artifact(open_checkpoint(bert), LAYERS, 32, tmp_path / "artifact")
+    model = SentenceTransformer(str(bert), device="cpu")
+    found = runtime.load(artifact.path).encode(["a red house"], prompt="query")
+    np.testing.assert_allclose(found, model.encode(["a red house"], prompt_name="query"), atol=1e-4)
+
+
+@pytest.mark.parametrize("vectors", ["float32", "int8", "ubinary"])
+@pytest.mark.parametrize("weights", ["fp32", "fp16", "int8"])
+def test_every_precision_can_be_built_of_the_shipped_checkpoint(tmp_path, weights, vectors) -> None:
+    artifact = build_artifact(
+        open_checkpoint(), 1, 36, tmp_path / "artifact", weights=weights, vectors=vectors
+    )
+    spec = read_spec(artifact.path)
+    assert (spec.layers, spec.dim, spec.weights, spec.vectors) == (1, 36, weights, vectors)
+    assert spec.batch_invariant
+    assert spec.coverage == 1 if weights == "fp32" else spec.coverage > 0.99
+    assert (read_ranges(artifact.path) is not None) == (vectors == "int8")
+    width = {"float32": 36, "int8": 36, "ubinary": 5}[vectors]
+    assert runtime.load(artifact.path).encode(["one", "two"]).shape == (2, width)
+
+
+def test_quantizing_an_artifact_is_building_it_quantized(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint()
+    build_artifact(checkpoint, 1, 32, tmp_path / "fp32")
+    options = {"weights": "int8", "vectors": "int8"}
+    built = build_artifact(checkpoint, 1, 32, tmp_path / "built", **options)
+    quantized = quantize_artifact(tmp_path / "fp32", tmp_path / "quantized", **options)
+    assert quantized.spec.space_id == built.spec.space_id
+    for name in ("model.onnx", "tokenizer.json", "ranges.json"):
+        assert (quantized.path / name).read_bytes() == (built.path / name).read_bytes()
+
+
+def test_a_single_text_is_encoded_as_in_the_corpus(tmp_path: Path) -> None:
+    artifact = build_artifact(
+        open_checkpoint(), 1, 64, tmp_path / "a", weights="int8", vectors="int8"
+    )
+    encoder = runtime.load(artifact.path)
+    texts = ["a man is playing a guitar", "interest rates rise", "x " * 90]
+    together = encoder.encode(texts)
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    assert (together == alone).mean() >= 0.999
+    assert together.any(axis=1).all()
+
+
+def test_ranges_come_from_the_precision_that_ships(tmp_path: Path) -> None:
+    texts = [f"text number {n}" for n in range(150)]
+    artifact = build_artifact(
+        open_checkpoint(), 1, 32, tmp_path / "a", vectors="int8", calibration=texts
+    )
+    floats = build_artifact(open_checkpoint(), 1, 32, tmp_path / "b")
+    vectors = runtime.load(floats.path).encode(texts)
+    ranges = read_ranges(artifact.path)
+    assert ranges is not None
+    np.testing.assert_array_equal(ranges.low, vectors.min(axis=0))
+    np.testing.assert_array_equal(
+        runtime.load(artifact.path).encode(texts), encode_vectors(vectors, "int8", ranges)
+    )
+
+
+def test_an_artifact_that_differs_is_an_error_and_leaves_no_file(
+    bert, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("m2dexport.parity.MAX_DIFFERENCE", 1e-12)
+    with pytest.raises(ParityError, match="differs from the torch original by"):
+        build_artifact(open_checkpoint(bert), 2, 8, tmp_path / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_graph_is_noticed(bert, tmp_path, monkeypatch) -> None:
+    right = build.vector_graph
+    monkeypatch.setattr(build, "vector_graph", lambda model, dim: right(model, dim - 1))
+    with pytest.raises((ParityError, ValueError)):
+        build_artifact(open_checkpoint(bert), 2, 8, tmp_path / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_calibration_text_is_refused(bert, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="3 calibration texts are too few"):
+        build_artifact(
+            open_checkpoint(bert), 1, 8, tmp_path / "a", vectors="int8", calibration=["a", "b", "c"]
+        )
+
+
+def test_quantizing_twice_is_refused(tmp_path: Path) -> None:
+    build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", weights="fp16")
+    with pytest.raises(UsageError, match="already quantized"):
+        quantize_artifact(tmp_path / "a", tmp_path / "b", weights="int8", vectors="int8")
+
+
+def test_an_existing_output_is_refused_before_any_work(bert, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UsageError, match="already exists"):
+        build_artifact(open_checkpoint(bert), 1, 8, tmp_path / "a")
+
+
+def test_the_specification_names_what_made_it(bert, tmp_path: Path) -> None:
+    artifact = build_artifact(open_checkpoint(bert), 2, 8, tmp_path / "a")
+    stored = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
+    assert set(stored["provenance"]) >= {"checkpoint", "m2dexport", "torch", "transformers"}
+    assert stored["prompts"] == {"query": "find: ", "document": ""}

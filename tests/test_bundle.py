@@ -1,0 +1,407 @@
+"""Bundle: the same bytes from the same inputs, and no byte can change unnoticed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_artifact import tiny_artifact, tiny_graph, tiny_spec
+
+from m2dexport import archive, golden
+from m2dexport.archive import GOLDEN, MANIFEST, manifest_json, open_bundle, write_archive
+from m2dexport.artifact import GRAPH, SPEC, TOKENIZER, spec_from_json
+from m2dexport.bundle import verify_bundle, write_bundle
+from m2dexport.errors import BundleError, UsageError
+
+Files = dict[str, bytes]
+FIRST_DAY = (1980, 1, 1, 0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound bundle with int8 vectors; read only."""
+    folder = tmp_path_factory.mktemp("packed")
+    artifact = tiny_artifact(folder / "artifact", tiny_spec(vectors="int8"))
+    (artifact / "LICENSE").write_text("Do as you like.\n")
+    write_bundle(artifact, folder / "edge.m2d")
+    return folder / "edge.m2d"
+
+
+def repacked(path: Path, files: Files) -> Path:
+    """Write ``files`` as a bundle whose manifest matches them."""
+    others = {name: content for name, content in files.items() if name != MANIFEST}
+    manifest = manifest_json(others, spec_from_json(others[SPEC].decode(), path), {})
+    write_archive(path, others | {MANIFEST: manifest})
+    return path
+
+
+def zipped(path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]]) -> Path:
+    """Write a ZIP archive as any other tool would."""
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as stream:
+        warnings.simplefilter("ignore")  # of duplicate names
+        for info, content in entries:
+            stream.writestr(info, content)
+    return path
+
+
+def plain_entries(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    return [(plain_info(name), content) for name, content in sorted(files.items())]
+
+
+def plain_info(name: str, mode: int = 0o100644) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, FIRST_DAY)
+    info.create_system, info.external_attr = 3, mode << 16
+    return info
+
+
+@pytest.mark.parametrize("vectors", ["float32", "int8", "ubinary"])
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_a_bundle_verifies(tmp_path: Path, weights: str, vectors: Any) -> None:
+    artifact = tiny_artifact(tmp_path / "a", tiny_spec(weights=weights, vectors=vectors))
+    info = write_bundle(artifact, tmp_path / "edge.m2d")
+    report = verify_bundle(info.path)
+    assert info.files == tuple(sorted(open_bundle(info.path)))
+    assert (report.space_id, report.files) == (info.space_id, len(info.files))
+    assert info.size_bytes == info.path.stat().st_size
+    assert report.texts == 3 * (len(golden.TEXTS) + 3)  # no prompt, query and document
+    assert info.space_id in report.sentence()
+    assert "\n" not in report.sentence()
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_bundle(tiny_artifact(tmp_path / name), tmp_path / f"{name}.m2d")
+    assert (tmp_path / "one.m2d").read_bytes() == (tmp_path / "two.m2d").read_bytes()
+
+
+def test_any_zip_reader_reads_a_bundle(packed: Path) -> None:
+    with zipfile.ZipFile(packed) as stream:
+        assert stream.testzip() is None
+        assert {info.filename: stream.read(info) for info in stream.infolist()} == open_bundle(
+            packed
+        )
+        assert {info.date_time for info in stream.infolist()} == {FIRST_DAY}
+        assert stream.namelist() == sorted(archive.KNOWN)
+
+
+def test_archive_bytes_are_pinned(tmp_path: Path) -> None:
+    write_archive(tmp_path / "a", {"a": b"hi"})
+    header = b"PK\3\4\x14\0\0\0\0\0\0\0!\0\xac*\x93\xd8\2\0\0\0\2\0\0\0\1\0\0\0a"
+    directory = (
+        b"PK\1\2\x14\3\x14\0\0\0\0\0\0\0!\0\xac*\x93\xd8\2\0\0\0\2\0\0\0\1\0\0\0\0\0\0\0\0\0"
+        b"\0\0\xa4\x81\0\0\0\0a"
+    )
+    end = b"PK\5\6\0\0\0\0\1\0\1\0/\0\0\0!\0\0\0\0\0"
+    assert (tmp_path / "a").read_bytes() == header + b"hi" + directory + end
+
+
+def test_the_manifest_tells_versions_and_licences(packed: Path) -> None:
+    manifest = json.loads(open_bundle(packed)[MANIFEST])
+    assert manifest["licenses"] == {"LICENSE": "Do as you like.\n"}
+    assert manifest["created_by"]["m2dexport"] == "0.1.0"
+    assert manifest["format"] == 1
+
+
+def test_golden_texts_cover_the_maximum_length(packed: Path) -> None:
+    rows, _ = golden.golden_from_json(open_bundle(packed)[GOLDEN])
+    for prompt in (None, "query", "document"):
+        lengths = [len(row.ids) for row in rows if row.prompt == prompt]
+        assert lengths[-3:] == [16, 16, 15]
+    assert any(len(row.text.split()) >= 4 * 16 for row in rows)
+
+
+def test_flipping_any_byte_is_found(packed: Path, tmp_path: Path) -> None:
+    sound = packed.read_bytes()
+    with zipfile.ZipFile(packed) as stream:
+        starts = [info.header_offset for info in stream.infolist()]
+        directory = stream.start_dir
+    # Every byte of the headers and of the directory, and a sample of the contents.
+    positions = {at + i for at in starts for i in range(48)} | set(range(directory, len(sound)))
+    positions |= set(random.Random(0).sample(range(len(sound)), 1500))
+    path = tmp_path / "flipped.m2d"
+    for position in sorted(positions):
+        flipped = bytearray(sound)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(BundleError):
+            open_bundle(path)
+
+
+def test_a_wrong_digest_is_found_where_every_crc_is_right(packed: Path, tmp_path: Path) -> None:
+    files = open_bundle(packed)
+    manifest = json.loads(files[MANIFEST])
+    digest = manifest["files"][TOKENIZER]["sha256"]
+    changed = files[MANIFEST].replace(digest.encode(), digest[::-1].encode())
+    write_archive(tmp_path / "a.m2d", files | {MANIFEST: changed})
+    with pytest.raises(BundleError, match=r"tokenizer\.json does not match its sha256"):
+        open_bundle(tmp_path / "a.m2d")
+
+
+def test_truncated_and_extended_files_are_refused(packed: Path, tmp_path: Path) -> None:
+    sound = packed.read_bytes()
+    path = tmp_path / "cut.m2d"
+    for length in [*range(0, len(sound), 997), len(sound) - 1]:
+        path.write_bytes(sound[:length])
+        with pytest.raises(BundleError):
+            open_bundle(path)
+    for content in (sound + b"\0", b"\0" + sound, sound + sound):
+        path.write_bytes(content)
+        with pytest.raises(BundleError):
+            open_bundle(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\5\6", bytes(100), b"PK\3\4" * 1000])
+def test_a_file_that_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.m2d").write_bytes(content)
+    with pytest.raises(BundleError, match="is no bundle"):
+        open_bundle(tmp_path / "a.m2d")
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/passwd", "folder/model.onnx", "..", "..\\evil", "C:evil", "a\0b", ""]
+)
+def test_names_that_leave_the_bundle_are_refused(packed: Path, tmp_path: Path, name: str) -> None:
+    files = open_bundle(packed)
+    placeholder = "x" * len(name.encode())
+    path = zipped(tmp_path / "a.m2d", [*plain_entries(files), (plain_info(placeholder), b"")])
+    # Patched in, because zipfile itself would not write some of them.
+    header, _, tail = path.read_bytes().rpartition(b"PK\1\2")
+    path.write_bytes(header + b"PK\1\2" + tail.replace(placeholder.encode(), name.encode(), 1))
+    with pytest.raises(BundleError):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "folder/model.onnx"])
+def test_the_message_names_the_path(packed: Path, tmp_path: Path, name: str) -> None:
+    entries = [*plain_entries(open_bundle(packed)), (plain_info(name), b"")]
+    with pytest.raises(BundleError, match=f"{name}.*no folders and no absolute names"):
+        open_bundle(zipped(tmp_path / "a.m2d", entries))
+
+
+def duplicate(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    return [*plain_entries(files), (plain_info(GRAPH), b"another")]
+
+
+def symlink(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    rest = {name: content for name, content in files.items() if name != TOKENIZER}
+    return [*plain_entries(rest), (plain_info(TOKENIZER, 0o120777), b"/etc/passwd")]
+
+
+def compressed(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    entries = plain_entries(files)
+    entries[0][0].compress_type = zipfile.ZIP_DEFLATED
+    return entries
+
+
+def bomb(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    entries = plain_entries(files | {GRAPH: bytes(50_000_000)})
+    entries[3][0].compress_type = zipfile.ZIP_DEFLATED
+    return entries
+
+
+def many(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    return plain_entries(files | {f"f{number}": b"" for number in range(100)})
+
+
+def later_date(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    entries = plain_entries(files)
+    entries[0][0].date_time = (2024, 1, 1, 0, 0, 0)
+    return entries
+
+
+def unsorted(files: Files) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    return plain_entries(files)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        (duplicate, "'model.onnx' twice"),
+        (symlink, "'tokenizer.json' is a link"),
+        (compressed, "'artifact.json' is compressed"),
+        (bomb, "'model.onnx' is compressed"),
+        (many, "lists 106 files"),
+        (later_date, "was not written by m2dexport"),
+        (unsorted, "was not written by m2dexport"),
+    ],
+)
+def test_hostile_archives_are_refused(
+    packed: Path,
+    tmp_path: Path,
+    entries: Callable[[Files], list[tuple[zipfile.ZipInfo, bytes]]],
+    told: str,
+) -> None:
+    path = zipped(tmp_path / "a.m2d", entries(open_bundle(packed)))
+    with pytest.raises(BundleError, match=told):
+        open_bundle(path)
+
+
+def test_overlapping_entries_are_refused(packed: Path, tmp_path: Path) -> None:
+    """Sizes told in the directory alone must not make the reader read more than there is."""
+    content = bytearray(packed.read_bytes())
+    directory = struct.unpack("<L", content[-6:-2])[0]
+    for field in (20, 24):  # stored and real size of the first entry
+        struct.pack_into("<L", content, directory + field, len(content))
+    (tmp_path / "a.m2d").write_bytes(content)
+    with pytest.raises(BundleError):
+        open_bundle(tmp_path / "a.m2d")
+
+
+def without_tokenizer(files: Files) -> Files:
+    return {name: content for name, content in files.items() if name != TOKENIZER}
+
+
+def with_surplus(files: Files) -> Files:
+    return files | {"surplus.txt": b"hello"}
+
+
+def with_manifest(**change: Any) -> Callable[[Files], Files]:
+    def changed(files: Files) -> Files:
+        manifest = json.loads(files[MANIFEST]) | change
+        return files | {MANIFEST: json.dumps(manifest).encode()}
+
+    return changed
+
+
+def without_manifest(files: Files) -> Files:
+    return {name: content for name, content in files.items() if name != MANIFEST}
+
+
+def other_size(files: Files) -> Files:
+    manifest = json.loads(files[MANIFEST])
+    manifest["files"][GRAPH]["size"] += 1
+    return files | {MANIFEST: json.dumps(manifest).encode()}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without_tokenizer, "lacks 'tokenizer.json'"),
+        (without_manifest, "has no manifest.json"),
+        (with_surplus, "holds 'surplus.txt', which does not belong"),
+        (with_manifest(format=2), "has bundle format 2 and this version reads 1; upgrade"),
+        (with_manifest(files={}), "which its manifest does not tell of"),
+        (with_manifest(files=[]), "manifest.json cannot be read"),
+        (with_manifest(files={"a": 1}), "manifest.json cannot be read"),
+        (other_size, "model.onnx has"),
+        (lambda files: files | {MANIFEST: b"["}, "manifest.json cannot be read"),
+    ],
+)
+def test_canonical_archives_of_wrong_content_are_refused(
+    packed: Path, tmp_path: Path, change: Callable[[Files], Files], told: str
+) -> None:
+    write_archive(tmp_path / "a.m2d", change(open_bundle(packed)))
+    with pytest.raises(BundleError, match=told):
+        open_bundle(tmp_path / "a.m2d")
+
+
+def test_another_valid_graph_with_matching_hashes_does_not_verify(tmp_path: Path) -> None:
+    for vectors in ("float32", "int8", "ubinary"):
+        spec = tiny_spec(vectors=vectors, weights="int8")
+        write_bundle(tiny_artifact(tmp_path / vectors, spec), tmp_path / f"{vectors}.m2d")
+        other = tiny_artifact(tmp_path / f"{vectors} of another model", spec, seed=1)
+        files = open_bundle(tmp_path / f"{vectors}.m2d") | {GRAPH: (other / GRAPH).read_bytes()}
+        path = repacked(tmp_path / f"{vectors}-swapped.m2d", files)
+        open_bundle(path)
+        with pytest.raises(BundleError, match="does not reproduce its golden vectors"):
+            verify_bundle(path)
+
+
+def test_a_graph_of_another_width_does_not_verify(packed: Path, tmp_path: Path) -> None:
+    files = open_bundle(packed) | {GRAPH: tiny_graph(8, "ubinary", None)}
+    with pytest.raises(BundleError, match="values a text where"):
+        verify_bundle(repacked(tmp_path / "a.m2d", files))
+
+
+def test_a_changed_prompt_with_matching_hashes_does_not_verify(
+    packed: Path, tmp_path: Path
+) -> None:
+    files = open_bundle(packed)
+    spec = replace(spec_from_json(files[SPEC].decode(), ""), prompts={"query": "found: "})
+    path = repacked(tmp_path / "a.m2d", files | {SPEC: spec.to_json().encode()})
+    with pytest.raises(BundleError, match="a prompt, the tokenizer or the ranges changed"):
+        verify_bundle(path)
+
+
+def test_other_token_ids_do_not_verify(packed: Path, tmp_path: Path) -> None:
+    files = open_bundle(packed)
+    stored = json.loads(files[GOLDEN])
+    stored["texts"][2]["ids"][1] += 1
+    path = repacked(tmp_path / "a.m2d", files | {GOLDEN: json.dumps(stored).encode()})
+    with pytest.raises(BundleError, match=r"guitar.*becomes other tokens"):
+        verify_bundle(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"texts": []},
+        {"texts": [{}]},
+        {"texts": 5},
+        {"tolerance": {}},
+        {"tolerance": {"metric": "hash", "limit": 1, "reason": ""}},
+    ],
+)
+def test_a_damaged_golden_file_is_one_sentence(
+    packed: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    files = open_bundle(packed)
+    content = json.dumps(json.loads(files[GOLDEN]) | change).encode()
+    with pytest.raises(BundleError, match=r"golden\.json"):
+        verify_bundle(repacked(tmp_path / "a.m2d", files | {GOLDEN: content}))
+
+
+def test_nan_does_not_pass_any_tolerance() -> None:
+    for metric in (golden.MAX_DIFFERENCE, golden.MIN_COSINE, golden.MIN_EQUAL_BITS):
+        assert not golden.Tolerance(metric, 0.5, "").holds(float("nan"))
+
+
+def test_nothing_is_written_over_or_from_half_an_artifact(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="already exists"):
+        write_bundle(packed.parent / "artifact", packed)
+    broken = shutil.copytree(packed.parent / "artifact", tmp_path / "broken")
+    (broken / "ranges.json").unlink()
+    with pytest.raises(UsageError, match=r"has no ranges\.json"):
+        write_bundle(broken, tmp_path / "a.m2d")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_an_artifact_whose_files_do_not_belong_together_is_not_bundled(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "artifact")
+    spec = spec_from_json((artifact / SPEC).read_text(), "")
+    (artifact / SPEC).write_text(replace(spec, max_length=15).to_json())
+    with pytest.raises(BundleError, match="its content makes"):
+        write_bundle(artifact, tmp_path / "a.m2d")
+    assert not (tmp_path / "a.m2d").exists()
+
+
+def test_verify_names_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a bundle file"):
+        verify_bundle(tmp_path / "none.m2d")
+
+
+def test_long_golden_texts_are_only_tokenized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golden, "RUN_TOKENS", 15)
+    write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "a.m2d")
+    rows, _ = golden.golden_from_json(open_bundle(tmp_path / "a.m2d")[GOLDEN])
+    assert {row.vector is None for row in rows if len(row.ids) == 16} == {True}
+    assert {row.vector is None for row in rows if len(row.ids) < 16} == {False}
+
+
+def test_files_too_large_for_an_archive_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "_LIMIT", 1 << 17)
+    with pytest.raises(Exception, match="choose a smaller cell"):
+        write_archive(tmp_path / "a", {"a": bytes(1 << 17)})

@@ -1,0 +1,131 @@
+"""The exported graph: every depth, the cut, the normalisation and the codes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from tiny import LAYERS, TEXTS, tiny_checkpoint
+
+from m2dexport import codecs
+from m2dexport.checkpoint import open_checkpoint
+from m2dexport.engines import onnxruntime as engine
+from m2dexport.errors import UsageError
+from m2dexport.export import graph_from_checkpoint
+from m2dexport.graph import coded_graph, depth_graph, serialize_graph, tail_bytes, vector_graph
+from m2dexport.reference import Reference
+from m2dexport.rewrites import fuse_for_onnxruntime
+
+
+@pytest.fixture(scope="module")
+def exported(bert: Path) -> ir.Model:
+    model = graph_from_checkpoint(open_checkpoint(bert))
+    fuse_for_onnxruntime(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokens(bert: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    batch = Reference(open_checkpoint(bert))._tokenizer(
+        list(TEXTS), padding=True, truncation=True, max_length=24, return_tensors="np"
+    )
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def outputs(model: ir.Model, tokens: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list:  # type: ignore[type-arg]
+    return engine.run(engine.load(serialize_graph(model), threads=1), *tokens)
+
+
+def test_one_graph_gives_every_depth_as_the_torch_original_does(bert, exported, tokens) -> None:
+    expected = Reference(open_checkpoint(bert)).encode(TEXTS)
+    for depth, vectors in enumerate(outputs(exported, tokens), start=1):
+        np.testing.assert_allclose(vectors, expected[depth], atol=2e-5)
+
+
+def test_a_one_depth_graph_computes_nothing_above_its_depth(exported, tokens) -> None:
+    whole = outputs(exported, tokens)
+    for depth in range(1, LAYERS + 1):
+        part = depth_graph(exported, depth)
+        np.testing.assert_array_equal(outputs(part, tokens)[0], whole[depth - 1])
+        counts = Counter(node.op_type for node in part.graph)
+        assert counts["MultiHeadAttention"] == depth
+        assert counts["LayerNormalization"] == 1 + 2 * depth
+
+
+def test_attention_and_gelu_of_every_layer_are_fused(bert) -> None:
+    model = graph_from_checkpoint(open_checkpoint(bert))
+    assert fuse_for_onnxruntime(model) == {"MultiHeadAttention": LAYERS, "Gelu": LAYERS}
+    left = {node.op_type for node in model.graph}
+    assert not left & {"Softmax", "Erf"}
+
+
+def test_fusing_changes_no_vector(bert, exported, tokens) -> None:
+    plain = graph_from_checkpoint(open_checkpoint(bert))
+    for before, after in zip(outputs(plain, tokens), outputs(exported, tokens), strict=True):
+        np.testing.assert_allclose(after, before, atol=2e-5)
+
+
+def test_causal_attention_is_left_unfused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", "qwen3", pooling="lasttoken"))
+    model = graph_from_checkpoint(checkpoint)
+    assert fuse_for_onnxruntime(model)["MultiHeadAttention"] == 0
+
+
+@pytest.mark.parametrize("dim", [1, 12, 20, 32])
+def test_the_vector_is_cut_before_it_is_normalised(exported, tokens, dim: int) -> None:
+    pooled = outputs(depth_graph(exported, 2), tokens)[0]
+    vectors = outputs(vector_graph(depth_graph(exported, 2), dim), tokens)[0]
+    np.testing.assert_allclose(vectors, codecs.truncate(pooled, dim), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [12, 32])
+@pytest.mark.parametrize("precision", codecs.VECTOR_PRECISIONS)
+def test_the_graph_encodes_bit_for_bit_as_the_codec_does(exported, tokens, dim, precision) -> None:
+    graph = vector_graph(depth_graph(exported, 3), dim)
+    vectors = outputs(graph, tokens)[0]
+    # Ranges narrower than the vectors: values outside must saturate, not wrap.
+    ranges = codecs.Ranges(
+        np.full(dim, -0.2, dtype=np.float32), np.linspace(0.1, 0.3, dim, dtype=np.float32)
+    )
+    codes = outputs(coded_graph(graph, precision, ranges), tokens)[0]
+    expected = codecs.encode_vectors(vectors, precision, ranges)
+    assert codes.dtype == expected.dtype
+    np.testing.assert_array_equal(codes, expected)
+
+
+def test_int8_vectors_without_ranges_are_refused(exported) -> None:
+    with pytest.raises(UsageError, match="calibration texts"):
+        coded_graph(vector_graph(depth_graph(exported, 1), 8), "int8", None)
+
+
+def test_the_file_has_two_inputs_one_output_and_loads_in_old_onnxruntimes(exported) -> None:
+    graph = vector_graph(depth_graph(exported, 1), 8)
+    proto = ir.from_proto(ir.to_proto(graph))
+    assert [value.name for value in proto.graph.inputs] == ["input_ids", "attention_mask"]
+    assert [value.name for value in proto.graph.outputs] == ["sentence_embedding"]
+    assert proto.ir_version == 8
+    assert proto.opset_imports[""] == 18
+
+
+def test_the_same_graph_is_the_same_bytes(bert, exported) -> None:
+    again = graph_from_checkpoint(open_checkpoint(bert))
+    fuse_for_onnxruntime(again)
+    assert serialize_graph(again) == serialize_graph(exported)
+
+
+@pytest.mark.parametrize("precision", codecs.VECTOR_PRECISIONS)
+def test_tail_bytes_predict_what_cut_and_codec_add(exported, precision) -> None:
+    dim, width = 12, 32
+    ranges = codecs.Ranges(np.full(dim, -0.2, np.float32), np.full(dim, 0.2, np.float32))
+    one_depth = depth_graph(exported, 2)
+    plain = len(serialize_graph(vector_graph(one_depth, width)))
+    full = len(serialize_graph(coded_graph(vector_graph(one_depth, dim), precision, ranges)))
+    predicted = tail_bytes(width, dim, precision)
+    if precision == "int8":
+        predicted -= len(ranges.to_json()) + dim * 2 * 8  # the file, whose digits vary
+    assert abs(full - plain - predicted) < 300

@@ -1,0 +1,61 @@
+"""Timing machinery: what is recorded, never how fast."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_artifact import tiny_artifact
+
+from m2dexport.engines.onnxruntime import CPU, usable_cores
+from m2dexport.errors import M2DError
+from m2dexport.latency import measure_footprint, measure_latency
+
+
+def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
+    graphs = {
+        name: tiny_artifact(tmp_path / name, dim=dim) / "model.onnx"
+        for name, dim in (("a", 8), ("b", 12))
+    }
+    steps = []
+    points = measure_latency(
+        graphs,
+        [(1, 4), (3, 7)],
+        vocab_size=20,
+        threads=1,
+        provider=CPU,
+        repeats=5,
+        on_step=lambda: steps.append(1),
+    )
+    assert set(points) == {"a", "b"}
+    assert len(steps) == 4
+    for measured in points.values():
+        assert [(p.batch, p.sequence, p.runs) for p in measured] == [(1, 4, 5), (3, 7, 5)]
+        assert all(0 < p.p50_ms <= p.p95_ms for p in measured)
+
+
+def test_memory_is_that_of_a_process_without_torch(tmp_path: Path) -> None:
+    graph = tiny_artifact(tmp_path / "a") / "model.onnx"
+    footprint = measure_footprint(graph, (1, 4), vocab_size=20, threads=1, provider=CPU)
+    # Python, numpy and onnxruntime need some 50 MB; with torch it would be several times that.
+    assert 20e6 < footprint.peak_memory_bytes < 200e6
+    assert footprint.load_ms > 0
+
+
+def test_a_process_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(M2DError, match=r"memory of broken\.onnx failed"):
+        measure_footprint(tmp_path / "broken.onnx", (1, 4), vocab_size=20, threads=1, provider=CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity masks are Linux's")
+def test_never_more_threads_than_the_affinity_mask_allows() -> None:
+    import os
+
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,197 @@
+"""Runtime: order, batches, prompts, cut texts, threads, and what it does not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_artifact import tiny_artifact, tiny_spec
+
+from m2dexport.bundle import write_bundle
+from m2dexport.engines import onnxruntime as engine
+from m2dexport.errors import M2DError, UsageError
+from m2dexport.runtime import Encoder, encode_tokens, load
+
+TEXTS = ["a guitar", "", "a much longer text than the others", "今日", "b", "find a guitar"]
+
+
+def loaded(folder: Path, **options: object) -> Encoder:
+    return load(tiny_artifact(folder / "artifact", tiny_spec(**options)), threads=1)  # type: ignore[arg-type]
+
+
+def batch_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Record the shape of every batch that is run from now on."""
+    shapes: list[tuple[int, ...]] = []
+    original = engine.run
+
+    def spy(session: object, ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+        shapes.append(ids.shape)
+        return original(session, ids, mask)
+
+    monkeypatch.setattr(engine, "run", spy)
+    return shapes
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_vectors_come_in_the_order_of_the_texts(tmp_path: Path, batch_size: int) -> None:
+    encoder = loaded(tmp_path)
+    expected = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    found = encoder.encode(TEXTS, batch_size=batch_size)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def test_texts_run_one_at_a_time_when_vectors_depend_on_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = loaded(tmp_path, batch_invariant=False)
+    shapes = batch_shapes(monkeypatch)
+    encoder.encode(TEXTS, batch_size=32)
+    assert [shape[0] for shape in shapes] == [1] * len(TEXTS)
+    assert sorted(shape[1] for shape in shapes) == sorted(map(len, encoder.tokenize(TEXTS)))
+
+
+def test_batches_hold_texts_of_similar_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = loaded(tmp_path)
+    shapes = batch_shapes(monkeypatch)
+    encoder.encode(["a"] * 3 + ["a a a a a a"] * 3, batch_size=3)
+    assert shapes == [(3, 8), (3, 3)]
+
+
+def test_long_texts_make_smaller_batches() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        shapes.append(ids.shape)
+        return mask.sum(axis=1, keepdims=True)
+
+    rows = encode_tokens(run, [[1] * 5000, [1] * 4000, [1] * 10], 0, 32)
+    assert rows is not None
+    assert rows.tolist() == [[5000], [4000], [10]]
+    assert shapes[0] == (1, 5000)
+    assert shapes[1] == (2, 4000)
+
+
+def test_a_text_without_tokens_is_one_pad_token() -> None:
+    seen = []
+    encode_tokens(lambda ids, mask: seen.append((ids, mask)) or ids, [[]], 7, 32)  # type: ignore[func-returns-value]
+    assert [array.tolist() for array in seen[0]] == [[[7]], [[1]]]
+
+
+def test_a_prompt_is_put_in_front_of_each_text(tmp_path: Path) -> None:
+    encoder = loaded(tmp_path)
+    by_hand = encoder.encode(["find: " + text for text in TEXTS])
+    np.testing.assert_array_equal(encoder.encode(TEXTS, prompt="query"), by_hand)
+    np.testing.assert_array_equal(encoder.encode(TEXTS, prompt="document"), encoder.encode(TEXTS))
+
+
+def test_the_default_prompt_is_used_unless_another_or_none_is_asked_for(tmp_path: Path) -> None:
+    encoder = loaded(tmp_path, default_prompt="query")
+    ids = encoder.tokenize(["find: a", "a"], prompt="")
+    assert encoder.tokenize(["a"]) == ids[:1]
+    assert encoder.tokenize(["a"], prompt="document") == ids[1:]
+
+
+def test_an_unknown_prompt_is_named_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no prompt named 'qeury'; it has: document, query"):
+        loaded(tmp_path).encode(["a"], prompt="qeury")
+
+
+def test_cut_texts_are_counted(tmp_path: Path) -> None:
+    encoder = loaded(tmp_path, max_length=8)
+    report = encoder.encode_report(["a " * 6, "a " * 7, "a " * 1000, ""])
+    assert report.truncated == 2
+    assert report.space_id == encoder.spec.space_id
+    assert max(map(len, encoder.tokenize(["a " * 1000]))) == 8
+
+
+@pytest.mark.parametrize(
+    ("vectors", "dtype", "width"),
+    [("float32", np.float32, 12), ("int8", np.int8, 12), ("ubinary", np.uint8, 2)],
+)
+def test_no_texts_give_no_rows_of_the_right_kind(
+    tmp_path: Path, vectors: str, dtype: type, width: int
+) -> None:
+    encoder = loaded(tmp_path, vectors=vectors)
+    for texts, rows in (([], 0), (["a"], 1)):
+        found = encoder.encode(texts)
+        assert (found.shape, found.dtype) == ((rows, width), dtype)
+
+
+def test_one_string_is_refused_rather_than_read_as_letters(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="list of strings"):
+        loaded(tmp_path).encode("abc")
+
+
+def test_threads_share_an_encoder(tmp_path: Path) -> None:
+    encoder = loaded(tmp_path)
+    jobs = [[f"{text} {n}" for text in TEXTS] for n in range(32)]
+    expected = [encoder.encode(job) for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(encoder.encode, jobs))
+    np.testing.assert_array_equal(np.array(found), np.array(expected))
+
+
+def test_a_bundle_encodes_as_its_artifact_does(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "artifact")
+    write_bundle(folder, tmp_path / "edge.m2d")
+    bundle = load(str(tmp_path / "edge.m2d"), threads=1)
+    assert bundle.spec == load(folder, threads=1).spec
+    np.testing.assert_array_equal(bundle.encode(TEXTS), load(folder, threads=1).encode(TEXTS))
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.m2d does not exist"):
+        load(tmp_path / "none.m2d")
+
+
+def test_a_damaged_tokenizer_or_graph_is_one_sentence(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "model.onnx"):
+        folder = tiny_artifact(tmp_path / name)
+        (folder / name).write_bytes(b"{}")
+        with pytest.raises(M2DError, match=r"cannot (read|load)") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+
+
+RUNTIME_ONLY = """
+import socket, sys
+
+def refuse(*args, **kwargs):
+    raise AssertionError("the runtime opened a socket")
+
+socket.socket = socket.create_connection = socket.getaddrinfo = refuse
+import m2dexport.runtime, m2dexport.bundle, m2dexport.streams
+from pathlib import Path
+bundle = Path(sys.argv[1])
+assert m2dexport.bundle.verify_bundle(bundle).texts > 0
+assert m2dexport.runtime.load(bundle, threads=1).encode(["a"]).shape == (1, 12)
+heavy = {"torch", "transformers", "pydantic", "sentence_transformers", "onnx", "huggingface_hub"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_the_runtime_imports_nothing_heavy_and_opens_no_socket(tmp_path: Path) -> None:
+    write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "edge.m2d")
+    done = subprocess.run(
+        [sys.executable, "-c", RUNTIME_ONLY, str(tmp_path / "edge.m2d")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_loading_turns_telemetry_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(
+        engine.ort, "disable_telemetry_events", lambda: called.append(1), raising=False
+    )
+    loaded(tmp_path)
+    assert called

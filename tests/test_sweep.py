@@ -1,0 +1,155 @@
+"""The sweep: its one-pass surface equals what the separate sub-models give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2dexport import codecs, sweep
+from m2dexport.budget import Target, load_target
+from m2dexport.build import build_artifact
+from m2dexport.checkpoint import open_checkpoint
+from m2dexport.data import calibration_texts, default_task_paths
+from m2dexport.errors import UsageError
+from m2dexport.manifest import Profile
+from m2dexport.quality import StsTask, Task, evaluate, load_task
+from m2dexport.reference import Reference
+from m2dexport.runtime import load
+from m2dexport.sweep import Plan, default_plan, plan_for, profile_checkpoint
+
+CALIBRATION = calibration_texts()[:120]
+PLAN = Plan(layers=(1, 2), dims=(32, 50), shapes=((1, 8), (2, 12)), threads=1, repeats=3)
+
+
+@pytest.fixture(scope="module")
+def tasks() -> tuple[Task, ...]:
+    whole = load_task(default_task_paths()[0])
+    assert isinstance(whole, StsTask)
+    keep = slice(0, 120)
+    sts = StsTask(
+        "sts", whole.sentences1[keep], whole.sentences2[keep], whole.scores[keep], whole.sha256
+    )
+    return sts, load_task(default_task_paths()[1])
+
+
+@pytest.fixture(scope="module")
+def profile(tasks: tuple[Task, ...]) -> Profile:
+    return profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, PLAN)
+
+
+def test_every_cell_of_the_plan_is_measured(profile: Profile) -> None:
+    assert len(profile.cells) == 2 * 2 * 3 * 3
+    for cell in profile.cells:
+        assert set(cell.quality) == {
+            "sts/spearman",
+            "sts/pearson",
+            "limit-small/ndcg@10",
+            "limit-small/recall@10",
+        }
+        assert 0 < cell.p50_ms <= cell.p95_ms
+        assert [(p.batch, p.sequence) for p in cell.latency] == [(1, 8), (2, 12)]
+        assert cell.peak_memory_bytes > 20e6
+        assert cell.mean_quality == pytest.approx(
+            np.mean([cell.quality["sts/spearman"], cell.quality["limit-small/ndcg@10"]])
+        )
+
+
+def test_fp32_quality_is_that_of_the_torch_original(profile: Profile, tasks) -> None:
+    reference = Reference(open_checkpoint(), (1, 2))
+    for task in tasks:
+        encoded = [reference.encode(text_set.texts) for text_set in task.texts()]
+        for depth in (1, 2):
+            expected = evaluate(task, [rows[depth] for rows in encoded], 50, "float32")
+            found = profile.cell(f"{depth}x50-fp32-float32").quality
+            for metric, points in expected.items():
+                assert found[f"{task.name}/{metric}"] == pytest.approx(points, abs=0.05)
+
+
+@pytest.mark.parametrize("cell_id", ["1x32-int8-int8", "2x50-fp16-ubinary"])
+def test_a_cell_promises_what_its_artifact_keeps(profile, tasks, tmp_path: Path, cell_id) -> None:
+    cell = profile.cell(cell_id)
+    artifact = build_artifact(
+        open_checkpoint(),
+        cell.layers,
+        cell.dim,
+        tmp_path / "artifact",
+        weights=cell.weights,
+        vectors=cell.vectors,
+        calibration=CALIBRATION,
+    )
+    deployed = sum(
+        (artifact.path / name).stat().st_size
+        for name in ("model.onnx", "tokenizer.json", "ranges.json")
+        if (artifact.path / name).exists()
+    )
+    assert cell.size_bytes == pytest.approx(deployed, rel=1e-3)
+    assert cell.bytes_per_vector == load(artifact.path).encode(["x"]).nbytes
+    sts = tasks[0]
+    codes = [load(artifact.path).encode(s.texts) for s in sts.texts()]
+    if cell.vectors == "ubinary":
+        bits = [np.unpackbits(c, axis=1, count=cell.dim).astype(np.float32) * 2 - 1 for c in codes]
+        similarity = (bits[0] * bits[1]).sum(axis=1)
+    else:
+        ranges = codecs.ranges_from_json((artifact.path / "ranges.json").read_text())
+        floats = [codecs.normalize(codecs.decode_int8(c, ranges)) for c in codes]
+        similarity = (floats[0] * floats[1]).sum(axis=1)
+    from scipy.stats import spearmanr
+
+    points = 100 * spearmanr(similarity, sts.scores).statistic
+    assert cell.quality["sts/spearman"] == pytest.approx(points, abs=0.05)
+
+
+def test_the_quality_surface_is_one_pass_per_weight_precision(tasks, monkeypatch) -> None:
+    """Each text goes through the transformer once, whatever the number of layers and dims."""
+    rows = 0
+    run = sweep.engine.run
+
+    def counting(session, input_ids, mask):
+        nonlocal rows
+        rows += len(input_ids)
+        return run(session, input_ids, mask)
+
+    monkeypatch.setattr(sweep.engine, "run", counting)
+    monkeypatch.setattr(sweep, "measure_latency", lambda graphs, *_, **__: dict.fromkeys(graphs, ()))
+    monkeypatch.setattr(sweep, "measure_footprint", lambda *_, **__: None)
+    monkeypatch.setattr(sweep, "_cells", lambda *_: ())
+    profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, PLAN)
+    texts = {text for task in tasks for text_set in task.texts() for text in text_set.texts}
+    unique = len(texts | set(CALIBRATION))
+    assert rows == len(PLAN.weights) * (unique + 2 * len(sweep.PROBES))
+
+
+def test_the_default_grid_has_all_depths_and_the_trained_dims() -> None:
+    plan = default_plan(open_checkpoint())
+    assert plan.layers == (1, 2, 3, 4, 5, 6)
+    assert plan.dims == (32, 64, 128, 256, 384)
+
+
+def test_without_a_trained_grid_dims_are_powers_of_two(bert: Path) -> None:
+    assert default_plan(open_checkpoint(bert)).dims == (32,)
+
+
+def test_a_target_sets_threads_shapes_and_grid() -> None:
+    plan = plan_for(open_checkpoint(), load_target("browser"))
+    assert (plan.threads, plan.weights) == (1, ("int8",))
+    assert plan.layers == (1, 2, 3, 4, 5, 6)
+
+
+def test_a_target_of_an_engine_that_cannot_run_here_is_refused() -> None:
+    target: Target = load_target("server-gpu")
+    with pytest.raises(UsageError, match="tensorrt cannot be profiled"):
+        plan_for(open_checkpoint(), target)
+
+
+def test_a_plan_outside_the_checkpoint_is_refused(tasks) -> None:
+    with pytest.raises(UsageError, match="1 to 6 layers, not 7"):
+        profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, Plan((7,), (32,)))
+
+
+def test_untrained_cells_are_flagged(tasks) -> None:
+    checkpoint = open_checkpoint(trained="1:32")
+    plan = Plan((1, 2), (32,), ("fp32",), ("float32",), ((1, 8),), threads=1, repeats=3)
+    cells = profile_checkpoint(checkpoint, tasks, CALIBRATION, plan).cells
+    assert ["untrained" in cell.flags for cell in cells] == [False, True]

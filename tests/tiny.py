@@ -1,0 +1,304 @@
+"""Tiny random checkpoints of every family, built in code: no file and no network needed.
+
+``tiny_checkpoint`` writes a folder as sentence-transformers would: config, weights, tokenizer,
+modules. Weights are large and norms uneven, so that a missing layer, a skipped norm or a wrong row
+moves a vector by far more than any tolerance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+LAYERS = 4
+HIDDEN = 32
+MAX_LENGTH = 24
+TEXTS = (
+    "a cat sat on the mat",
+    "the",
+    "",
+    "two dogs ran far away from the big red house and never came back home",
+    "naive cafe 42!",
+)
+
+_BASE = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+_DECODER = {**_BASE, "num_key_value_heads": 2, "head_dim": 8}
+_T5 = {"d_model": HIDDEN, "num_layers": LAYERS, "num_heads": 4, "d_kv": 8, "d_ff": 48}
+
+# Per model type: config, kind of tokenizer.
+FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
+    "bert": (_BASE, "wordpiece"),
+    "electra": ({**_BASE, "embedding_size": 16}, "wordpiece"),
+    "distilbert": (
+        {
+            "dim": HIDDEN,
+            "n_layers": LAYERS,
+            "n_heads": 4,
+            "hidden_dim": 48,
+            "max_position_embeddings": 64,
+        },
+        "wordpiece",
+    ),
+    "nomic_bert": (_BASE, "wordpiece"),
+    "gte": (_BASE, "wordpiece"),
+    "mpnet": (_BASE, "roberta"),
+    "roberta": (_BASE, "roberta"),
+    "xlm-roberta": (_BASE, "unigram"),
+    "camembert": (_BASE, "unigram"),
+    "deberta-v2": (
+        {
+            **_BASE,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+        },
+        "unigram",
+    ),
+    "albert": ({**_BASE, "embedding_size": 16}, "unigram"),
+    "modernbert": ({**_BASE, "global_attn_every_n_layers": 3, "local_attention": 8}, "roberta"),
+    "t5": (_T5, "t5"),
+    "mt5": (_T5, "t5"),
+    "umt5": (_T5, "t5"),
+    "qwen2": (_DECODER, "decoder"),
+    "qwen3": (_DECODER, "decoder"),
+    "mistral": ({**_DECODER, "sliding_window": 8}, "decoder"),
+    "llama": (_DECODER, "decoder"),
+    "gemma3_text": (
+        {
+            **_DECODER,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        },
+        "decoder",
+    ),
+    "phi3": (_DECODER, "decoder"),
+}
+
+
+def tiny_checkpoint(
+    folder: Path,
+    model_type: str = "bert",
+    *,
+    config: Mapping[str, Any] | None = None,
+    pooling: str | Sequence[str] | None = "mean",
+    head: Sequence[torch.nn.Module] = (),
+    normalize: bool = True,
+    prompts: Mapping[str, str] | None = None,
+    padding_side: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    shard_size: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write a tiny random checkpoint and return its folder.
+
+    ``pooling=None`` leaves the sentence-transformers files out; ``shard_size`` such as "20KB"
+    splits the weights; ``head`` takes ``torch.nn.Linear``, with tanh after it, and
+    ``torch.nn.LayerNorm``.
+    """
+    settings, kind = FAMILIES[model_type]
+    tokenizer = tiny_tokenizer(kind, padding_side)
+    model = tiny_model(model_type, {**settings, **(config or {})}, tokenizer, seed).to(dtype)
+    options = {"max_shard_size": shard_size} if shard_size else {}
+    model.save_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    if pooling is not None:
+        _write_modules(
+            folder,
+            model.config.hidden_size,
+            pooling=pooling,
+            head=head,
+            normalize=normalize,
+            prompts=prompts,
+        )
+    return folder
+
+
+def tiny_model(
+    model_type: str, settings: Mapping[str, Any], tokenizer: Any, seed: int
+) -> transformers.PreTrainedModel:
+    """Return a random model whose layers, norms and biases all matter."""
+    special = {
+        name: getattr(tokenizer, name) or 0
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    }
+    config = transformers.AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer), **special, **settings
+    )
+    torch.manual_seed(seed)
+    auto = (
+        transformers.AutoModelForTextEncoding
+        if config.is_encoder_decoder
+        else transformers.AutoModel
+    )
+    model = auto.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5
+            parameter.add_(torch.randn_like(parameter) * spread)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def tiny_tokenizer(kind: str, padding_side: str | None = None) -> Any:
+    """Return a tokenizer of one kind: wordpiece, roberta, unigram, t5 or decoder."""
+    backend, specials, side = _BACKENDS[kind]()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side=padding_side or side,
+        model_max_length=MAX_LENGTH,
+        model_input_names=["input_ids", "attention_mask"],
+        **specials,
+    )
+
+
+def _letters() -> list[str]:
+    return [chr(c) for c in range(33, 127)]
+
+
+def _wordpiece() -> tuple[Tokenizer, dict[str, str], str]:
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ["the", "cat", "dog", "##s", "house", "a", "on", "sat", "mat"]
+    pieces = dict.fromkeys(specials + _letters() + ["##" + c for c in _letters()] + words)
+    backend = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return backend, dict(zip(names, specials, strict=True)), "right"
+
+
+def _bytes_bpe(specials: Sequence[str]) -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = dict.fromkeys([*specials, *alphabet, "th", "the", "at", "Ġa", "Ġthe"])
+    merges = [("t", "h"), ("th", "e"), ("a", "t"), ("Ġ", "a"), ("Ġ", "the")]
+    backend = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(s, special=True) for s in specials])
+    return backend
+
+
+def _roberta() -> tuple[Tokenizer, dict[str, str], str]:
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = _bytes_bpe(specials)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return backend, _roberta_names(), "right"
+
+
+def _roberta_names() -> dict[str, str]:
+    return {
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+
+
+def _unigram_backend(specials: Sequence[str]) -> Tokenizer:
+    pieces = [(s, 0.0) for s in specials]
+    pieces += [("▁", -3.0), ("▁the", -2.0), ("at", -2.5)] + [(c, -4.0) for c in _letters()]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=list(specials).index("<unk>")))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return backend
+
+
+def _unigram() -> tuple[Tokenizer, dict[str, str], str]:
+    backend = _unigram_backend(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return backend, _roberta_names(), "right"
+
+
+def _t5() -> tuple[Tokenizer, dict[str, str], str]:
+    backend = _unigram_backend(["<pad>", "</s>", "<unk>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return backend, {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}, "right"
+
+
+def _decoder() -> tuple[Tokenizer, dict[str, str], str]:
+    backend = _bytes_bpe(["<pad>", "<eos>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    return backend, {"pad_token": "<pad>", "eos_token": "<eos>"}, "left"
+
+
+_BACKENDS = {
+    "wordpiece": _wordpiece,
+    "roberta": _roberta,
+    "unigram": _unigram,
+    "t5": _t5,
+    "decoder": _decoder,
+}
+
+
+def _write_modules(
+    folder: Path,
+    hidden: int,
+    *,
+    pooling: str | Sequence[str],
+    head: Sequence[torch.nn.Module],
+    normalize: bool,
+    prompts: Mapping[str, str] | None,
+) -> None:
+    from sentence_transformers.sentence_transformer import modules as st
+
+    modes = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+    modules: list[Any] = [st.Pooling(hidden, pooling_mode=modes)]
+    for layer in head:
+        if isinstance(layer, torch.nn.Linear):
+            dense = st.Dense(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            dense.linear = layer
+            modules.append(dense)
+        else:
+            norm = st.LayerNorm(layer.normalized_shape[0])
+            norm.norm = layer
+            modules.append(norm)
+    if normalize:
+        modules.append(st.Normalize())
+    listed = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    ]
+    for i, module in enumerate(modules, start=1):
+        path = f"{i}_{type(module).__name__}"
+        (folder / path).mkdir()
+        module.save(str(folder / path))
+        kind = f"sentence_transformers.models.{type(module).__name__}"
+        listed.append({"idx": i, "name": str(i), "path": path, "type": kind})
+    (folder / "modules.json").write_text(json.dumps(listed))
+    settings = {"prompts": dict(prompts or {}), "default_prompt_name": None}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": MAX_LENGTH}))

@@ -1,0 +1,174 @@
+"""A tiny artifact folder made without torch: embeddings, masked mean, cut, normalise, codec."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from m2dexport.artifact import (
+    FORMAT,
+    GRAPH,
+    RANGES,
+    SPEC,
+    TOKENIZER,
+    ArtifactSpec,
+    space_id_of_artifact,
+)
+from m2dexport.codecs import Ranges, VectorPrecision
+
+HIDDEN = 16
+_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:!?'-今日天"
+VOCABULARY = (*_SPECIALS, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), "find", "guitar")
+
+
+def tiny_spec(
+    *,
+    dim: int = 12,
+    weights: str = "fp32",
+    vectors: VectorPrecision = "float32",
+    prompts: dict[str, str] | None = None,
+    default_prompt: str | None = None,
+    max_length: int = 16,
+    batch_invariant: bool = True,
+) -> ArtifactSpec:
+    return ArtifactSpec(
+        format=FORMAT,
+        engine="onnx",
+        layers=1,
+        dim=dim,
+        weights=weights,
+        vectors=vectors,
+        pooling=["mean"],
+        final_norm="none",
+        prompts={"query": "find: ", "document": ""} if prompts is None else prompts,
+        default_prompt=default_prompt,
+        max_length=max_length,
+        pad_id=0,
+        batch_invariant=batch_invariant,
+        trained=None,
+        space_id="",
+        parity={"max_difference": 0.0},
+        coverage=1.0,
+        provenance={"sub_model": "0" * 64, "m2dexport": "0.1.0"},
+    )
+
+
+def tiny_artifact(folder: Path, spec: ArtifactSpec | None = None, *, seed: int = 0) -> Path:
+    """Write an artifact folder; another seed gives another valid model of the same shape."""
+    spec = spec or tiny_spec()
+    ranges = tiny_ranges(spec.dim) if spec.vectors == "int8" else None
+    tokenizer_json = tiny_tokenizer(spec.max_length)
+    spec = replace(spec, provenance={**spec.provenance, "sub_model": f"seed {seed}"})
+    spec = replace(spec, space_id=space_id_of_artifact(spec, ranges, tokenizer_json))
+    folder.mkdir(parents=True)
+    (folder / GRAPH).write_bytes(tiny_graph(spec.dim, spec.vectors, ranges, seed=seed))
+    (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+    (folder / SPEC).write_text(spec.to_json(), encoding="utf-8")
+    if ranges:
+        (folder / RANGES).write_text(ranges.to_json(), encoding="utf-8")
+    return folder
+
+
+def tiny_ranges(dim: int) -> Ranges:
+    high = np.linspace(0.3, 0.5, dim, dtype=np.float32)
+    return Ranges(-high, high)
+
+
+def tiny_tokenizer(max_length: int) -> str:
+    """A lowercasing character WordPiece with [CLS] and [SEP] that cuts at ``max_length``."""
+    ids = {piece: index for index, piece in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(max_length)
+    return str(tokenizer.to_str())
+
+
+def tiny_graph(
+    dim: int, vectors: VectorPrecision, ranges: Ranges | None, *, seed: int = 0
+) -> bytes:
+    """The graph's bytes: input_ids and attention_mask to sentence_embedding."""
+    rng = np.random.default_rng(seed)
+    constants: dict[str, NDArray[np.generic]] = {
+        "table": rng.standard_normal((len(VOCABULARY), HIDDEN)).astype(np.float32),
+        "last": np.array([-1]),
+        "tokens": np.array([1]),
+        "start": np.array([0]),
+        "end": np.array([dim]),
+        "epsilon": np.array(1e-12, dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["states"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+        helper.make_node("Mul", ["states", "column"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "tokens"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "tokens"], ["count"], keepdims=1),
+        helper.make_node("Div", ["sum", "count"], ["pooled"]),
+        helper.make_node("Slice", ["pooled", "start", "end", "tokens"], ["cut"]),
+        helper.make_node("ReduceL2", ["cut", "last"], ["norm"], keepdims=1),
+        helper.make_node("Max", ["norm", "epsilon"], ["safe"]),
+        helper.make_node("Div", ["cut", "safe"], ["vector"]),
+    ]
+    codec_nodes, codec_constants, dtype, width = _codec(dim, vectors, ranges)
+    constants |= codec_constants
+    graph = helper.make_graph(
+        nodes + codec_nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("sentence_embedding", dtype, ["batch", width])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _codec(
+    dim: int, vectors: VectorPrecision, ranges: Ranges | None
+) -> tuple[list[onnx.NodeProto], dict[str, NDArray[np.generic]], int, int]:
+    out = ["sentence_embedding"]
+    if vectors == "float32":
+        return [helper.make_node("Identity", ["vector"], out)], {}, TensorProto.FLOAT, dim
+    if vectors == "int8":
+        assert ranges is not None
+        constants: dict[str, NDArray[np.generic]] = {
+            "low": ranges.low,
+            "step": ranges.step,
+            "first": np.array(0, dtype=np.float32),
+            "final": np.array(255, dtype=np.float32),
+            "zero": np.array(128, dtype=np.float32),
+        }
+        nodes = [
+            helper.make_node("Sub", ["vector", "low"], ["offset"]),
+            helper.make_node("Div", ["offset", "step"], ["level"]),
+            helper.make_node("Floor", ["level"], ["floored"]),
+            helper.make_node("Clip", ["floored", "first", "final"], ["clipped"]),
+            helper.make_node("Sub", ["clipped", "zero"], ["code"]),
+            helper.make_node("Cast", ["code"], out, to=TensorProto.INT8),
+        ]
+        return nodes, constants, TensorProto.INT8, dim
+    index = np.arange(dim)
+    powers = np.zeros((dim, -(-dim // 8)), dtype=np.float32)
+    powers[index, index // 8] = 2.0 ** (7 - index % 8)
+    nodes = [
+        helper.make_node("Greater", ["vector", "sign"], ["bits"]),
+        helper.make_node("Cast", ["bits"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["floats", "powers"], ["packed"]),
+        helper.make_node("Cast", ["packed"], out, to=TensorProto.UINT8),
+    ]
+    sign = np.array(0, dtype=np.float32)
+    return nodes, {"powers": powers, "sign": sign}, TensorProto.UINT8, powers.shape[1]
