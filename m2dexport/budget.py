@@ -174,7 +174,8 @@ def select_cell(profile: Profile, budget: Budget) -> Selection:
     if not fitting:
         nearest = min(ranked, key=lambda cell: max(limit.excess(cell) for limit in limits))
         missed = "; ".join(
-            f"{limit.key} is {limit.values[nearest.id]:.4g} where {limit.limit:g} is allowed"
+            f"{limit.key} is {limit.values[nearest.id]:.4g} where {limit.limit:g} is "
+            f"{'allowed' if limit.sign > 0 else 'needed'}"
             for limit in limits
             if limit.excess(nearest) > 0
         )

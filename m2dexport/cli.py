@@ -35,6 +35,16 @@ class _Group(click.Group):
         except M2DError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            click.echo(f"Error: {_sentence(error)}", err=True)
+            ctx.exit(1)
+
+
+def _sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."
 
 
 def _show_warning(
@@ -199,9 +209,8 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
 @click.option(
     "--out",
     type=_PATH,
-    default=Path("sub-models"),
-    show_default=True,
-    help="Folder that gets one sub-model a (layers, dim), named as in 6x128.",
+    help="Folder of the sub-model; of a grid, each is a folder in it, as in 6x128.  "
+    "[default: sub-model-6x128; sub-models]",
 )
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type to store.")
 @click.option(
@@ -214,7 +223,7 @@ def slice_command(
     model: str | None,
     layers: tuple[int, ...],
     dim: tuple[int, ...],
-    out: Path,
+    out: Path | None,
     dtype: str | None,
     final_norm: Any,
     as_json: bool,
@@ -229,6 +238,8 @@ def slice_command(
     """
     from m2dexport.slicing import slice_grid
 
+    one = f"sub-model-{layers[0]}x{dim[0]}"
+    out = out or Path("sub-models" if len(layers) * len(dim) > 1 else one)
     sub_models = slice_grid(
         _open(model, options), layers, dim, out, dtype=dtype, final_norm=final_norm
     )
@@ -408,9 +419,12 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
 @cli.command()
 @click.argument("source", type=_PATH, metavar="ARTIFACT|PROFILE.JSON")
 @click.option("--cell", metavar="ID", help="With a profile: the cell to build, as select names it.")
+@_calibration_option
 @click.option("--out", type=_PATH, required=True, metavar="FILE.m2d", help="Bundle to write.")
 @_json_option
-def bundle(source: Path, cell: str | None, out: Path, as_json: bool) -> None:
+def bundle(
+    source: Path, cell: str | None, calibration: Path | None, out: Path, as_json: bool
+) -> None:
     """Pack an artifact, or build and pack a profile's cell, into one archive for the device.
 
     \b
@@ -423,7 +437,10 @@ def bundle(source: Path, cell: str | None, out: Path, as_json: bool) -> None:
 
     if source.is_dir() == (cell is not None):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
-    info = write_bundle(source, out) if cell is None else bundle_cell(source, cell, out)
+    if cell is None:
+        info = write_bundle(source, out)
+    else:
+        info = bundle_cell(source, cell, out, calibration=_texts(calibration))
     if as_json:
         _print_json(asdict(info))
     else:
@@ -510,3 +527,7 @@ def main() -> None:
     """Run the command line; a termination signal cleans up as an error does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from m2dexport.build import build_artifact
 from m2dexport.bundle import BundleInfo, write_bundle
 from m2dexport.checkpoint import open_checkpoint, weights_sha256
+from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.errors import UsageError
 from m2dexport.files import require_new
 from m2dexport.manifest import read_profile
 
 
-def bundle_cell(profile_path: Path, cell_id: str, out: Path) -> BundleInfo:
+def bundle_cell(
+    profile_path: Path, cell_id: str, out: Path, *, calibration: Sequence[str] | None = None
+) -> BundleInfo:
     """Build the artifact of one cell of a profile, and pack it.
 
     Args:
         profile_path: a profile.json.
         cell_id: such as "4x128-int8-int8"; ``select`` names one.
         out: the bundle to write; it must not exist.
+        calibration: the texts that the profile was calibrated with; None: the shipped ones.
 
     Raises:
-        UsageError: when the profile has no such cell, or the checkpoint that it measured is gone
-            or has changed since.
+        UsageError: when the profile has no such cell, the checkpoint that it measured is gone or
+            has changed since, or its calibration texts were others.
         ParityError: when the artifact does not reproduce the torch original.
     """
     require_new(out)
@@ -36,6 +41,10 @@ def bundle_cell(profile_path: Path, cell_id: str, out: Path) -> BundleInfo:
             f"the weights of {named or 'the shipped checkpoint'} are not those that "
             f"{profile_path} measured; profile again."
         )
+    if texts_sha256(calibration or calibration_texts()) != profile.calibration_sha256:
+        raise UsageError(
+            f"{profile_path} was calibrated with other texts; name the same file by --calibration."
+        )
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         artifact = build_artifact(
             checkpoint,
@@ -44,5 +53,6 @@ def bundle_cell(profile_path: Path, cell_id: str, out: Path) -> BundleInfo:
             Path(scratch) / "artifact",
             weights=cell.weights,
             vectors=cell.vectors,
+            calibration=calibration,
         )
         return write_bundle(artifact.path, out)

@@ -8,9 +8,9 @@ vector precision: the quality surface costs one full-depth encode of the texts p
 from __future__ import annotations
 
 import datetime
-import hashlib
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from m2dexport.budget import LATENCY_NOISE, QUALITY_NOISE, Target, frontier
 from m2dexport.build import WEIGHT_PRECISIONS, default_prompt, pad_id, tokenizer_of, tool_versions
 from m2dexport.checkpoint import Checkpoint, weights_sha256
 from m2dexport.codecs import VECTOR_PRECISIONS, VectorPrecision
+from m2dexport.data import texts_sha256
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.errors import UsageError
 from m2dexport.export import graph_from_checkpoint
@@ -39,7 +40,7 @@ from m2dexport.quality import Task, evaluate
 from m2dexport.reference import Reference
 from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.runtime import encode_tokens, load_tokenizer
-from m2dexport.slicing import slice_checkpoint
+from m2dexport.slicing import UntrainedWarning, slice_checkpoint
 from m2dexport.weights import WeightPrecision, quantize_weights
 
 Floats = NDArray[np.float32]
@@ -148,7 +149,7 @@ def profile_checkpoint(
             )
             for task in tasks
         ),
-        calibration_sha256=hashlib.sha256("\n".join(calibration).encode()).hexdigest(),
+        calibration_sha256=texts_sha256(calibration),
         reference=_reference_id(plan),
         latency_shape=manifest.Shape(batch=batch, sequence=sequence),
         seconds=measured.seconds,
@@ -234,7 +235,10 @@ class _Corpus:
 
 
 def _export(checkpoint: Checkpoint, folder: Path, plan: Plan) -> _Source:
-    full = slice_checkpoint(checkpoint, checkpoint.layers, checkpoint.dim, folder)
+    with warnings.catch_warnings():
+        # The profile flags every untrained cell; this one slice stands for all of them.
+        warnings.simplefilter("ignore", UntrainedWarning)
+        full = slice_checkpoint(checkpoint, checkpoint.layers, checkpoint.dim, folder)
     graph = graph_from_checkpoint(full, plan.layers)
     fuse_for_onnxruntime(graph)
     tokenizer_json = tokenizer_of(full)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_artifact import tiny_artifact
+from tiny_artifact import tiny_artifact, tiny_spec
 
 from m2dexport.engines.onnxruntime import CPU, usable_cores
 from m2dexport.errors import M2DError
@@ -15,7 +16,7 @@ from m2dexport.latency import measure_footprint, measure_latency
 
 def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
     graphs = {
-        name: tiny_artifact(tmp_path / name, dim=dim) / "model.onnx"
+        name: tiny_artifact(tmp_path / name, tiny_spec(dim=dim)) / "model.onnx"
         for name, dim in (("a", 8), ("b", 12))
     }
     steps = []
@@ -51,8 +52,6 @@ def test_a_process_that_fails_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity masks are Linux's")
 def test_never_more_threads_than_the_affinity_mask_allows() -> None:
-    import os
-
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from m2dexport import codecs, sweep
 from m2dexport.budget import Target, load_target
@@ -95,8 +96,6 @@ def test_a_cell_promises_what_its_artifact_keeps(profile, tasks, tmp_path: Path,
         ranges = codecs.ranges_from_json((artifact.path / "ranges.json").read_text())
         floats = [codecs.normalize(codecs.decode_int8(c, ranges)) for c in codes]
         similarity = (floats[0] * floats[1]).sum(axis=1)
-    from scipy.stats import spearmanr
-
     points = 100 * spearmanr(similarity, sts.scores).statistic
     assert cell.quality["sts/spearman"] == pytest.approx(points, abs=0.05)
 
@@ -112,7 +111,9 @@ def test_the_quality_surface_is_one_pass_per_weight_precision(tasks, monkeypatch
         return run(session, input_ids, mask)
 
     monkeypatch.setattr(sweep.engine, "run", counting)
-    monkeypatch.setattr(sweep, "measure_latency", lambda graphs, *_, **__: dict.fromkeys(graphs, ()))
+    monkeypatch.setattr(
+        sweep, "measure_latency", lambda graphs, *_, **__: dict.fromkeys(graphs, ())
+    )
     monkeypatch.setattr(sweep, "measure_footprint", lambda *_, **__: None)
     monkeypatch.setattr(sweep, "_cells", lambda *_: ())
     profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, PLAN)

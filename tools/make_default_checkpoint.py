@@ -82,6 +82,7 @@ def prune(folder: Path, texts: list[str], size: int) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"vocab_size": len(pieces), "pad_token_id": new["[PAD]"]}
+    config["dtype"] = "float32"  # what to compute in: loaders would otherwise run fp16 on a CPU
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

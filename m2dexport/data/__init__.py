@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from m2dexport.errors import UsageError
@@ -38,3 +40,8 @@ def read_texts(path: Path) -> tuple[str, ...]:
     if not texts:
         raise UsageError(f"{path} holds no text; it needs one text a line.")
     return texts
+
+
+def texts_sha256(texts: Sequence[str]) -> str:
+    """Return the hash by which a manifest names calibration texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

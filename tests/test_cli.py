@@ -1,0 +1,302 @@
+"""What users do, as they do it: through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from sentence_transformers import SentenceTransformer
+from tiny_artifact import tiny_artifact
+from tiny_profile import cell, profile
+
+from m2dexport import __version__
+from m2dexport.cli import cli
+from m2dexport.data import default_task_paths
+from m2dexport.manifest import write_profile
+
+STSB = default_task_paths()[0]
+COMMANDS = (
+    ("inspect", "slice", "build", "quantize", "profile"),
+    ("select", "bundle", "verify", "encode"),
+)
+TEXTS = ["A man is playing a guitar.", "", "naïve café 😀", "a long text " * 60]
+
+
+def m2d(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
+
+
+def succeeds(*arguments: object, stdin: str | None = None) -> Result:
+    result = m2d(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(code: int, *arguments: object) -> str:
+    """Run a command that must fail; return its one sentence."""
+    result = m2d(*arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    sentences = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(sentences) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return sentences[0]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("eval") / "pairs.tsv"
+    path.write_text("".join(STSB.read_text(encoding="utf-8").splitlines(keepends=True)[:60]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("target") / "small.toml"
+    path.write_text(
+        'description = "two cells"\nengine = "onnx"\nprovider = "CPUExecutionProvider"\n'
+        'threads = 1\n[grid]\nlayers = [2]\ndims = [64]\nweights = ["fp32"]\n'
+        'vectors = ["float32", "ubinary"]\n[latency]\nshapes = [[1, 8]]\n'
+    )
+    return path
+
+
+@pytest.mark.parametrize("command", [name for names in COMMANDS for name in names])
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    out = succeeds(command, "--help").output
+    assert "Example" in out
+    assert f"m2dexport {command}" in out or f"| m2dexport {command}" in out
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert succeeds("--version").output.strip().endswith(__version__)
+
+
+def test_from_checkpoint_to_vectors(tmp_path, monkeypatch, evaluation, target) -> None:
+    """profile, select, bundle, verify, encode; and the sub-model gives the same vectors."""
+    monkeypatch.chdir(tmp_path)
+    out = succeeds("profile", "--eval", evaluation, "--target", target, "--out", "p").output
+    assert "2x64-fp32-float32" in out
+    assert "frontier.png" in out
+    chosen = json.loads(succeeds("select", "p/profile.json", "--size-mb", 90, "--json").output)
+    assert chosen["cell"]["id"] == "2x64-fp32-float32"
+    assert "Next: m2dexport bundle" in succeeds("select", "p/profile.json", "--size-mb", 90).output
+    name = ["--cell", chosen["cell"]["id"]]
+    assert "space " in succeeds("bundle", "p/profile.json", *name, "--out", "edge.m2d").output
+    assert succeeds("verify", "edge.m2d").output
+    Path("texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    succeeds("encode", "edge.m2d", "--in", "texts.txt", "--out", "vectors.npy")
+    succeeds("slice", "--layers", 2, "--dim", 64)
+    model = SentenceTransformer("sub-model-2x64", device="cpu")
+    np.testing.assert_allclose(np.load("vectors.npy"), model.encode(TEXTS), atol=1e-4)
+    lines = succeeds("encode", "edge.m2d", stdin="A man is playing a guitar.\n").stdout
+    first = json.loads(lines.splitlines()[0])
+    assert len(first.get("vector") or first.get("embedding")) == 64
+
+
+def test_several_values_slice_a_grid(tmp_path: Path, bert: Path) -> None:
+    out = tmp_path / "grid"
+    arguments = ["--model", bert, "--layers", "1,3", "--dim", "8,32", "--out", out]
+    found = json.loads(succeeds("slice", *arguments, "--json").stdout)
+    assert [(item["layers"], item["dim"]) for item in found] == [(1, 8), (1, 32), (3, 8), (3, 32)]
+    assert sorted(path.name for path in out.iterdir()) == ["1x32", "1x8", "3x32", "3x8"]
+
+
+def test_build_then_quantize(tmp_path: Path, bert: Path) -> None:
+    out = succeeds("build", "--model", bert, "--layers", 2, "--out", tmp_path / "a").output
+    assert "parity with torch" in out
+    found = json.loads(
+        succeeds(
+            *("quantize", tmp_path / "a", "--vectors", "ubinary", "--weights", "fp16"),
+            *("--out", tmp_path / "b", "--json"),
+        ).stdout
+    )
+    assert (found["spec"]["weights"], found["spec"]["vectors"]) == ("fp16", "ubinary")
+
+
+def test_inspect_says_what_a_checkpoint_is(bert: Path) -> None:
+    out = succeeds("inspect").output
+    for fact in ("bert", "trained grid", "pooling", "mean", "384"):
+        assert fact in out
+    found = json.loads(succeeds("inspect", "--model", bert, "--json").stdout)
+    assert [depth["layers"] for depth in found["depths"]] == [1, 2, 3, 4]
+    assert found["prompts"] == {"query": "find: ", "document": ""}
+
+
+def test_a_path_that_is_no_model(tmp_path: Path) -> None:
+    for arguments in (["slice", "--layers", 1, "--dim", 8], ["profile"], ["inspect"]):
+        sentence = refused(1, *arguments, "--model", tmp_path)
+        assert str(tmp_path) in sentence
+    refused(2, "inspect", "--model", tmp_path / "missing")
+
+
+def test_a_pickled_checkpoint(tmp_path: Path, bert: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(bert, tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "pickled" / "pytorch_model.bin")
+    weights.unlink()
+    assert "--allow-pickle" in refused(1, "inspect", "--model", tmp_path / "pickled")
+    succeeds("inspect", "--model", tmp_path / "pickled", "--allow-pickle")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, 0.5, 0.999])
+def test_a_truncated_or_corrupt_safetensors_file(tmp_path: Path, bert: Path, keep) -> None:
+    shutil.copytree(bert, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: keep if keep > 1 else int(len(content) * keep)])
+    out = tmp_path / "out"
+    sentence = refused(
+        1, "slice", "--model", tmp_path / "model", "--layers", 1, "--dim", 8, "--out", out
+    )
+    assert "model.safetensors" in sentence
+    assert not out.exists() or not any(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("layers", "dim", "message"),
+    [(0, 8, "layers"), (9, 8, "layers"), (1, 0, "dim"), (1, 33, "dim"), ("1,9", 8, "layers")],
+)
+@pytest.mark.parametrize("command", ["slice", "build"])
+def test_layers_and_dims_out_of_range(tmp_path, bert, command, layers, dim, message) -> None:
+    if command == "build" and isinstance(layers, str):
+        pytest.skip("build takes one depth")
+    arguments = ["--model", bert, "--layers", layers, "--dim", dim, "--out", tmp_path / "out"]
+    assert message in refused(2, command, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_key_in_a_target(tmp_path: Path) -> None:
+    target = tmp_path / "mine.toml"
+    target.write_text('description = "x"\nengine = "onnx"\nprovider = "p"\nthreds = 1\n')
+    sentence = refused(2, "profile", "--target", target, "--out", tmp_path / "p")
+    assert "threds" in sentence
+    assert "threads" in sentence
+    write_profile(profile(cell()), tmp_path / "profile.json")
+    refused(2, "select", tmp_path / "profile.json", "--target", target)
+
+
+def test_evaluation_data_that_is_empty_or_no_number(tmp_path: Path) -> None:
+    (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "words.tsv").write_text("five\ta\tb\n")
+    for name in ("empty.tsv", "words.tsv"):
+        assert name in refused(2, "profile", "--eval", tmp_path / name, "--out", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_budget_that_nothing_fits_names_the_nearest_cell(tmp_path: Path) -> None:
+    write_profile(profile(cell(p95_ms=9.0)), tmp_path / "profile.json")
+    assert cell().id in refused(1, "select", tmp_path / "profile.json", "--p95-ms", 1)
+    refused(2, "select", tmp_path / "profile.json")
+
+
+def test_a_bundle_with_one_byte_flipped(tmp_path: Path) -> None:
+    succeeds("bundle", tiny_artifact(tmp_path / "artifact"), "--out", tmp_path / "a.m2d")
+    content = bytearray((tmp_path / "a.m2d").read_bytes())
+    for place in (10, len(content) // 2, len(content) - 600):
+        content[place] ^= 1
+        (tmp_path / "b.m2d").write_bytes(content)
+        content[place] ^= 1
+        refused(1, "verify", tmp_path / "b.m2d")
+        refused(1, "encode", tmp_path / "b.m2d", "--in", __file__, "--out", tmp_path / "v.npy")
+    assert not (tmp_path / "v.npy").exists()
+
+
+def test_a_cell_of_a_checkpoint_that_has_changed(tmp_path: Path) -> None:
+    write_profile(profile(cell()), tmp_path / "profile.json")
+    arguments = ["bundle", tmp_path / "profile.json", "--cell", cell().id]
+    assert "profile again" in refused(2, *arguments, "--out", tmp_path / "x.m2d")
+    assert not (tmp_path / "x.m2d").exists()
+
+
+def test_outputs_are_never_overwritten(tmp_path: Path, bert: Path) -> None:
+    (tmp_path / "1x8").mkdir()
+    arguments = ["slice", "--model", bert, "--layers", 1, "--dim", 8, "--out", tmp_path]
+    assert "already exists" in refused(2, *arguments)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX's")
+def test_a_full_disk_leaves_nothing(tmp_path: Path, bert: Path) -> None:
+    """A limit on the size of written files fails as a full disk does, in the middle of a write."""
+    limit = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
+        "from m2dexport.cli import main; main()"
+    )
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            limit,
+            "slice",
+            "--model",
+            bert,
+            "--layers",
+            "4",
+            "--dim",
+            "32",
+            "--out",
+            tmp_path / "out",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "could not be written" in ran.stderr
+    assert not list((tmp_path / "out").glob("**/*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_kill_during_work_leaves_nothing(tmp_path: Path, by: signal.Signals) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "m2dexport.cli", "build", "--out", tmp_path / "out"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # The scratch folder appears once work has begun.
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((tmp_path / "tmp").glob("m2dexport-*")):
+        time.sleep(0.05)
+    process.send_signal(by)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    assert not list((tmp_path / "tmp").glob("m2dexport-*"))
+
+
+def test_profile_draws_no_bars_into_a_pipe(tmp_path: Path, evaluation: Path, target: Path) -> None:
+    result = succeeds(
+        "profile", "--eval", evaluation, "--target", target, "--out", tmp_path / "p", "--json"
+    )
+    assert result.stderr == ""
+    assert len(json.loads(result.stdout)["cells"]) == 2
+
+
+def test_slicing_the_shipped_checkpoint_as_typed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    succeeds("slice", "--layers", 6, "--dim", 128)
+    config = json.loads(Path("sub-model-6x128/config.json").read_text())
+    assert config["num_hidden_layers"] == 6
+    succeeds("slice", "--layers", "2,4,6", "--dim", "64,128")
+    assert len(list(Path("sub-models").iterdir())) == 6

@@ -1,0 +1,60 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tiny_profile import cell, profile
+
+from m2dexport.budget import Budget, select_cell
+from m2dexport.report import (
+    plot_frontier,
+    print_profile,
+    print_selection,
+    write_report,
+)
+
+CELLS = (
+    cell(6, 384, quality=90.0, p50_ms=6.0),
+    cell(6, 128, "int8", quality=89.0, p50_ms=3.0, flags=("untrained",)),
+    cell(2, 64, "int8", quality=70.0, p50_ms=1.0),
+    cell(1, 64, "int8", quality=60.0, p50_ms=2.0, on_frontier=False),
+)
+
+
+def test_the_table_has_the_frontier_best_first_and_says_where_the_rest_is(capsys) -> None:
+    print_profile(profile(*CELLS))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("a processor (avx2), 2 threads; latency of 1 text of 16 tokens")
+    assert [line.split()[0] for line in lines[2:5]] == [c.id for c in CELLS[:3]]
+    assert "untrained" in lines[3]
+    assert lines[5].startswith("3 of 4 cells are on the Pareto frontier")
+
+
+def test_a_selection_names_cell_limit_and_next_command(capsys) -> None:
+    print_selection(select_cell(profile(*CELLS), Budget(p50_ms=4)), Path("profile.json"))
+    out = capsys.readouterr().out
+    assert out.startswith("6x128-int8-float32: mean 89.00, p50 3.00 ms")
+    assert "[untrained]" in out
+    assert "p50_ms binds: without it, 6x384-fp32-float32 is better." in out
+    assert "m2dexport bundle profile.json --cell 6x128-int8-float32" in out
+
+
+def test_the_picture_has_every_cell_and_labels_the_frontier() -> None:
+    axes = plot_frontier(profile(*CELLS)).axes[0]
+    drawn = sum(len(points.get_offsets()) for points in axes.collections)
+    assert drawn == len(CELLS)
+    assert [text.get_text() for text in axes.texts] == ["2x64", "6x128", "6x384"]
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {
+        "fp32",
+        "int8",
+        "frontier",
+    }
+
+
+def test_the_report_is_a_manifest_and_two_pictures(tmp_path: Path) -> None:
+    written = write_report(profile(*CELLS), tmp_path / "profile")
+    assert [path.name for path in written] == ["profile.json", "frontier.png", "frontier.svg"]
+    assert written[1].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in written[2].read_bytes()
+    assert sorted((tmp_path / "profile").iterdir()) == sorted(written)

@@ -1,0 +1,79 @@
+"""Profiles made up for tests of what reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from m2dexport import manifest
+from m2dexport.manifest import Cell, Profile, cell_id
+
+
+def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -> Cell:
+    """Return a cell; what is not given is of no interest to the test."""
+    vectors = values.pop("vectors", "float32")
+    quality = values.pop("quality", 80.0)
+    facts = {
+        "id": cell_id(layers, dim, weights, vectors),
+        "layers": layers,
+        "dim": dim,
+        "weights": weights,
+        "vectors": vectors,
+        "engine": "onnx",
+        "provider": "CPUExecutionProvider",
+        "quality": {"sts/spearman": quality, "sts/pearson": quality - 1},
+        "mean_quality": quality,
+        "retention": quality / 100,
+        "latency": [{"batch": 1, "sequence": 16, "p50_ms": 1.0, "p95_ms": 2.0, "runs": 30}],
+        "p50_ms": 1.0,
+        "p95_ms": 2.0,
+        "load_ms": 10.0,
+        "size_bytes": 10_000_000,
+        "peak_memory_bytes": 100_000_000,
+        "bytes_per_vector": 256,
+        "flags": (),
+        "on_frontier": True,
+    }
+    return Cell.model_validate({**facts, **values})
+
+
+def profile(*cells: Cell) -> Profile:
+    """Return a profile of these cells."""
+    return Profile.model_validate(
+        {
+            "format": manifest.FORMAT,
+            "created": "2026-01-01T00:00:00+00:00",
+            "tools": {"m2dexport": "0.1.0"},
+            "machine": {
+                "cpu": "a processor",
+                "flags": ["avx2"],
+                "cores": 2,
+                "threads": 2,
+                "memory_bytes": 8_000_000_000,
+                "os": "Linux",
+                "python": "3.12.0",
+            },
+            "checkpoint": {
+                "model": None,
+                "sha256": "0" * 64,
+                "model_type": "bert",
+                "layers": 6,
+                "dim": 384,
+                "trained": [[6, 384]],
+                "pooling": None,
+            },
+            "tasks": [
+                {
+                    "name": "sts",
+                    "kind": "sts",
+                    "main_metric": "spearman",
+                    "texts": 10,
+                    "sha256": "0" * 64,
+                }
+            ],
+            "calibration_sha256": "0" * 64,
+            "reference": cells[0].id,
+            "latency_shape": {"batch": 1, "sequence": 16},
+            "seconds": {"export": 1.0},
+            "cells": cells,
+        }
+    )

@@ -1,0 +1,11 @@
+"""Write the JSON Schema of profile.json, which ships in the package.
+
+python tools/make_schema.py > m2dexport/data/profile.schema.json
+"""
+
+import json
+
+from m2dexport.manifest import profile_schema
+
+if __name__ == "__main__":
+    print(json.dumps(profile_schema(), indent=2, sort_keys=True))
