@@ -433,13 +433,14 @@ def bundle(
       m2dexport bundle profile/profile.json --cell 4x128-int8-int8 --out edge.m2d
     """
     from m2dexport.bundle import write_bundle
-    from m2dexport.deploy import bundle_cell
 
     if source.is_dir() == (cell is not None):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
     if cell is None:
         info = write_bundle(source, out)
     else:
+        from m2dexport.deploy import bundle_cell  # needs torch; packing an artifact does not
+
         info = bundle_cell(source, cell, out, calibration=_texts(calibration))
     if as_json:
         _print_json(asdict(info))

@@ -1,0 +1,65 @@
+"""Put a profile's table into README.md, between the marks of its comment.
+
+python tools/readme_profile.py profile/profile.json
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from m2dexport.manifest import Cell, Profile, read_profile
+
+README = Path(__file__).parent.parent / "README.md"
+MARK = "<!-- profile -->"
+END = "<!-- end of profile -->"
+
+
+def rows(profile: Profile) -> list[Cell]:
+    """Return the unquantized reference, then the frontier's best cell of each depth and vectors."""
+    best: dict[tuple[int, str], Cell] = {}
+    for cell in sorted(profile.cells, key=lambda cell: -cell.mean_quality):
+        if cell.on_frontier and cell.weights == "int8":
+            best.setdefault((cell.layers, cell.vectors), cell)
+    return [profile.cell(profile.reference), *best.values()]
+
+
+def section(profile: Profile) -> str:
+    """Return the table and where it was measured."""
+    mains = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
+    head = ["cell", *mains, "p50 ms", "p95 ms", "MB", "peak MB", "bytes/vector"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for cell in rows(profile):
+        values = [
+            cell.id,
+            *(f"{cell.quality[name]:.2f}" for name in mains),
+            f"{cell.p50_ms:.2f}",
+            f"{cell.p95_ms:.2f}",
+            f"{cell.size_bytes / 1e6:.1f}",
+            f"{cell.peak_memory_bytes / 1e6:.0f}",
+            str(cell.bytes_per_vector),
+        ]
+        lines.append(f"| {' | '.join(values)} |")
+    machine, shape = profile.machine, profile.latency_shape
+    return (
+        f"What `m2dexport profile` measured of the checkpoint that ships, {len(profile.cells)} cells "
+        f"in {sum(profile.seconds.values()):.0f} s: the\nunquantized reference, and on the frontier "
+        "the best int8 cell of each depth and vector precision.\n\n"
+        + "\n".join(lines)
+        + f"\n\n{machine.cpu}, {machine.threads} threads ({' '.join(machine.flags)});\nlatency of "
+        f"{shape.batch} text of {shape.sequence} tokens, without tokenization."
+    )
+
+
+def main() -> None:
+    """Replace the section in place."""
+    profile = read_profile(Path(sys.argv[1]))
+    text = README.read_text(encoding="utf-8")
+    text = re.sub(f"{MARK}.*?{END}", MARK, text, flags=re.S)
+    README.write_text(
+        text.replace(MARK, f"{MARK}\n{section(profile)}\n{END}"),
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    main()
