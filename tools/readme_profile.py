@@ -15,12 +15,12 @@ END = "<!-- end of profile -->"
 
 
 def rows(profile: Profile) -> list[Cell]:
-    """Return the unquantized reference, then the frontier's best cell of each depth and vectors."""
+    """Return the unquantized reference, then the best int8 cell of each depth and vectors."""
     best: dict[tuple[int, str], Cell] = {}
     for cell in sorted(profile.cells, key=lambda cell: -cell.mean_quality):
-        if cell.on_frontier and cell.weights == "int8":
+        if cell.weights == "int8" and cell.vectors != "float32":
             best.setdefault((cell.layers, cell.vectors), cell)
-    return [profile.cell(profile.reference), *best.values()]
+    return [profile.cell(profile.reference), *(best[key] for key in sorted(best, reverse=True))]
 
 
 def section(profile: Profile) -> str:
@@ -40,10 +40,11 @@ def section(profile: Profile) -> str:
         ]
         lines.append(f"| {' | '.join(values)} |")
     machine, shape = profile.machine, profile.latency_shape
+    seconds = sum(profile.seconds.values())
     return (
-        f"What `m2dexport profile` measured of the checkpoint that ships, {len(profile.cells)} cells "
-        f"in {sum(profile.seconds.values()):.0f} s: the\nunquantized reference, and on the frontier "
-        "the best int8 cell of each depth and vector precision.\n\n"
+        "What `m2dexport profile` measured of the checkpoint that ships, "
+        f"{len(profile.cells)} cells in {seconds:.0f} s: the\nunquantized reference, and the best "
+        "int8 cell of each depth with int8 and with one-bit vectors.\n\n"
         + "\n".join(lines)
         + f"\n\n{machine.cpu}, {machine.threads} threads ({' '.join(machine.flags)});\nlatency of "
         f"{shape.batch} text of {shape.sequence} tokens, without tokenization."
