@@ -166,6 +166,25 @@ def _progress() -> Iterator[OnProgress]:
         yield update
 
 
+@contextmanager
+def _busy(what: str) -> Iterator[None]:
+    """Show on a terminal that work of an unknown length goes on."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{what} ..."):
+        yield
+
+
+def _count_texts(done: int) -> None:
+    """Show on a terminal how far encode is; plain, since a device need not have rich."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{done:,} texts", nl=False, err=True)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="m2dexport")
 def cli() -> None:
@@ -240,9 +259,9 @@ def slice_command(
 
     one = f"sub-model-{layers[0]}x{dim[0]}"
     out = out or Path("sub-models" if len(layers) * len(dim) > 1 else one)
-    sub_models = slice_grid(
-        _open(model, options), layers, dim, out, dtype=dtype, final_norm=final_norm
-    )
+    checkpoint = _open(model, options)
+    with _busy("Slicing"):
+        sub_models = slice_grid(checkpoint, layers, dim, out, dtype=dtype, final_norm=final_norm)
     if as_json:
         _print_json([{"layers": n.layers, "dim": n.dim, "path": n.path} for n in sub_models])
     else:
@@ -284,15 +303,16 @@ def build(
     from m2dexport.build import build_artifact
 
     checkpoint = _open(model, options)
-    artifact = build_artifact(
-        checkpoint,
-        checkpoint.layers if layers is None else layers,
-        checkpoint.dim if dim is None else dim,
-        out,
-        weights=weights,
-        vectors=vectors,
-        calibration=_texts(calibration),
-    )
+    with _busy("Building"):
+        artifact = build_artifact(
+            checkpoint,
+            checkpoint.layers if layers is None else layers,
+            checkpoint.dim if dim is None else dim,
+            out,
+            weights=weights,
+            vectors=vectors,
+            calibration=_texts(calibration),
+        )
     _print_artifact(artifact, as_json)
 
 
@@ -319,9 +339,10 @@ def quantize(
     """
     from m2dexport.build import quantize_artifact
 
-    result = quantize_artifact(
-        artifact, out, weights=weights, vectors=vectors, calibration=_texts(calibration)
-    )
+    with _busy("Quantizing"):
+        result = quantize_artifact(
+            artifact, out, weights=weights, vectors=vectors, calibration=_texts(calibration)
+        )
     _print_artifact(result, as_json)
 
 
@@ -441,7 +462,8 @@ def bundle(
     else:
         from m2dexport.deploy import bundle_cell  # needs torch; packing an artifact does not
 
-        info = bundle_cell(source, cell, out, calibration=_texts(calibration))
+        with _busy("Building and packing"):
+            info = bundle_cell(source, cell, out, calibration=_texts(calibration))
     if as_json:
         _print_json(asdict(info))
     else:
@@ -495,9 +517,14 @@ def encode(
     from m2dexport.streams import encode_stream
 
     summary = encode_stream(
-        load(bundle_path, threads=threads), source, out, prompt=prompt, batch_size=batch_size
+        load(bundle_path, threads=threads),
+        source,
+        out,
+        prompt=prompt,
+        batch_size=batch_size,
+        on_progress=_count_texts if out else lambda _: None,  # not among the rows of stdout
     )
-    click.echo(summary.sentence(), err=True)
+    click.echo(("\r" if out and sys.stderr.isatty() else "") + summary.sentence(), err=True)
 
 
 def _texts(path: Path | None) -> tuple[str, ...] | None:

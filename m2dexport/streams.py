@@ -15,7 +15,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -63,6 +63,7 @@ def encode_stream(
     *,
     prompt: str | None = None,
     batch_size: int = 32,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> StreamSummary:
     """Encode texts into a file, in their order; memory does not grow with their number.
 
@@ -75,6 +76,7 @@ def encode_stream(
             went well; None writes JSONL to stdout.
         prompt: name of one of the model's prompts; None takes its default.
         batch_size: texts run together at most.
+        on_progress: told the number of texts done, from time to time.
 
     Raises:
         UsageError: when a path is of no known kind, or a line cannot be read, naming its number.
@@ -87,7 +89,7 @@ def encode_stream(
     with contextlib.ExitStack() as stack:
         stream: BinaryIO = stack.enter_context(source.open("rb")) if source else sys.stdin.buffer
         rows = _rows(stream, str(source) if source else _STDIN, _is_jsonl(source))
-        run = _Run(encoder, prompt, batch_size)
+        run = _Run(encoder, prompt, batch_size, on_progress)
         if out is None:
             _write_jsonl(sys.stdout, run, rows)
         else:
@@ -127,12 +129,19 @@ def read_space_id(path: Path) -> str | None:
 class _Run:
     """Encodes chunks and counts; the counts are complete once the chunks are used up."""
 
-    def __init__(self, encoder: Encoder, prompt: str | None, batch_size: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        prompt: str | None,
+        batch_size: int,
+        on_progress: Callable[[int], None],
+    ) -> None:
         self.encoder = encoder
         self.texts = 0
         self.truncated = 0
         self._prompt = prompt
         self._batch_size = batch_size
+        self._on_progress = on_progress
         self._started = time.perf_counter()
         # An unknown prompt must fail before any text is read; it also tells dtype and width.
         self.empty = self._encode([])
@@ -151,6 +160,7 @@ class _Run:
         )
         self.texts += len(texts)
         self.truncated += encoded.truncated
+        self._on_progress(self.texts)
         return encoded.vectors
 
 
