@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -32,11 +31,16 @@ from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
 from m2dexport.parity import PROBES, Parity, measure_parity, require_parity
 from m2dexport.runtime import Encoder
+from m2dexport.runtime import load_tokenizer as read_tokenizer
 from m2dexport.slicing import slice_checkpoint
 from m2dexport.tokenizer import load_tokenizer
-from m2dexport.weights import WeightPrecision, coverage, quantize_weights
-
-WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
+from m2dexport.weights import (
+    WEIGHT_PRECISIONS,
+    CalibrationTokens,
+    WeightPrecision,
+    quantize_weights,
+)
+from m2dexport.weights.coverage import coverage
 
 #: Codes of the graph and of the numpy codec differ where a float32 sum falls on a code's border.
 _MIN_EQUAL_CODES = 0.999
@@ -70,7 +74,8 @@ def build_artifact(
         out: the folder to write; it must not exist.
         weights: "fp32", "fp16" or "int8".
         vectors: "float32", "int8" or "ubinary".
-        calibration: texts that freeze the ranges of int8 vectors; None takes the shipped ones.
+        calibration: texts that int8 weights and the ranges of int8 vectors are fitted to; None
+            takes the shipped ones.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
@@ -111,7 +116,8 @@ def quantize_artifact(
         out: the folder to write; it must not exist.
         weights: "fp32", "fp16" or "int8".
         vectors: "float32", "int8" or "ubinary".
-        calibration: texts that freeze the ranges of int8 vectors; None takes the shipped ones.
+        calibration: texts that int8 weights and the ranges of int8 vectors are fitted to; None
+            takes the shipped ones.
 
     Raises:
         UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
@@ -157,14 +163,14 @@ def _finish(
     vectors: VectorPrecision,
     calibration: Sequence[str] | None,
 ) -> Artifact:
-    graph = quantize_weights(source.graph, weights)
+    texts = calibration_texts() if calibration is None else calibration
+    graph = quantize_weights(source.graph, weights, _tokenized(source, texts))
     encoder = Encoder(source.spec, source.tokenizer_json, serialize_graph(graph))
     batched, alone = (encoder.encode(PROBES, batch_size=size) for size in (len(PROBES), 1))
     parity = measure_parity(source.expected, batched, alone)
     require_parity(parity, weights, str(out))
     ranges = None
     if vectors == "int8":
-        texts = calibration_texts() if calibration is None else calibration
         ranges = codecs.calibrate_ranges(encoder.encode(texts))
     spec = _final_spec(source, graph, weights, vectors, ranges, parity)
     finished = serialize_graph(coded_graph(graph, vectors, ranges))
@@ -176,6 +182,13 @@ def _finish(
         if ranges:
             (folder / RANGES).write_text(ranges.to_json(), encoding="utf-8")
     return Artifact(out, spec, sum(path.stat().st_size for path in out.iterdir()))
+
+
+def _tokenized(source: _Source, texts: Sequence[str]) -> CalibrationTokens:
+    prompts, name = source.spec.prompts, source.spec.default_prompt
+    prompt = prompts[name] if name else ""
+    encodings = read_tokenizer(source.tokenizer_json).encode_batch([prompt + t for t in texts])
+    return CalibrationTokens([encoding.ids for encoding in encodings], source.spec.pad_id)
 
 
 def _require_equal_codes(floats: Encoder, coded: Encoder, ranges: Ranges | None, out: Path) -> None:

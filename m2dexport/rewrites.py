@@ -10,8 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-#: onnxruntime's own operators ("contrib ops"), present in its CPU build since long before 1.17.
-CONTRIB = "com.microsoft"
+from m2dexport.surgery import CONTRIB, only_user, producer, scalar_of
 
 
 def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
@@ -67,9 +66,9 @@ def fuse_gelu(model: ir.Model) -> int:
         if divide is None or divide.op_type != "Div" or not _is_scalar(divide.inputs[1], 2**0.5):
             continue
         x = divide.inputs[0]
-        plus_one = _only_user(erf.outputs[0], "Add")
-        half = _only_user(plus_one.outputs[0], "Mul") if plus_one else None
-        product = _only_user(half.outputs[0], "Mul") if half else None
+        plus_one = only_user(erf.outputs[0], "Add")
+        half = only_user(plus_one.outputs[0], "Mul") if plus_one else None
+        product = only_user(half.outputs[0], "Mul") if half else None
         if plus_one is None or half is None or product is None or x not in product.inputs:
             continue
         if not any(_is_scalar(value, 1.0) for value in plus_one.inputs):
@@ -93,20 +92,20 @@ def _replace(graph: ir.Graph, last: ir.Node, fused: ir.Node) -> None:
 def _match_attention(
     softmax: ir.Node, attention_mask: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value, int, float, ir.Node] | None:
-    masked = _producer(softmax.inputs[0], "Add")
-    scores = _producer(masked.inputs[0], "MatMul") if masked else None
-    weighted = _only_user(softmax.outputs[0], "MatMul")
+    masked = producer(softmax.inputs[0], "Add")
+    scores = producer(masked.inputs[0], "MatMul") if masked else None
+    weighted = only_user(softmax.outputs[0], "MatMul")
     if masked is None or scores is None or weighted is None:
         return None
-    scaled = _producer(scores.inputs[0], "Mul")
-    scale = _scalar(scaled.inputs[1]) if scaled else None
+    scaled = producer(scores.inputs[0], "Mul")
+    scale = scalar_of(scaled.inputs[1]) if scaled else None
     if scaled is None or scale is None or not _is_padding(masked.inputs[1], attention_mask):
         return None
     query = _merged_heads(scaled.inputs[0], (0, 2, 1, 3))
     key = _merged_heads(scores.inputs[1], (0, 2, 3, 1))
     value = _merged_heads(weighted.inputs[1], (0, 2, 1, 3))
-    transpose = _only_user(weighted.outputs[0], "Transpose")
-    end = _only_user(transpose.outputs[0], "Reshape") if transpose else None
+    transpose = only_user(weighted.outputs[0], "Transpose")
+    end = only_user(transpose.outputs[0], "Reshape") if transpose else None
     if query is None or key is None or value is None or transpose is None or end is None:
         return None
     if tuple(transpose.attributes["perm"].as_ints()) != (0, 2, 1, 3):
@@ -119,10 +118,10 @@ def _match_attention(
 
 def _merged_heads(value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | None:
     """Return the (batch, sequence, heads * width) value that was split into heads, if it was."""
-    transpose = _producer(value, "Transpose")
+    transpose = producer(value, "Transpose")
     if transpose is None or tuple(transpose.attributes["perm"].as_ints()) != perm:
         return None
-    reshape = _producer(transpose.inputs[0], "Reshape")
+    reshape = producer(transpose.inputs[0], "Reshape")
     return reshape.inputs[0] if reshape else None
 
 
@@ -131,7 +130,7 @@ def _is_padding(value: ir.Value | None, attention_mask: ir.Value) -> bool:
     for op_type in ("Mul", "Sub", "Cast", "Unsqueeze", "Cast"):
         if op_type == "Cast" and value is attention_mask:
             return True
-        node = _producer(value, op_type)
+        node = producer(value, op_type)
         if node is None:
             return op_type == "Cast" and value is attention_mask
         if op_type == "Sub" and not _is_scalar(node.inputs[0], 1.0):
@@ -140,21 +139,6 @@ def _is_padding(value: ir.Value | None, attention_mask: ir.Value) -> bool:
     return value is attention_mask
 
 
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    users = [use.node for use in value.uses()]
-    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    tensor = value.const_value if value is not None else None
-    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
-
-
 def _is_scalar(value: ir.Value | None, expected: float) -> bool:
-    number = _scalar(value)
+    number = scalar_of(value)
     return number is not None and bool(np.isclose(number, expected, rtol=1e-6))

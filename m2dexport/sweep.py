@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from m2dexport import codecs, manifest
 from m2dexport.budget import LATENCY_NOISE, QUALITY_NOISE, Target, frontier
-from m2dexport.build import WEIGHT_PRECISIONS, default_prompt, pad_id, tokenizer_of, tool_versions
+from m2dexport.build import default_prompt, pad_id, tokenizer_of, tool_versions
 from m2dexport.checkpoint import Checkpoint, weights_sha256
 from m2dexport.codecs import VECTOR_PRECISIONS, VectorPrecision
 from m2dexport.data import texts_sha256
@@ -41,7 +41,12 @@ from m2dexport.reference import Reference
 from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.runtime import encode_tokens, load_tokenizer
 from m2dexport.slicing import UntrainedWarning, slice_checkpoint
-from m2dexport.weights import WeightPrecision, quantize_weights
+from m2dexport.weights import (
+    WEIGHT_PRECISIONS,
+    CalibrationTokens,
+    WeightPrecision,
+    quantize_weights,
+)
 
 Floats = NDArray[np.float32]
 #: Called with a step's name, how much of it is done, and how much there is.
@@ -187,7 +192,9 @@ def _measure(
     graphs: dict[str, Path] = {}
     with _timed(seconds, "quality"):
         for weights in plan.weights:
-            graph = quantize_weights(source.graph, weights)
+            graph = quantize_weights(
+                source.graph, weights, corpus.calibration_tokens(source.pad_id)
+            )
             surface = _one_pass(graph, weights, source, corpus, plan, on_progress)
             quality.update(_qualities(surface, weights, corpus, plan))
             for depth in plan.layers:
@@ -232,6 +239,9 @@ class _Corpus:
     ids: tuple[list[int], ...]
     calibration: list[int]  # rows of ids
     tasks: tuple[tuple[Task, tuple[list[int], ...]], ...]  # a task, and the rows of its text sets
+
+    def calibration_tokens(self, pad_id: int) -> CalibrationTokens:
+        return CalibrationTokens([self.ids[row] for row in self.calibration], pad_id)
 
 
 def _export(checkpoint: Checkpoint, folder: Path, plan: Plan) -> _Source:

@@ -13,7 +13,8 @@ from m2dexport.data import calibration_texts
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.graph import depth_graph, serialize_graph, vector_graph
 from m2dexport.runtime import encode_tokens, load_tokenizer
-from m2dexport.weights import coverage, quantize_weights
+from m2dexport.weights import quantize_weights
+from m2dexport.weights.coverage import coverage
 
 DEPTH = 2
 TEXTS = calibration_texts()[:64]

@@ -1,0 +1,80 @@
+"""Small operations on an ONNX graph that rewrites and quantizers share: find, add, replace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+#: The domain of onnxruntime's own operators ("contrib ops").
+CONTRIB = "com.microsoft"
+
+#: Smaller constants (biases, norms) decide little of a graph's size.
+SMALL = 4096
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Return the node that makes a value, when it is of the given type."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """Return the one node that takes a value, when it is the only one and of the given type."""
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def scalar_of(value: ir.Value | None) -> float | None:
+    """Return a constant of one element as a number, None for anything else."""
+    tensor = value.const_value if value is not None else None
+    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+
+
+def array_of(value: ir.Value) -> NDArray[np.float32]:
+    """Return a constant's values as float32."""
+    assert value.const_value is not None
+    return value.const_value.numpy().astype(np.float32)
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Return the graph's constant of this name, made from ``array`` if there is none yet."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def large_weights(graph: ir.Graph) -> list[ir.Value]:
+    """Return the float32 constants of at least ``SMALL`` values that something uses."""
+    return [
+        value
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype == ir.DataType.FLOAT
+        and value.const_value.size >= SMALL
+        and value.uses()
+    ]
+
+
+def table_users(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that look rows up in a constant of two axes: an embedding table's users."""
+    users = [use.node for use in value.uses() if use.idx == 0]
+    return [node for node in users if node.op_type == "Gather" and len(value.shape or ()) == 2]
+
+
+def replace(graph: ir.Graph, node: ir.Node, tape: Tape, result: ir.Value) -> None:
+    """Put the tape's nodes in the place of ``node``, whose users then use ``result``."""
+    graph.insert_before(node, tape.nodes)
+    node.outputs[0].replace_all_uses_with(result)
+    graph.remove(node, safe=True)
