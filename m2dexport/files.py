@@ -25,33 +25,46 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_new(path: Path, *, overwrite: bool = False) -> None:
+def require_new(path: Path) -> None:
     """Refuse an output path before any work is done.
 
     Raises:
-        UsageError: when ``path`` exists and ``overwrite`` is false, or lies below a file.
+        UsageError: when ``path`` exists, or lies below a file.
     """
-    if path.exists() and not overwrite:
+    if path.exists():
         raise UsageError(f"{path} already exists; remove it, or name another place with --out.")
+    _require_below_folder(path)
+
+
+def require_file(path: Path) -> None:
+    """Refuse an output file that cannot be written or replaced, before any work is done.
+
+    Raises:
+        UsageError: when ``path`` is a folder, or lies below a file.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file with --out.")
+    _require_below_folder(path)
+
+
+def _require_below_folder(path: Path) -> None:
     parent = next((p for p in path.absolute().parents if p.exists()), None)
     if parent is not None and not parent.is_dir():
         raise UsageError(f"{path} cannot be written: {parent} is a file, not a folder.")
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``path`` when the block succeeds.
 
     Raises:
-        UsageError: when ``path`` exists and ``overwrite`` is false.
+        UsageError: when ``path`` exists.
         M2DError: when the disk is full or the place cannot be written.
     """
-    require_new(path, overwrite=overwrite)
+    require_new(path)
     with _temporary_sibling(path) as temporary:
         temporary.mkdir()
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
         temporary.replace(path)
 
 
@@ -94,9 +107,16 @@ def _sweep_stale(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    import psutil  # here, since reading a bundle never needs it
-
-    return bool(psutil.pid_exists(pid))
+    """Say whether a process may still run; not by psutil, which a device need not have."""
+    if os.name != "posix":
+        return True  # os.kill would end it there
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
 
 
 def _write_error(path: Path, error: OSError) -> M2DError:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.errors import UsageError
-from m2dexport.files import atomic_file
+from m2dexport.files import atomic_file, require_file
 from m2dexport.runtime import Encoder
 
 _CHUNK = 1024  # texts held in memory at a time
@@ -73,19 +73,29 @@ def encode_stream(
             file of one text a line, empty lines being empty texts; None reads stdin, as JSONL
             when its first line is an object with a "text".
         out: .npy (rows in the order of the texts, ids left out) or .jsonl, written only when all
-            went well; None writes JSONL to stdout.
+            went well, in the place of an older file of that name; None writes JSONL to stdout.
         prompt: name of one of the model's prompts; None takes its default.
         batch_size: texts run together at most.
         on_progress: told the number of texts done, from time to time.
 
     Raises:
-        UsageError: when a path is of no known kind, or a line cannot be read, naming its number.
+        UsageError: when a path is of no known kind, both are one file, or a line cannot be read,
+            naming its number.
         M2DError: when the output cannot be written.
     """
     if out is not None and out.suffix not in (".npy", *_JSONL):
         raise UsageError(f"{out} has an unknown ending; name it .npy or .jsonl.")
     if source is not None and not source.is_file():
         raise UsageError(f"{source} is not a file; name a file of texts, or pass them on stdin.")
+    if out is not None:
+        require_file(out)
+        if source is not None and out.exists() and out.samefile(source):
+            raise UsageError(f"{out} is the file of the texts; name another one for the vectors.")
+    # A process may be started without either of the two.
+    if source is None and sys.stdin is None:
+        raise UsageError("stdin is closed; name a file of texts with --in.")
+    if out is None and sys.stdout is None:
+        raise UsageError("stdout is closed; name a file for the vectors with --out.")
     with contextlib.ExitStack() as stack:
         stream: BinaryIO = stack.enter_context(source.open("rb")) if source else sys.stdin.buffer
         rows = _rows(stream, str(source) if source else _STDIN, _is_jsonl(source))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from m2dexport.errors import M2DError, UsageError
-from m2dexport.files import atomic_file, atomic_folder, require_new, sha256_of
+from m2dexport.files import atomic_file, atomic_folder, require_file, require_new, sha256_of
 
 DEAD_PID = 2**22 + 1  # above the largest pid that Linux gives
 
@@ -62,20 +62,23 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
         assert names(tmp_path) == []
 
 
-def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with pytest.raises(UsageError, match="already exists"), atomic_folder(tmp_path / "out"):
         pass
-    with atomic_folder(tmp_path / "out", overwrite=True) as temporary:
-        (temporary / "new").write_text("new")
-    assert names(tmp_path / "out") == ["new"]
+    assert names(tmp_path / "out") == ["old"]
 
 
 def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file, not a folder"):
         require_new(tmp_path / "file" / "deeper" / "out")
+    with pytest.raises(UsageError, match="is a file, not a folder"):
+        require_file(tmp_path / "file" / "out")
+    with pytest.raises(UsageError, match="is a folder"):
+        require_file(tmp_path)
+    require_file(tmp_path / "file")
     with (
         pytest.raises(M2DError, match="could not be written"),
         atomic_file(tmp_path / "file" / "a"),
@@ -84,9 +87,10 @@ def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["out", "with [brackets]*"])
-def test_leftovers_of_a_dead_process_are_swept(tmp_path: Path, name: str) -> None:
+def test_leftovers_of_a_dead_process_are_swept(tmp_path, name, monkeypatch) -> None:
     dead = tmp_path / f".{name}.{DEAD_PID}.abc"
     alive = tmp_path / f".{name}.{os.getpid()}.abc"
+    monkeypatch.setitem(sys.modules, "psutil", None)  # a device need not have it
     unrelated = tmp_path / f".other.{DEAD_PID}.abc"
     for folder in (dead, alive, unrelated):
         folder.mkdir()

@@ -201,3 +201,31 @@ def test_only_one_chunk_of_texts_is_read_ahead(
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=endless()))
     assert encode_stream(encoder, None, tmp_path / "v.npy").texts == 5000
     assert seen == [0, 1024, 2048, 3072, 4096, 5000]
+
+
+def test_texts_are_not_overwritten_by_their_vectors(encoder: Encoder, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a guitar"}\n')
+    (tmp_path / "link.jsonl").symlink_to(texts)
+    for out in (texts, tmp_path / "link.jsonl"):
+        with pytest.raises(UsageError, match="is the file of the texts"):
+            encode_stream(encoder, texts, out)
+    assert texts.read_text() == '{"text": "a guitar"}\n'
+
+
+def test_an_output_that_is_a_folder_is_refused_before_any_text(
+    encoder: Encoder, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "v.npy").mkdir()
+    monkeypatch.setattr(encoder, "encode_report", None)
+    with pytest.raises(UsageError, match="is a folder"):
+        encode_stream(encoder, lines, tmp_path / "v.npy")
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout"])
+def test_a_closed_stream_is_one_sentence(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    monkeypatch.setattr(sys, closed, None)
+    with pytest.raises(UsageError, match=f"{closed} is closed"):
+        encode_stream(encoder)
