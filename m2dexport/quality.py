@@ -210,7 +210,7 @@ def _load_sts(path: Path) -> StsTask:
 
 def _delimited_pairs(path: Path) -> Iterator[tuple[int, Any, str, str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets put a mark first
             if path.suffix == ".csv":
                 reader = csv.reader(stream)
             else:
@@ -226,11 +226,14 @@ def _delimited_pairs(path: Path) -> Iterator[tuple[int, Any, str, str]]:
                 yield reader.line_num, row[0], row[1], row[2]
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text: {error}.") from error
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num} cannot be read: {error}.") from error
 
 
 def _jsonl_pairs(path: Path) -> Iterator[tuple[int, Any, str, str]]:
     for line, item in _jsonl(path, ("score", "sentence1", "sentence2")):
-        yield line, item["score"], str(item["sentence1"]), str(item["sentence2"])
+        texts = [_text(item[key], path, line) for key in ("sentence1", "sentence2")]
+        yield line, item["score"], texts[0], texts[1]
 
 
 def _load_retrieval(folder: Path) -> RetrievalTask:
@@ -240,10 +243,13 @@ def _load_retrieval(folder: Path) -> RetrievalTask:
         folder / "qrels.jsonl",
     )
     documents = {
-        str(item["_id"]): f"{item.get('title') or ''} {item['text']}".strip()
-        for _, item in _jsonl(corpus, ("_id", "text"))
+        str(item["_id"]): f"{item.get('title') or ''} {_text(item['text'], corpus, line)}".strip()
+        for line, item in _jsonl(corpus, ("_id", "text"))
     }
-    texts = {str(item["_id"]): str(item["text"]) for _, item in _jsonl(queries, ("_id", "text"))}
+    texts = {
+        str(item["_id"]): _text(item["text"], queries, line)
+        for line, item in _jsonl(queries, ("_id", "text"))
+    }
     row_of = {name: row for row, name in enumerate(documents)}
     relevance: dict[str, dict[int, float]] = {}
     for line, query, document, gain in _judgements(qrels):
@@ -270,7 +276,7 @@ def _judgements(path: Path) -> Iterator[tuple[int, str, str, float]]:
     keys = ("query-id", "corpus-id", "score")
     rows: Iterable[tuple[int, Mapping[str, Any]]]
     if path.suffix == ".tsv":
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = _lines(path)
         rows = (
             (number, dict(zip(keys, line.split("\t"), strict=False)))
             for number, line in enumerate(lines[1:], start=2)
@@ -280,35 +286,46 @@ def _judgements(path: Path) -> Iterator[tuple[int, str, str, float]]:
         rows = _jsonl(path, keys)
     for line, row in rows:
         try:
-            yield line, str(row["query-id"]), str(row["corpus-id"]), float(row["score"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{path}, line {line} is not a query id, a document id and a number."
-            ) from error
+            query, document, gain = str(row["query-id"]), str(row["corpus-id"]), float(row["score"])
+        except (KeyError, TypeError, ValueError):
+            query, document, gain = "", "", float("nan")
+        if not np.isfinite(gain):
+            raise UsageError(f"{path}, line {line} is not a query id, a document id and a number.")
+        yield line, query, document, gain
 
 
 def _jsonl(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a JSONL file whose objects have all the keys."""
-    try:
-        # Not splitlines(), which also breaks at characters that JSON allows inside a text.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}.") from error
     found = False
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
             item = json.loads(line)
-            missing = [key for key in keys if key not in item]
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{path}, line {number} is not a JSON object.") from error
-        if missing:
+        except ValueError:
+            item = None
+        if not isinstance(item, dict):
+            raise UsageError(f"{path}, line {number} is not a JSON object.")
+        if missing := [key for key in keys if key not in item]:
             raise UsageError(f"{path}, line {number} has no {missing[0]!r}.")
         found = True
         yield number, item
     if not found:
         raise UsageError(f"{path} is empty.")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        # Not splitlines(), which also breaks at characters that JSON allows inside a text.
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _text(value: Any, path: Path, line: int) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{path}, line {line}: {value!r} is not a text.")
+    return value
 
 
 def _digest(*contents: bytes) -> str:

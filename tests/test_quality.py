@@ -125,6 +125,13 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
         ("a.jsonl", "{}\n[\n", "line 1 has no 'score'"),
         ("a.jsonl", "5\n", "line 1 is not a JSON object"),
         ("a.tsv", b"5\t\xff\tx\n", "is not UTF-8 text"),
+        ("a.csv", f'5,x,y\n4,"{"x" * 200_000}",y\n', "line 2 cannot be read: field larger"),
+        ("a.jsonl", '"score sentence1 sentence2"\n', "line 1 is not a JSON object"),
+        (
+            "a.jsonl",
+            '{"score": 1, "sentence1": null, "sentence2": "x"}\n',
+            "line 1: None is not a text",
+        ),
         ("a.txt", "5\tx\ty\n", r"neither \.tsv, \.csv nor \.jsonl"),
     ],
 )
@@ -132,6 +139,21 @@ def test_wrong_pairs_are_refused_by_file_and_line(tmp_path, name, text, message)
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=message):
         load_task(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path: Path, suffix: str) -> None:
+    text = {
+        ".tsv": "5.0\ta\tb\n1.0\tc\td\n",
+        ".csv": "score,sentence1,sentence2\r\n5.0,a,b\r\n1.0,c,d\r\n",
+        ".jsonl": '{"score": 5.0, "sentence1": "a", "sentence2": "b"}\n'
+        '{"score": 1.0, "sentence1": "c", "sentence2": "d"}\n',
+    }[suffix]
+    path = tmp_path / f"pairs{suffix}"
+    path.write_text(text, encoding="utf-8-sig", newline="")
+    task = load_task(path)
+    assert isinstance(task, StsTask)
+    assert task.scores == (5.0, 1.0)
 
 
 def beir(folder: Path, **files: str) -> Path:
@@ -172,11 +194,25 @@ def test_a_beir_folder_is_read_and_unjudged_queries_are_left_out(tmp_path: Path)
             {"qrels.jsonl": '{"query-id": "q1", "corpus-id": "d1", "score": 0}\n'},
             "names no relevant document",
         ),
+        (
+            {"qrels.jsonl": '{"query-id": "q1", "corpus-id": "d1", "score": Infinity}\n'},
+            "line 1 is not a query id, a document id and a number",
+        ),
+        ({"corpus.jsonl": '{"_id": "d1", "text": null}\n'}, "line 1: None is not a text"),
     ],
 )
 def test_a_wrong_beir_folder_is_refused_by_file_and_line(tmp_path, files, message) -> None:
     with pytest.raises(UsageError, match=message):
         load_task(beir(tmp_path / "set", **files))
+
+
+def test_judgements_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "set")
+    (folder / "qrels.jsonl").unlink()
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"test\.tsv cannot be read as UTF-8"):
+        load_task(folder)
 
 
 def test_paths_that_are_no_data_are_refused(tmp_path: Path) -> None:
