@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, M2DError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json", "*.model")
 
@@ -48,9 +48,18 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
         folder: the folder to write to.
         lowercase: put a lowercasing step in front, as sentence-transformers' ``do_lower_case``
             does.
+
+    Raises:
+        M2DError: when the disk is full.
     """
-    load_tokenizer(source).save_pretrained(folder)
     path = folder / "tokenizer.json"
+    tokenizer = load_tokenizer(source)
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers raises bare exceptions, of a full disk, too
+        raise M2DError(f"{path.name} could not be written: {error}; nothing was kept.") from error
     stored = json.loads(path.read_text(encoding="utf-8"))
     stored["truncation"] = stored["padding"] = None
     if lowercase:

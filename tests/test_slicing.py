@@ -17,10 +17,11 @@ from tiny import FAMILIES, HIDDEN, LAYERS, MAX_LENGTH, TEXTS, tiny_checkpoint
 from tokenizers import Tokenizer
 
 from m2dexport.checkpoint import Checkpoint, open_checkpoint, weights_sha256
-from m2dexport.errors import CheckpointError, UsageError
+from m2dexport.errors import CheckpointError, M2DError, UsageError
 from m2dexport.reference import Reference
 from m2dexport.slicing import UntrainedWarning, slice_checkpoint, slice_grid
 from m2dexport.tensors import stored_tensors
+from m2dexport.tokenizer import write_tokenizer
 
 # Float32 sums in another order (padding, attention kernels); a wrong layer moves values by 0.1.
 CLOSE = 2e-5
@@ -455,3 +456,10 @@ def test_a_checkpoint_without_tokenizer_leaves_nothing_behind(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="no tokenizer"):
         slice_checkpoint(open_checkpoint(parent), 2, 16, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
+
+
+def test_a_tokenizer_that_cannot_be_written_is_one_sentence(tmp_path: Path, bert: Path) -> None:
+    """The tokenizers library raises bare exceptions: of a full disk, as of a folder in its way."""
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(M2DError, match=r"tokenizer\.json could not be written: .*nothing was kept"):
+        write_tokenizer(bert, tmp_path, lowercase=False)
