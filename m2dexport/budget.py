@@ -131,7 +131,7 @@ def budget_from(target: str | Path | None, **limits: Any) -> Budget:
     base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
     budget: Budget = _validated(Budget, {**base, **given}, "the budget")
-    if not any(value for key, value in budget if key != "metric" and value is not None):
+    if not any(value is not None for key, value in budget if key != "metric"):
         raise UsageError("no limit is given; pass --target or a limit such as --p95-ms 5.")
     return budget
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from m2dexport.config import RAW_LAST_STATE, read_config
+from m2dexport.config import CONFIG, RAW_LAST_STATE, read_config
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.families import Family, Layout, family_of, locate
 from m2dexport.grid import Grid, parse_grid, read_grid, trained_on_raw_states
@@ -112,6 +112,10 @@ def open_checkpoint(
     assumed: list[str] = []
     folder = _prepared(_local_folder(model), allow_pickle, assumed)
     modules = read_modules(folder)
+    if not (modules.transformer / CONFIG).is_file():
+        raise CheckpointError(
+            f"{modules.transformer} has no {CONFIG}, so it is not the folder of a checkpoint."
+        )
     chosen = _choose_pooling(folder, modules, pooling, assumed)
     config = read_config(modules.transformer, trust_remote_code=trust_remote_code)
     layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)

@@ -78,6 +78,18 @@ _NUMBERS = _Numbers()
 _PATH = click.Path(path_type=Path)
 
 
+def _trust_options(command: F) -> F:
+    """Add the options that say what a checkpoint is trusted with."""
+    for option in (
+        click.option("--allow-pickle", is_flag=True, help="Accept pickled weights."),
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _model_options(command: F) -> F:
     """Add the options that say which checkpoint a command works on."""
     for option in (
@@ -89,10 +101,7 @@ def _model_options(command: F) -> F:
         click.option(
             "--trained", metavar="N:D,...", help='Declare the trained grid, as in "2:32,4:64".'
         ),
-        click.option("--allow-pickle", is_flag=True, help="Accept pickled weights."),
-        click.option(
-            "--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings."
-        ),
+        _trust_options,
         click.option(
             "--model",
             metavar="PATH|HUB-ID",
@@ -313,7 +322,7 @@ def build(
             vectors=vectors,
             calibration=_texts(calibration),
         )
-    _print_artifact(artifact, as_json)
+    _print_artifact(artifact, "torch", as_json)
 
 
 @cli.command()
@@ -343,7 +352,7 @@ def quantize(
         result = quantize_artifact(
             artifact, out, weights=weights, vectors=vectors, calibration=_texts(calibration)
         )
-    _print_artifact(result, as_json)
+    _print_artifact(result, str(artifact), as_json)
 
 
 @cli.command()
@@ -382,9 +391,10 @@ def profile(
     from m2dexport.budget import load_target
     from m2dexport.data import calibration_texts
     from m2dexport.quality import default_tasks, load_task
-    from m2dexport.report import print_profile, write_report
+    from m2dexport.report import print_profile, require_report_folder, write_report
     from m2dexport.sweep import default_plan, plan_for, profile_checkpoint
 
+    require_report_folder(out)
     tasks = [load_task(path) for path in evaluation] or default_tasks()
     texts = _texts(calibration) or calibration_texts()
     checkpoint = _open(model, options)
@@ -440,11 +450,23 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
 @cli.command()
 @click.argument("source", type=_PATH, metavar="ARTIFACT|PROFILE.JSON")
 @click.option("--cell", metavar="ID", help="With a profile: the cell to build, as select names it.")
+@click.option(
+    "--model",
+    metavar="PATH|HUB-ID",
+    help="With a profile: where its checkpoint is now.  [default: where it was]",
+)
+@_trust_options
 @_calibration_option
 @click.option("--out", type=_PATH, required=True, metavar="FILE.m2d", help="Bundle to write.")
 @_json_option
 def bundle(
-    source: Path, cell: str | None, calibration: Path | None, out: Path, as_json: bool
+    source: Path,
+    cell: str | None,
+    model: str | None,
+    calibration: Path | None,
+    out: Path,
+    as_json: bool,
+    **trust: bool,
 ) -> None:
     """Pack an artifact, or build and pack a profile's cell, into one archive for the device.
 
@@ -455,6 +477,8 @@ def bundle(
     """
     from m2dexport.bundle import write_bundle
 
+    if not source.exists():
+        raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
     if source.is_dir() == (cell is not None):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
     if cell is None:
@@ -463,7 +487,9 @@ def bundle(
         from m2dexport.deploy import bundle_cell  # needs torch; packing an artifact does not
 
         with _busy("Building and packing"):
-            info = bundle_cell(source, cell, out, calibration=_texts(calibration))
+            info = bundle_cell(
+                source, cell, out, model=model, calibration=_texts(calibration), **trust
+            )
     if as_json:
         _print_json(asdict(info))
     else:
@@ -533,7 +559,7 @@ def _texts(path: Path | None) -> tuple[str, ...] | None:
     return None if path is None else read_texts(path)
 
 
-def _print_artifact(artifact: Any, as_json: bool) -> None:
+def _print_artifact(artifact: Any, original: str, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(artifact))
         return
@@ -541,7 +567,7 @@ def _print_artifact(artifact: Any, as_json: bool) -> None:
     click.echo(
         f"{artifact.path}: {spec.layers} layers, {spec.dim} dims, weights={spec.weights}, "
         f"vectors={spec.vectors}, {artifact.size_bytes / 1e6:.2f} MB\n"
-        f"parity with torch on {parity['texts']:.0f} ragged texts: mean cosine "
+        f"parity with {original} on {parity['texts']:.0f} ragged texts: mean cosine "
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
         f"alone against in a batch: {parity['batch_cosine']:.6f}"
     )

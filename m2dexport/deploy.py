@@ -16,7 +16,14 @@ from m2dexport.manifest import read_profile
 
 
 def bundle_cell(
-    profile_path: Path, cell_id: str, out: Path, *, calibration: Sequence[str] | None = None
+    profile_path: Path,
+    cell_id: str,
+    out: Path,
+    *,
+    model: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    calibration: Sequence[str] | None = None,
 ) -> BundleInfo:
     """Build the artifact of one cell of a profile, and pack it.
 
@@ -24,6 +31,9 @@ def bundle_cell(
         profile_path: a profile.json.
         cell_id: such as "4x128-int8-int8"; ``select`` names one.
         out: the bundle to write; it must not exist.
+        model: where the checkpoint that was profiled is now; None: where it was.
+        allow_pickle: as for ``open_checkpoint``; a profile does not grant it.
+        trust_remote_code: likewise.
         calibration: the texts that the profile was calibrated with; None: the shipped ones.
 
     Raises:
@@ -34,8 +44,15 @@ def bundle_cell(
     require_new(out)
     profile = read_profile(profile_path)
     cell = profile.cell(cell_id)
-    named = profile.checkpoint.model
-    checkpoint = open_checkpoint(named, pooling=profile.checkpoint.pooling)
+    named = model or profile.checkpoint.model
+    trained = profile.checkpoint.trained
+    checkpoint = open_checkpoint(
+        named,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        pooling=profile.checkpoint.pooling,
+        trained=",".join(f"{n}:{d}" for n, d in trained) if trained else None,
+    )
     if weights_sha256(checkpoint) != profile.checkpoint.sha256:
         raise UsageError(
             f"the weights of {named or 'the shipped checkpoint'} are not those that "

@@ -29,7 +29,7 @@ def require_new(path: Path) -> None:
     """Refuse an output path before any work is done.
 
     Raises:
-        UsageError: when ``path`` exists, or lies below a file.
+        UsageError: when ``path`` exists, lies below a file, or where this user may not write.
     """
     if path.exists():
         raise UsageError(f"{path} already exists; remove it, or name another place with --out.")
@@ -40,7 +40,7 @@ def require_file(path: Path) -> None:
     """Refuse an output file that cannot be written or replaced, before any work is done.
 
     Raises:
-        UsageError: when ``path`` is a folder, or lies below a file.
+        UsageError: when ``path`` is a folder, lies below a file, or where this user may not write.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name a file with --out.")
@@ -51,6 +51,8 @@ def _require_below_folder(path: Path) -> None:
     parent = next((p for p in path.absolute().parents if p.exists()), None)
     if parent is not None and not parent.is_dir():
         raise UsageError(f"{path} cannot be written: {parent} is a file, not a folder.")
+    if parent is not None and not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: {parent} is not open to this user.")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from m2dexport.files import atomic_file
+from m2dexport.files import atomic_file, require_file
 from m2dexport.manifest import Cell, Profile, write_profile
 
 if TYPE_CHECKING:
@@ -112,7 +113,20 @@ def print_selection(selection: Selection, profile_path: Path) -> None:
         console.print(
             f"{selection.binding} binds: without it, {selection.next_better.id} is better."
         )
-    console.print(f"Next: m2dexport bundle {profile_path} --cell {cell.id} --out {cell.id}.m2d")
+    path = shlex.quote(str(profile_path))
+    console.print(
+        f"Next: m2dexport bundle {path} --cell {cell.id} --out {cell.id}.m2d", markup=False
+    )
+
+
+def require_report_folder(folder: Path) -> None:
+    """Refuse a folder that ``write_report`` could not write to, before anything is measured.
+
+    Raises:
+        UsageError: when it is a file, cannot be written to, or holds a folder of one of the names.
+    """
+    for name in (PROFILE, *PICTURES):
+        require_file(folder / name)
 
 
 def write_report(profile: Profile, folder: Path) -> tuple[Path, ...]:

@@ -458,6 +458,10 @@ def _flags(
 def _check_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> None:
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two evaluation sets are named {name!r}; rename a file or folder.")
     for layers in plan.layers:
         if not 1 <= layers <= checkpoint.layers:
             raise UsageError(f"the checkpoint has 1 to {checkpoint.layers} layers, not {layers}.")

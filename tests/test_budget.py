@@ -69,6 +69,10 @@ def test_a_budget_without_limits_is_refused() -> None:
         budget_from(None, p95_ms=-1)
 
 
+def test_a_floor_of_zero_is_a_limit() -> None:
+    assert budget_from(None, min_quality=0.0).min_quality == 0
+
+
 def test_the_best_cell_within_the_limits_is_selected_and_the_binding_limit_named() -> None:
     slow = cell(6, quality=90.0, p95_ms=9.0)
     fast = cell(4, quality=85.0, p95_ms=4.0)

@@ -19,6 +19,7 @@ from tiny_artifact import tiny_artifact
 from tiny_profile import cell, profile
 
 from m2dexport import __version__
+from m2dexport.bundle import open_bundle
 from m2dexport.cli import cli
 from m2dexport.data import default_task_paths
 from m2dexport.manifest import write_profile
@@ -115,6 +116,8 @@ def test_several_values_slice_a_grid(tmp_path: Path, bert: Path) -> None:
 def test_build_then_quantize(tmp_path: Path, bert: Path) -> None:
     out = succeeds("build", "--model", bert, "--layers", 2, "--out", tmp_path / "a").output
     assert "parity with torch" in out
+    out = succeeds("quantize", tmp_path / "a", "--out", tmp_path / "int8").output
+    assert f"parity with {tmp_path / 'a'}" in out
     found = json.loads(
         succeeds(
             *("quantize", tmp_path / "a", "--vectors", "ubinary", "--weights", "fp16"),
@@ -136,7 +139,7 @@ def test_inspect_says_what_a_checkpoint_is(bert: Path) -> None:
 def test_a_path_that_is_no_model(tmp_path: Path) -> None:
     for arguments in (["slice", "--layers", 1, "--dim", 8], ["profile"], ["inspect"]):
         sentence = refused(1, *arguments, "--model", tmp_path)
-        assert str(tmp_path) in sentence
+        assert f"{tmp_path} has no config.json" in sentence
     refused(2, "inspect", "--model", tmp_path / "missing")
 
 
@@ -220,6 +223,42 @@ def test_a_cell_of_a_checkpoint_that_has_changed(tmp_path: Path) -> None:
     arguments = ["bundle", tmp_path / "profile.json", "--cell", cell().id]
     assert "profile again" in refused(2, *arguments, "--out", tmp_path / "x.m2d")
     assert not (tmp_path / "x.m2d").exists()
+
+
+def test_a_bundle_of_nothing(tmp_path: Path) -> None:
+    sentence = refused(2, "bundle", tmp_path / "missing", "--out", tmp_path / "x.m2d")
+    assert "missing does not exist" in sentence
+
+
+def test_a_profile_that_could_not_be_written_is_not_measured(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("m2dexport.sweep.profile_checkpoint", None)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused(2, "profile", "--out", tmp_path / "file")
+    (tmp_path / "p" / "frontier.png").mkdir(parents=True)
+    assert "is a folder" in refused(2, "profile", "--out", tmp_path / "p")
+
+
+def test_a_profiled_checkpoint_that_moved_is_named_anew(tmp_path, bert, evaluation, target) -> None:
+    """Nor does a profile grant what its checkpoint is trusted with."""
+    import torch
+    from safetensors.torch import load_file
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(bert, old)
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    grid = target.read_text().replace("dims = [64]", "dims = [32]")
+    (tmp_path / "small.toml").write_text(grid)
+    measured = ["--eval", evaluation, "--target", tmp_path / "small.toml", "--trained", "2:32"]
+    succeeds("profile", "--model", old, "--allow-pickle", *measured, "--out", tmp_path / "p")
+    old.rename(new)
+    bundled = ["bundle", tmp_path / "p" / "profile.json", "--cell", "2x32-fp32-float32"]
+    out = ["--out", tmp_path / "x.m2d"]
+    assert f"{old} does not exist" in refused(2, *bundled, *out)
+    assert "--allow-pickle" in refused(1, *bundled, *out, "--model", new)
+    succeeds(*bundled, *out, "--model", new, "--allow-pickle")
+    files = open_bundle(tmp_path / "x.m2d")
+    assert json.loads(files["artifact.json"])["trained"] is True
 
 
 def test_outputs_are_never_overwritten(tmp_path: Path, bert: Path) -> None:

@@ -86,6 +86,13 @@ def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_an_output_where_the_user_may_not_write_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # tests run as root
+    for require in (require_new, require_file):
+        with pytest.raises(UsageError, match="is not open to this user"):
+            require(tmp_path / "new" / "out")
+
+
 @pytest.mark.parametrize("name", ["out", "with [brackets]*"])
 def test_leftovers_of_a_dead_process_are_swept(tmp_path, name, monkeypatch) -> None:
     dead = tmp_path / f".{name}.{DEAD_PID}.abc"

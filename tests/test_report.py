@@ -40,6 +40,11 @@ def test_a_selection_names_cell_limit_and_next_command(capsys) -> None:
     assert "m2dexport bundle profile.json --cell 6x128-int8-float32" in out
 
 
+def test_the_next_command_can_be_pasted_whatever_the_path(capsys) -> None:
+    print_selection(select_cell(profile(*CELLS), Budget(p50_ms=4)), Path("my [b]profile[/b].json"))
+    assert "m2dexport bundle 'my [b]profile[/b].json' --cell" in capsys.readouterr().out
+
+
 def test_the_picture_has_every_cell_and_labels_the_frontier() -> None:
     axes = plot_frontier(profile(*CELLS)).axes[0]
     drawn = sum(len(points.get_offsets()) for points in axes.collections)

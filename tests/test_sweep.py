@@ -149,6 +149,11 @@ def test_a_plan_outside_the_checkpoint_is_refused(tasks) -> None:
         profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, Plan((7,), (32,)))
 
 
+def test_two_tasks_of_one_name_are_refused(tasks) -> None:
+    with pytest.raises(UsageError, match="two evaluation sets are named 'sts'"):
+        profile_checkpoint(open_checkpoint(), (*tasks, tasks[0]), CALIBRATION, PLAN)
+
+
 def test_untrained_cells_are_flagged(tasks) -> None:
     checkpoint = open_checkpoint(trained="1:32")
     plan = Plan((1, 2), (32,), ("fp32",), ("float32",), ((1, 8),), threads=1, repeats=3)
