@@ -6,6 +6,7 @@
     tokenizer.json  truncates at the model's maximum length, does not pad
     ranges.json     the frozen ranges, of int8 vectors alone
     artifact.json   the specification below
+    LICENSE, ...    the licence files of the checkpoint, where it has any
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from m2dexport.data import calibration_texts
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
+from m2dexport.licenses import license_files
 from m2dexport.parity import PROBES, Parity, measure_parity, require_parity
 from m2dexport.runtime import Encoder
 from m2dexport.runtime import load_tokenizer as read_tokenizer
@@ -97,7 +99,8 @@ def build_artifact(
         reference = Reference(sub_model, (layers,)).encode(PROBES, prompt=prompt)[layers]
         tokenizer_json = tokenizer_of(sub_model)
         spec = _first_spec(checkpoint, sub_model, tokenizer_json)
-    source = _Source(graph, spec, tokenizer_json, codecs.truncate(reference, dim))
+    expected = codecs.truncate(reference, dim)
+    source = _Source(graph, spec, tokenizer_json, expected, checkpoint.licenses)
     return _finish(source, out, weights, vectors, calibration)
 
 
@@ -133,7 +136,8 @@ def quantize_artifact(
         )
     tokenizer_json = (artifact / TOKENIZER).read_text(encoding="utf-8")
     expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
-    source = _Source(ir.load(artifact / GRAPH), spec, tokenizer_json, expected)
+    graph = ir.load(artifact / GRAPH)
+    source = _Source(graph, spec, tokenizer_json, expected, license_files(artifact))
     return _finish(source, out, weights, vectors, calibration)
 
 
@@ -154,6 +158,7 @@ class _Source:
     spec: ArtifactSpec
     tokenizer_json: str
     expected: NDArray[np.float32]  # (probes, dim) vectors of the original, normalised
+    licenses: tuple[Path, ...]
 
 
 def _finish(
@@ -181,6 +186,8 @@ def _finish(
         (folder / SPEC).write_text(spec.to_json(), encoding="utf-8")
         if ranges:
             (folder / RANGES).write_text(ranges.to_json(), encoding="utf-8")
+        for path in source.licenses:
+            shutil.copyfile(path, folder / path.name)
     return Artifact(out, spec, sum(path.stat().st_size for path in out.iterdir()))
 
 

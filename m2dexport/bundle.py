@@ -20,11 +20,11 @@ from m2dexport.codecs import Ranges, ranges_from_json
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import atomic_file, require_new
 from m2dexport.golden import MAX_DIFFERENCE, Golden
+from m2dexport.licenses import license_files
 from m2dexport.runtime import Encoder, encoder_from_files
 
 __all__ = ["BundleInfo", "VerifyReport", "open_bundle", "verify_bundle", "write_bundle"]
 
-_LICENSES = ("LICENSE", "NOTICE")
 _SHOWN = 60  # characters of a text in a message
 
 
@@ -86,7 +86,11 @@ def write_bundle(folder: Path, out: Path) -> BundleInfo:
     ranges = _ranges(files)
     encoders = [encoder_from_files(files, folder, threads=threads) for threads in (1, 2)]
     files[GOLDEN] = golden.golden_json(*golden.golden_of(encoders[0], encoders[1], ranges))
-    files[MANIFEST] = manifest_json(files, spec, _licenses(folder))
+    licenses = {
+        path.name: path.read_text(encoding="utf-8", errors="replace")
+        for path in license_files(folder)
+    }
+    files[MANIFEST] = manifest_json(files, spec, licenses)
     with atomic_file(out) as temporary:
         write_archive(temporary, files)
         _verify(open_bundle(temporary), out, threads=1)
@@ -141,14 +145,6 @@ def _artifact_files(folder: Path, int8: bool) -> dict[str, bytes]:
     if missing:
         raise UsageError(f"{folder} is not an artifact: it has no {missing[0]}; build makes one.")
     return {name: (folder / name).read_bytes() for name in names}
-
-
-def _licenses(folder: Path) -> dict[str, str]:
-    return {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in _LICENSES
-        if (folder / name).is_file()
-    }
 
 
 def _ranges(files: Mapping[str, bytes]) -> Ranges | None:

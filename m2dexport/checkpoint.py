@@ -13,6 +13,7 @@ from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.families import Family, Layout, family_of, locate
 from m2dexport.grid import Grid, parse_grid, read_grid, trained_on_raw_states
 from m2dexport.jsonfile import read_object
+from m2dexport.licenses import license_files
 from m2dexport.modules import (
     Dense,
     Head,
@@ -66,6 +67,7 @@ class Checkpoint:
     trained: Grid | None  # None: unknown
     assumed: tuple[str, ...]  # sentences: what was not stored and therefore assumed
     sliced_from: str | None  # weights_sha256 of the parent, for a sub-model
+    licenses: tuple[Path, ...]  # licence and notice files, which go wherever the weights go
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def open_checkpoint(
         trained=_trained_grid(folder, provenance, trained, (layers, dim)),
         assumed=tuple(assumed),
         sliced_from=provenance.get("sliced_from"),
+        licenses=license_files(folder),
     )
 
 

@@ -172,6 +172,8 @@ def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None
     write_json(folder / CONFIG, config)
     for path in () if is_native(checkpoint.model_type) else checkpoint.path.glob("*.py"):
         shutil.copyfile(path, folder / path.name)
+    for path in checkpoint.licenses:
+        shutil.copyfile(path, folder / path.name)
     kept = layout.tensors(cut.layers)
     write_tensors(folder / WEIGHTS, [copied(t, n, dtype=cut.dtype) for n, t in kept.items()])
     write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))

@@ -11,8 +11,10 @@ from sentence_transformers import SentenceTransformer
 from tiny import LAYERS
 
 from m2dexport import build, runtime
+from m2dexport.archive import MANIFEST, open_bundle
 from m2dexport.artifact import read_ranges, read_spec
 from m2dexport.build import build_artifact, quantize_artifact
+from m2dexport.bundle import write_bundle
 from m2dexport.checkpoint import open_checkpoint
 from m2dexport.codecs import encode_vectors
 from m2dexport.errors import ParityError, UsageError
@@ -132,3 +134,18 @@ def test_the_specification_names_what_made_it(bert, tmp_path: Path) -> None:
     stored = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
     assert set(stored["provenance"]) >= {"checkpoint", "m2dexport", "torch", "transformers"}
     assert stored["prompts"] == {"query": "find: ", "document": ""}
+
+
+def test_the_licence_goes_wherever_the_weights_go(tmp_path: Path) -> None:
+    """The shipped checkpoint's, from sub-model to artifact, quantized artifact and bundle."""
+    folder = open_checkpoint().path
+    expected = {name: (folder / name).read_text(encoding="utf-8") for name in ("LICENSE", "NOTICE")}
+    sub_model = slice_checkpoint(open_checkpoint(), 1, 32, tmp_path / "sub-model")
+    build_artifact(sub_model, 1, 32, tmp_path / "artifact")
+    quantize_artifact(tmp_path / "artifact", tmp_path / "coded", weights="fp32", vectors="ubinary")
+    write_bundle(tmp_path / "coded", tmp_path / "a.m2d")
+    for name, text in expected.items():
+        for stage in ("sub-model", "artifact", "coded"):
+            assert (tmp_path / stage / name).read_text(encoding="utf-8") == text
+    manifest = json.loads(open_bundle(tmp_path / "a.m2d")[MANIFEST])
+    assert manifest["licenses"] == expected

@@ -128,6 +128,8 @@ def test_the_wheel_carries_checkpoint_data_targets_and_licences(tmp_path: Path) 
         "m2dexport/data/calibration.txt",
         "m2dexport/data/profile.schema.json",
         "m2dexport/data/checkpoint/model.safetensors",
+        "m2dexport/data/checkpoint/LICENSE",
+        "m2dexport/data/checkpoint/NOTICE",
         "m2dexport/data/eval/stsb-dev.tsv",
         "m2dexport/data/eval/limit-small/qrels.jsonl",
     ):

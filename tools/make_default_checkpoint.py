@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from m2dexport.tensors import (
 )
 
 TABLE = "embeddings.word_embeddings.weight"
-OUT = Path(__file__).parent.parent / "m2dexport" / "data" / "checkpoint"
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "m2dexport" / "data" / "checkpoint"
 
 
 def kept_pieces(tokenizer: dict[str, Any], texts: list[str], size: int) -> list[str]:
@@ -147,8 +149,16 @@ STS-B test Spearman in points by layers and dim.
 """
 
 
+NOTICE = """m2dexport default checkpoint
+
+Derived from all-MiniLM-L6-v2 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2,
+Apache-2.0; from nreimers/MiniLM-L6-H384-uncased): fine-tuned into a 2D Matryoshka checkpoint,
+vocabulary pruned, weights stored in fp16. Distributed under Apache-2.0; see LICENSE.
+"""
+
+
 def write_card(out: Path, facts: dict[str, object], points: dict[tuple[int, int], float]) -> None:
-    """Write the model card from what was measured."""
+    """Write the model card from what was measured, and the licence that goes with the weights."""
     dims = sorted({dim for _, dim in points})
     depths = sorted({depth for depth, _ in points})
     rows = [f"| {n} | " + " | ".join(f"{points[n, d]:.2f}" for d in dims) + " |" for n in depths]
@@ -160,6 +170,8 @@ def write_card(out: Path, facts: dict[str, object], points: dict[tuple[int, int]
         **facts,
     )
     (out / "README.md").write_text(card, encoding="utf-8")
+    (out / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    shutil.copyfile(ROOT / "LICENSE", out / "LICENSE")
 
 
 def main() -> None:
