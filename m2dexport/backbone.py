@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 import transformers
 
 from m2dexport.checkpoint import Checkpoint, layout_of
 from m2dexport.errors import CheckpointError
-from m2dexport.families import bare_class
+from m2dexport.families import Block, bare_class
+from m2dexport.tensors import read_tensor
+from m2dexport.widths import Widths
 
 # What may be missing from a checkpoint without touching its embeddings.
 _UNUSED = ("pooler.", "decoder.", "lm_head.")
@@ -70,6 +75,7 @@ def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
                 dtype=torch.float32,
                 attn_implementation=attention,
                 output_loading_info=True,
+                ignore_mismatched_sizes=checkpoint.widths is not None,  # _narrow looks at them
             )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -80,8 +86,53 @@ def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
             f"{checkpoint.path} lacks {len(missing)} of the weights that its config.json asks "
             f"for, such as {missing[0]}."
         )
+    if checkpoint.widths is not None:
+        _narrow(model, checkpoint, checkpoint.widths)
     model.config.use_cache = False
     return model.eval()
+
+
+def _narrow(model: Any, checkpoint: Checkpoint, widths: Widths) -> None:
+    """Give every layer the widths of its stored weights, where its config could not say them.
+
+    Raises:
+        CheckpointError: when a tensor that has no width has another shape than the model's.
+    """
+    layout = layout_of(checkpoint)
+    family, block = layout.family, cast(Block, layout.family.block)
+    linear = (*block.rows, *block.columns.values())
+    inside = re.compile(rf"{re.escape(family.layers[0])}\d+\.({'|'.join(map(re.escape, linear))})")
+    parameters = dict(model.named_parameters())
+    for name, tensor in layout.tensors(checkpoint.layers).items():
+        if name not in parameters or tuple(parameters[name].shape) == tensor.shape:
+            continue
+        module, _, parameter = name.rpartition(".")
+        if not inside.fullmatch(module):
+            raise CheckpointError(
+                f"{checkpoint.path} holds {name} of shape {tensor.shape}, where its config.json "
+                f"asks for {tuple(parameters[name].shape)}."
+            )
+        values = torch.from_numpy(read_tensor(tensor).astype(np.float32))
+        setattr(model.get_submodule(module), parameter, torch.nn.Parameter(values))
+    for number, counts in enumerate(zip(widths.heads, widths.kv_heads, strict=True)):
+        if counts[0] != getattr(model.config, block.heads_key):
+            for module in model.get_submodule(f"{family.layers[0]}{number}").modules():
+                _set_heads(module, block, *counts, widths.head_dim)
+
+
+def _set_heads(module: Any, block: Block, heads: int, kv_heads: int, head_dim: int) -> None:
+    """Correct the counts that an attention module of transformers took from the config."""
+    known = {
+        **dict.fromkeys(("num_attention_heads", "num_heads", "n_heads"), heads),
+        "num_key_value_heads": kv_heads,
+        **dict.fromkeys(("all_head_size", "dim"), heads * head_dim),
+    }
+    for name, value in known.items():
+        if hasattr(module, name):
+            setattr(module, name, value)
+    if hasattr(module, "config"):  # phi3 asks it where queries end and keys begin
+        module.config = copy.copy(module.config)
+        setattr(module.config, block.heads_key, heads)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from m2dexport.modules import (
 )
 from m2dexport.prepare import base_of, converted, merged, needs_conversion
 from m2dexport.tensors import WEIGHTS, sha256_of_tensors, stored_tensors, tensors_in
+from m2dexport.widths import Widths, read_widths
 
 __all__ = [
     "Checkpoint",
@@ -56,6 +57,7 @@ class Checkpoint:
     layers: int  # N
     hidden: int  # width of the hidden states
     dim: int  # width of the final vector, after the head: the largest d
+    widths: Widths | None  # inside the layers; None for families whose layers are not in the table
     vocab_size: int
     pooling: Pooling
     head: tuple[Head, ...]  # modules after pooling, in order, Normalize apart
@@ -121,7 +123,8 @@ def open_checkpoint(
     chosen = _choose_pooling(folder, modules, pooling, assumed)
     config = read_config(modules.transformer, trust_remote_code=trust_remote_code)
     layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
-    family = _layout(modules.transformer, config.model_type, layers).family
+    layout = _layout(modules.transformer, config.model_type, layers)
+    family = layout.family
     assumed.extend(_notes(config.model_type, family, folder))
     dim = _width_after(modules.head, hidden * len(chosen.modes))
     provenance = read_object(folder / PROVENANCE)
@@ -132,6 +135,7 @@ def open_checkpoint(
         layers=layers,
         hidden=hidden,
         dim=dim,
+        widths=read_widths(layout, config, modules.transformer),
         vocab_size=int(config.vocab_size),
         pooling=chosen,
         head=modules.head,

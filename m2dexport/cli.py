@@ -63,18 +63,24 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 
     name = "N[,N...]"
 
+    def __init__(self, *, distinct: bool = True) -> None:
+        self.distinct = distinct
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(dict.fromkeys(int(part) for part in str(value).split(",")))
+            numbers = [int(part) for part in str(value).split(",")]
         except ValueError:
             self.fail(f"{value!r} is not a whole number or a list such as 2,4,6.", param, ctx)
+        return tuple(dict.fromkeys(numbers) if self.distinct else numbers)
 
 
 _NUMBERS = _Numbers()
+_PER_LAYER = _Numbers(distinct=False)
+_SHIPPED = Path()  # an option that takes a file of texts, given without one
 _PATH = click.Path(path_type=Path)
 
 
@@ -130,6 +136,14 @@ def _vectors_option(default: str | None = "float32") -> Callable[[F], F]:
         show_default=default is not None,
         help="Vector precision.",
     )
+
+
+def _refuse_hidden(_context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise UsageError(
+            "--hidden cannot be cut: a LayerNorm takes its statistics over the whole hidden state, "
+            "so a prefix of it is not what the model computes; cut --dim, --heads or --ffn."
+        )
 
 
 _calibration_option = click.option(
@@ -232,8 +246,23 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
 
 @cli.command(name="slice")
 @_model_options
-@click.option("--layers", type=_NUMBERS, required=True, help="Depth to keep; several give a grid.")
-@click.option("--dim", type=_NUMBERS, required=True, help="Leading width to keep; likewise.")
+@click.option("--layers", type=_NUMBERS, help="Depth to keep; several give a grid.  [default: all]")
+@click.option("--dim", type=_NUMBERS, help="Leading width to keep; likewise.  [default: all]")
+@click.option(
+    "--heads", type=_PER_LAYER, help="Attention heads to keep; several are one number a layer."
+)
+@click.option("--ffn", type=_PER_LAYER, help="Feed-forward channels to keep; likewise.")
+@click.option(
+    "--reorder-by-importance",
+    "reorder",
+    is_flag=False,
+    flag_value=_SHIPPED,
+    type=_PATH,
+    metavar="[FILE]",
+    help="Put the heads and channels first that matter most on these texts, one a line; without "
+    "FILE, the shipped ones.",
+)
+@click.option("--hidden", hidden=True, expose_value=False, callback=_refuse_hidden)
 @click.option(
     "--out",
     type=_PATH,
@@ -249,8 +278,11 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
 @_json_option
 def slice_command(
     model: str | None,
-    layers: tuple[int, ...],
-    dim: tuple[int, ...],
+    layers: tuple[int, ...] | None,
+    dim: tuple[int, ...] | None,
+    heads: tuple[int, ...] | None,
+    ffn: tuple[int, ...] | None,
+    reorder: Path | None,
     out: Path | None,
     dtype: str | None,
     final_norm: Any,
@@ -263,14 +295,26 @@ def slice_command(
     Examples:
       m2dexport slice --layers 6 --dim 128
       m2dexport slice --layers 2,4,6 --dim 64,128 --out grid
+      m2dexport slice --heads 8 --ffn 1024 --reorder-by-importance --out narrow
     """
+    from m2dexport.data import calibration_texts
     from m2dexport.slicing import slice_grid
 
-    one = f"sub-model-{layers[0]}x{dim[0]}"
-    out = out or Path("sub-models" if len(layers) * len(dim) > 1 else one)
     checkpoint = _open(model, options)
+    layers, dim = layers or (checkpoint.layers,), dim or (checkpoint.dim,)
+    one = f"sub-model-{layers[0]}x{dim[0]}"
     with _busy("Slicing"):
-        sub_models = slice_grid(checkpoint, layers, dim, out, dtype=dtype, final_norm=final_norm)
+        sub_models = slice_grid(
+            checkpoint,
+            layers,
+            dim,
+            out or Path("sub-models" if len(layers) * len(dim) > 1 else one),
+            heads=heads,
+            ffn=ffn,
+            reorder=calibration_texts() if reorder == _SHIPPED else _texts(reorder),
+            dtype=dtype,
+            final_norm=final_norm,
+        )
     if as_json:
         _print_json([{"layers": n.layers, "dim": n.dim, "path": n.path} for n in sub_models])
     else:

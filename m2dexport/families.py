@@ -9,12 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from m2dexport.errors import CheckpointError
 from m2dexport.tensors import StoredTensor
+
+Unit = Literal["heads", "kv_heads", "ffn"]  # query heads, key-value heads, feed-forward channels
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a nested width cuts of one layer: linear modules, by their names within the layer."""
+
+    rows: Mapping[str, tuple[Unit, ...]]  # module -> the units of its outputs, fused ones in order
+    columns: Mapping[Unit, str]  # unit -> the module that takes it in
+    heads_key: str = "num_attention_heads"  # config keys
+    kv_heads_key: str | None = None  # None: every head has keys and values of its own
+    head_dim_key: str | None = None  # None: the config knows hidden_size / heads alone
+    ffn_key: str = "intermediate_size"
 
 
 @dataclass(frozen=True)
@@ -32,12 +46,57 @@ class Family:
     groups_key: str | None = None  # config key of how many groups of layers share their weights
     drop: tuple[str, ...] = ()  # parts of the bare model that never touch the embedding
     position_offset: bool = False  # positions start at pad_token_id + 1
+    block: Block | None = None  # None: its heads and channels cannot be cut
     inferred: bool = False  # found by looking, not a row of the table
 
 
-_BERT = Family(("encoder.layer.",))
-_ROBERTA = Family(("encoder.layer.",), position_offset=True)
-_DECODER = Family(("layers.",), final_norm="norm", per_layer=("layer_types",))
+_BERT_BLOCK = Block(
+    rows={
+        "attention.self.query": ("heads",),
+        "attention.self.key": ("heads",),
+        "attention.self.value": ("heads",),
+        "intermediate.dense": ("ffn",),
+    },
+    columns={"heads": "attention.output.dense", "ffn": "output.dense"},
+)
+_DISTILBERT_BLOCK = Block(
+    rows={
+        "attention.q_lin": ("heads",),
+        "attention.k_lin": ("heads",),
+        "attention.v_lin": ("heads",),
+        "ffn.lin1": ("ffn",),
+    },
+    columns={"heads": "attention.out_lin", "ffn": "ffn.lin2"},
+    heads_key="n_heads",
+    ffn_key="hidden_dim",
+)
+_MODERNBERT_BLOCK = Block(
+    rows={"attn.Wqkv": ("heads", "heads", "heads"), "mlp.Wi": ("ffn", "ffn")},
+    columns={"heads": "attn.Wo", "ffn": "mlp.Wo"},
+)
+_LLAMA_BLOCK = Block(
+    rows={
+        "self_attn.q_proj": ("heads",),
+        "self_attn.k_proj": ("kv_heads",),
+        "self_attn.v_proj": ("kv_heads",),
+        "mlp.gate_proj": ("ffn",),
+        "mlp.up_proj": ("ffn",),
+    },
+    columns={"heads": "self_attn.o_proj", "ffn": "mlp.down_proj"},
+    kv_heads_key="num_key_value_heads",
+    head_dim_key="head_dim",
+)
+_PHI3_BLOCK = replace(
+    _LLAMA_BLOCK,
+    rows={
+        "self_attn.qkv_proj": ("heads", "kv_heads", "kv_heads"),
+        "mlp.gate_up_proj": ("ffn", "ffn"),
+    },
+)
+
+_BERT = Family(("encoder.layer.",), block=_BERT_BLOCK)
+_ROBERTA = Family(("encoder.layer.",), position_offset=True, block=_BERT_BLOCK)
+_DECODER = Family(("layers.",), final_norm="norm", per_layer=("layer_types",), block=_LLAMA_BLOCK)
 _T5 = Family(
     ("encoder.block.",),
     final_norm="encoder.final_layer_norm",
@@ -48,14 +107,20 @@ _T5 = Family(
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "electra": _BERT,
-    "deberta-v2": _BERT,
+    "deberta-v2": Family(("encoder.layer.",)),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "mpnet": _ROBERTA,
-    "distilbert": Family(("transformer.layer.",), depth_keys=("n_layers", "num_hidden_layers")),
+    "mpnet": Family(("encoder.layer.",), position_offset=True),
+    "distilbert": Family(
+        ("transformer.layer.",),
+        depth_keys=("n_layers", "num_hidden_layers"),
+        block=_DISTILBERT_BLOCK,
+    ),
     "albert": Family(("encoder.albert_layer_groups.",), groups_key="num_hidden_groups"),
-    "modernbert": Family(("layers.",), final_norm="final_norm", per_layer=("layer_types",)),
+    "modernbert": Family(
+        ("layers.",), final_norm="final_norm", per_layer=("layer_types",), block=_MODERNBERT_BLOCK
+    ),
     "nomic_bert": Family(
         ("encoder.layers.", "layers."), depth_keys=("num_hidden_layers", "n_layer")
     ),
@@ -68,7 +133,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": _DECODER,
     "llama": _DECODER,
     "gemma3_text": _DECODER,
-    "phi3": _DECODER,
+    "phi3": replace(_DECODER, block=_PHI3_BLOCK),
 }
 
 # Buffers that older transformers stored; newer ones compute them and report them as unexpected.

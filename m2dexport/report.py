@@ -36,6 +36,7 @@ def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None
         "model type": checkpoint.model_type,
         "layers": checkpoint.layers,
         "hidden size": checkpoint.hidden,
+        **_widths(checkpoint),
         "vector width": checkpoint.dim,
         "vocabulary": checkpoint.vocab_size,
         "pooling": " + ".join(checkpoint.pooling.modes),
@@ -58,6 +59,19 @@ def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None
     for name, value in facts.items():
         console.print(f"{name:<16}{value}", markup=False)
     console.print(table)
+
+
+def _widths(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the widths inside the layers: one number where all layers share it."""
+    widths = checkpoint.widths
+    if widths is None:
+        return {}
+    heads, kv_heads, ffn = (
+        str(counts[0]) if len(set(counts)) == 1 else ",".join(map(str, counts))
+        for counts in (widths.heads, widths.kv_heads, widths.ffn)
+    )
+    shared = f", {kv_heads} for keys and values" if kv_heads != heads else ""
+    return {"heads": f"{heads}{shared}, of {widths.head_dim} dims", "feed-forward": ffn}
 
 
 def print_profile(profile: Profile) -> None:

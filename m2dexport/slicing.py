@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,8 +22,16 @@ from m2dexport.errors import UsageError
 from m2dexport.files import atomic_folder
 from m2dexport.jsonfile import read_json, write_json
 from m2dexport.modules import Modules, read_lowercase, write_modules
-from m2dexport.tensors import FLOAT_NAMES, WEIGHTS, copied, write_tensors
+from m2dexport.tensors import FLOAT_NAMES, WEIGHTS, write_tensors
 from m2dexport.tokenizer import write_tokenizer
+from m2dexport.widths import (
+    Importance,
+    Widths,
+    cut_tensors,
+    narrowed,
+    unknown_widths,
+    width_config,
+)
 
 _FORMAT = 1
 _SENTENCE_CONFIG = "config_sentence_transformers.json"
@@ -38,6 +46,10 @@ class UntrainedWarning(UserWarning):
     """The (layers, dim) asked for is not one that training visited."""
 
 
+class LoadingWarning(UserWarning):
+    """transformers has no setting for the widths asked for; m2dexport alone loads the sub-model."""
+
+
 @dataclass(frozen=True)
 class _Cut:
     """One sub-model to be made, every value checked."""
@@ -46,6 +58,7 @@ class _Cut:
     dim: int
     dtype: str | None  # "F32", "F16" or "BF16"; None keeps the stored types
     final_norm: FinalNorm
+    widths: Widths | None  # None: of a family whose layers are not in the table
     trained: bool | None  # None: the trained grid is unknown
 
 
@@ -55,20 +68,29 @@ def slice_checkpoint(
     dim: int,
     out: Path,
     *,
+    heads: Sequence[int] | None = None,
+    ffn: Sequence[int] | None = None,
+    reorder: Sequence[str] | None = None,
     dtype: str | None = None,
     final_norm: FinalNormChoice | None = None,
 ) -> Checkpoint:
     """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and return it re-opened.
 
     The folder loads with ``AutoModel.from_pretrained`` (hidden states) and
-    ``SentenceTransformer(path)`` (the normalised vector), and can be sliced again. Tensors are
-    copied from file to file in blocks of 16 MiB.
+    ``SentenceTransformer(path)`` (the normalised vector), unless a ``LoadingWarning`` says that
+    only m2dexport loads it, and can be sliced again. Tensors are copied from file to file in blocks
+    of 16 MiB.
 
     Args:
         checkpoint: what to cut.
         layers: how many layers to keep, 1 to N.
         dim: how many leading dims of the vector to keep, before normalising.
         out: the folder to write; it must not exist.
+        heads: how many leading query heads to keep: one number, or one per kept layer; None keeps
+            all.
+        ffn: how many leading feed-forward channels to keep; likewise.
+        reorder: texts on which heads and channels are measured; the most important come first,
+            before any cut. None keeps the stored order.
         dtype: "fp32", "fp16" or "bf16"; None keeps the stored type of each tensor.
         final_norm: whether the norm after the last layer of pre-LN families is applied to the
             deepest kept layer; None: as in the checkpoint. Post-LN families have none to decide.
@@ -81,11 +103,18 @@ def slice_checkpoint(
         >>> slice_checkpoint(open_checkpoint(), 6, 128, Path("l6-d128")).dim
         128
     """
-    cut = _checked(checkpoint, layers, dim, dtype, final_norm)
-    with atomic_folder(out) as folder:
-        _write(checkpoint, cut, folder, weights_sha256(checkpoint))
-        _reopened(checkpoint, folder)  # what transformers cannot read is not handed over
-    return _reopened(checkpoint, out)
+    (sub_model,) = slice_grid(
+        checkpoint,
+        [layers],
+        [dim],
+        out,
+        heads=heads,
+        ffn=ffn,
+        reorder=reorder,
+        dtype=dtype,
+        final_norm=final_norm,
+    )
+    return sub_model
 
 
 def slice_grid(
@@ -94,6 +123,9 @@ def slice_grid(
     dims: Sequence[int],
     out: Path,
     *,
+    heads: Sequence[int] | None = None,
+    ffn: Sequence[int] | None = None,
+    reorder: Sequence[str] | None = None,
     dtype: str | None = None,
     final_norm: FinalNormChoice | None = None,
 ) -> list[Checkpoint]:
@@ -104,19 +136,36 @@ def slice_grid(
     Args and raises: as ``slice_checkpoint``.
     """
     pairs = dict.fromkeys((n, d) for n in layers for d in dims)
-    cuts = [_checked(checkpoint, n, d, dtype, final_norm) for n, d in pairs]
+    if reorder is not None and checkpoint.widths is None:
+        raise unknown_widths(checkpoint.model_type)
+    cuts = [_checked(checkpoint, n, d, heads, ffn, dtype, final_norm) for n, d in pairs]
     names = [f"{cut.layers}x{cut.dim}" if len(cuts) > 1 else "" for cut in cuts]
     with atomic_folder(out) as folder:
         parent = weights_sha256(checkpoint)
+        importance = _importance(checkpoint, reorder)
         for cut, name in zip(cuts, names, strict=True):
             (folder / name).mkdir(exist_ok=True)
-            _write(checkpoint, cut, folder / name, parent)
-            _reopened(checkpoint, folder / name)
+            _write(checkpoint, cut, importance, folder / name, parent)
+            _reopened(checkpoint, folder / name)  # what transformers cannot read is not handed over
     return [_reopened(checkpoint, out / name) for name in names]
 
 
+def _importance(checkpoint: Checkpoint, texts: Sequence[str] | None) -> Importance | None:
+    if texts is None:
+        return None
+    from m2dexport.importance import importance_of  # needs torch
+
+    return importance_of(checkpoint, texts)
+
+
 def _checked(
-    checkpoint: Checkpoint, layers: int, dim: int, dtype: str | None, norm: str | None
+    checkpoint: Checkpoint,
+    layers: int,
+    dim: int,
+    heads: Sequence[int] | None,
+    ffn: Sequence[int] | None,
+    dtype: str | None,
+    norm: str | None,
 ) -> _Cut:
     if not 1 <= layers <= checkpoint.layers:
         raise UsageError(
@@ -128,12 +177,18 @@ def _checked(
         )
     if dtype is not None and dtype not in FLOAT_NAMES:
         raise UsageError(f"--dtype {dtype!r} is unknown; choose from {', '.join(FLOAT_NAMES)}.")
+    whole = checkpoint.widths and checkpoint.widths.first(layers)
+    widths = narrowed(whole, checkpoint.model_type, heads, ffn)
+    trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
+    if trained and widths != whole:
+        trained = None  # a grid of layers and dims says nothing of narrower layers
     return _Cut(
         layers,
         dim,
         FLOAT_NAMES[dtype] if dtype else None,
         _final_norm(checkpoint, norm),
-        None if checkpoint.trained is None else (layers, dim) in checkpoint.trained,
+        widths,
+        trained,
     )
 
 
@@ -150,7 +205,9 @@ def _final_norm(checkpoint: Checkpoint, asked: str | None) -> FinalNorm:
     return cast(FinalNorm, asked)
 
 
-def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None:
+def _write(
+    checkpoint: Checkpoint, cut: _Cut, importance: Importance | None, folder: Path, parent: str
+) -> None:
     """Write one sub-model into an empty folder; ``parent`` is the hash of what it is cut from."""
     if cut.trained is False:
         warnings.warn(
@@ -160,9 +217,24 @@ def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None
             stacklevel=3,
         )
     layout = layout_of(checkpoint)
-    config = cut_config(
-        read_json(checkpoint.path / CONFIG), layout.family, checkpoint.layers, cut.layers
+    raw = read_json(checkpoint.path / CONFIG)
+    tensors = cut_tensors(
+        layout, checkpoint.widths, cut.widths, cut.layers, importance=importance, dtype=cut.dtype
     )
+    config, loads = width_config(
+        cut_config(raw, layout.family, checkpoint.layers, cut.layers),
+        layout.family,
+        cut.widths,
+        tensors,
+    )
+    if not loads:
+        warnings.warn(
+            f"no config.json of {checkpoint.model_type} can state these widths, so transformers "
+            "and sentence-transformers will refuse this sub-model; build, profile and bundle take "
+            "it.",
+            LoadingWarning,
+            stacklevel=3,
+        )
     config.pop(RAW_LAST_STATE, None)
     if cut.final_norm == "skipped":
         config[RAW_LAST_STATE] = False
@@ -174,8 +246,7 @@ def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None
         shutil.copyfile(path, folder / path.name)
     for path in checkpoint.licenses:
         shutil.copyfile(path, folder / path.name)
-    kept = layout.tensors(cut.layers)
-    write_tensors(folder / WEIGHTS, [copied(t, n, dtype=cut.dtype) for n, t in kept.items()])
+    write_tensors(folder / WEIGHTS, tensors)
     write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))
     modules = Modules(
         transformer=folder,
@@ -187,7 +258,7 @@ def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None
     )
     write_modules(modules, checkpoint.hidden, dim=cut.dim, dtype=cut.dtype)
     write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, cut))
-    write_json(folder / PROVENANCE, _provenance(checkpoint, cut, parent))
+    write_json(folder / PROVENANCE, _provenance(checkpoint, cut, importance, parent))
 
 
 def _reopened(checkpoint: Checkpoint, out: Path) -> Checkpoint:
@@ -208,12 +279,17 @@ def _sentence_config(checkpoint: Checkpoint, cut: _Cut) -> dict[str, Any]:
     return config
 
 
-def _provenance(checkpoint: Checkpoint, cut: _Cut, parent: str) -> dict[str, Any]:
-    grid = checkpoint.trained
+def _provenance(
+    checkpoint: Checkpoint, cut: _Cut, importance: Importance | None, parent: str
+) -> dict[str, Any]:
+    narrower = checkpoint.widths and cut.widths != checkpoint.widths.first(cut.layers)
+    grid = None if narrower else checkpoint.trained
     return {
         "format": _FORMAT,
         "layers": cut.layers,
         "dim": cut.dim,
+        "widths": cut.widths and asdict(cut.widths),
+        "reordered_by": importance and importance.texts_sha256,
         "final_norm": cut.final_norm,
         "trained": cut.trained,
         "trained_grid": grid and [[n, d] for n, d in grid if n <= cut.layers and d <= cut.dim],

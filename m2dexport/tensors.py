@@ -207,6 +207,43 @@ def copied(
     return NewTensor(name, target, tensor.shape, lambda: _converted(tensor, target))
 
 
+def selected(
+    tensor: StoredTensor,
+    name: str,
+    index: NDArray[np.int64],
+    *,
+    axis: int = 0,
+    dtype: str | None = None,
+) -> NewTensor:
+    """Return a copy of the rows or columns of a stored tensor that ``index`` names, in its order.
+
+    Args:
+        tensor: what to copy.
+        name: its name in the new file.
+        index: positions along the axis, in any order.
+        axis: 0 for rows (or the values of a vector), 1 for the columns of a matrix.
+        dtype: as for ``copied``.
+    """
+    target = dtype if dtype and tensor.dtype in _FLOATS else tensor.dtype
+    shape = (len(index), *tensor.shape[1:]) if axis == 0 else (tensor.shape[0], len(index))
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        found = _rows(tensor, index) if axis == 0 else row_blocks_of(tensor)
+        for block in found:
+            yield as_dtype(block if axis == 0 else block[:, index], target, name)
+
+    return NewTensor(name, target, shape, blocks)
+
+
+def _rows(tensor: StoredTensor, index: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+    """Yield rows in the order of ``index``; neighbours are read together."""
+    size = tensor.size // tensor.shape[0]
+    for run in np.split(index, np.flatnonzero(np.diff(index) != 1) + 1):
+        first, count = int(run[0]), len(run)
+        start, shape = tensor.start + first * size, (count, *tensor.shape[1:])
+        yield from blocks_of(replace(tensor, shape=shape, start=start, size=count * size))
+
+
 def _converted(tensor: StoredTensor, dtype: str) -> Iterator[NDArray[Any]]:
     for block in blocks_of(tensor):
         yield as_dtype(block, dtype, tensor.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from tiny_profile import cell, profile
 from m2dexport import __version__
 from m2dexport.bundle import open_bundle
 from m2dexport.cli import cli
-from m2dexport.data import default_task_paths
+from m2dexport.data import calibration_texts, default_task_paths, texts_sha256
 from m2dexport.manifest import write_profile
 
 STSB = default_task_paths()[0]
@@ -111,6 +112,29 @@ def test_several_values_slice_a_grid(tmp_path: Path, bert: Path) -> None:
     found = json.loads(succeeds("slice", *arguments, "--json").stdout)
     assert [(item["layers"], item["dim"]) for item in found] == [(1, 8), (1, 32), (3, 8), (3, 32)]
     assert sorted(path.name for path in out.iterdir()) == ["1x32", "1x8", "3x32", "3x8"]
+
+
+def test_slice_cuts_and_sorts_the_inside_of_layers_and_inspect_shows_it(
+    tmp_path: Path, bert: Path
+) -> None:
+    texts, out = tmp_path / "texts.txt", tmp_path / "out"
+    texts.write_text("a cat\ntwo dogs\n", encoding="utf-8")
+    arguments = ["--model", bert, "--reorder-by-importance", texts, "--out", out]
+    result = succeeds("slice", "--heads", "4,2,4,2", "--ffn", 20, *arguments)
+    assert "4 layers, 32 dims" in result.stdout
+    assert "Warning: no config.json of bert can state these widths" in result.stderr
+    shown = succeeds("inspect", "--model", out).output
+    assert "4,2,4,2, of 8 dims" in shown
+    assert re.search(r"feed-forward +20\n", shown)
+    shipped = ["--model", bert, "--reorder-by-importance", "--out", tmp_path / "sorted"]
+    succeeds("slice", *shipped)
+    record = json.loads((tmp_path / "sorted" / "m2dexport.json").read_text())
+    assert record["reordered_by"] == texts_sha256(calibration_texts())
+
+
+def test_a_hidden_width_is_refused_with_the_reason(bert: Path) -> None:
+    sentence = refused(2, "slice", "--model", bert, "--hidden", 16)
+    assert "LayerNorm takes its statistics over the whole hidden state" in sentence
 
 
 def test_build_then_quantize(tmp_path: Path, bert: Path) -> None:

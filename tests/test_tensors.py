@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.tensors import (
@@ -17,6 +20,7 @@ from m2dexport.tensors import (
     read_tensor,
     read_tensors,
     row_blocks_of,
+    selected,
     sha256_of_tensors,
     stored_tensors,
     tensors_in,
@@ -68,6 +72,30 @@ def test_leading_rows_are_cut(weights: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_tensors(out)["cut"], np.arange(8).reshape(2, 4))
 
 
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_rows_and_columns_are_selected_in_the_order_asked_for(data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([(5, 3), (1, 7), (6,), (4, 1)]), "shape")
+    axis = data.draw(st.sampled_from(range(len(shape))), "axis")
+    places = st.integers(0, shape[axis] - 1)
+    index = np.array(data.draw(st.lists(places, min_size=1, max_size=9), "index"), np.int64)
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        write_tensors(path, [new_tensor("x", values)])
+        tensor = tensors_in(path)["x"]
+        write_tensors(
+            Path(folder) / "out.safetensors",
+            [
+                selected(tensor, "same", index, axis=axis),
+                selected(tensor, "half", index, axis=axis, dtype="F16"),
+            ],
+        )
+        found = read_tensors(Path(folder) / "out.safetensors")
+    np.testing.assert_array_equal(found["same"], values.take(index, axis))
+    np.testing.assert_array_equal(found["half"], values.take(index, axis).astype(np.float16))
+
+
 @pytest.mark.parametrize(
     ("dtype", "torch_dtype"), [("F16", torch.float16), ("BF16", torch.bfloat16)]
 )
@@ -115,6 +143,19 @@ def test_copying_holds_one_block_in_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < limit
+
+
+def test_selecting_holds_few_blocks_in_memory(tmp_path: Path) -> None:
+    shape = (8 << 10, 4 << 10)  # 128 MiB of float32
+    write_tensors(tmp_path / "in.safetensors", [new_tensor("x", np.zeros(shape, np.float32))])
+    found = tensors_in(tmp_path / "in.safetensors")["x"]
+    for axis in (0, 1):
+        new = selected(found, "x", np.arange(shape[axis] - 1), axis=axis)
+        tracemalloc.start()
+        write_tensors(tmp_path / "out.safetensors", [new])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 72 << 20
 
 
 def test_shards_hash_and_read_like_one_file(tmp_path: Path) -> None:
