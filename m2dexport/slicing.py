@@ -22,8 +22,9 @@ from m2dexport.errors import UsageError
 from m2dexport.files import atomic_folder
 from m2dexport.jsonfile import read_json, write_json
 from m2dexport.modules import Modules, read_lowercase, write_modules
+from m2dexport.pruning import Pruning, pruned_tensors
 from m2dexport.tensors import FLOAT_NAMES, WEIGHTS, copied, write_tensors
-from m2dexport.tokenizer import write_tokenizer
+from m2dexport.tokenizer import replace_tokenizer, write_tokenizer
 
 _FORMAT = 1
 _SENTENCE_CONFIG = "config_sentence_transformers.json"
@@ -57,6 +58,7 @@ def slice_checkpoint(
     *,
     dtype: str | None = None,
     final_norm: FinalNormChoice | None = None,
+    pruning: Pruning | None = None,
 ) -> Checkpoint:
     """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and return it re-opened.
 
@@ -72,6 +74,7 @@ def slice_checkpoint(
         dtype: "fp32", "fp16" or "bf16"; None keeps the stored type of each tensor.
         final_norm: whether the norm after the last layer of pre-LN families is applied to the
             deepest kept layer; None: as in the checkpoint. Post-LN families have none to decide.
+        pruning: which part of the vocabulary to keep, from ``plan_pruning``; None keeps all.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
@@ -81,11 +84,16 @@ def slice_checkpoint(
         >>> slice_checkpoint(open_checkpoint(), 6, 128, Path("l6-d128")).dim
         128
     """
-    cut = _checked(checkpoint, layers, dim, dtype, final_norm)
-    with atomic_folder(out) as folder:
-        _write(checkpoint, cut, folder, weights_sha256(checkpoint))
-        _reopened(checkpoint, folder)  # what transformers cannot read is not handed over
-    return _reopened(checkpoint, out)
+    (sub_model,) = slice_grid(
+        checkpoint,
+        [layers],
+        [dim],
+        out,
+        dtype=dtype,
+        final_norm=final_norm,
+        pruning=pruning,
+    )
+    return sub_model
 
 
 def slice_grid(
@@ -96,6 +104,7 @@ def slice_grid(
     *,
     dtype: str | None = None,
     final_norm: FinalNormChoice | None = None,
+    pruning: Pruning | None = None,
 ) -> list[Checkpoint]:
     """Write the sub-model of every pair of ``layers`` and ``dims``, all of them or none.
 
@@ -110,8 +119,8 @@ def slice_grid(
         parent = weights_sha256(checkpoint)
         for cut, name in zip(cuts, names, strict=True):
             (folder / name).mkdir(exist_ok=True)
-            _write(checkpoint, cut, folder / name, parent)
-            _reopened(checkpoint, folder / name)
+            _write(checkpoint, cut, pruning, folder / name, parent)
+            _reopened(checkpoint, folder / name)  # what transformers cannot read is not handed over
     return [_reopened(checkpoint, out / name) for name in names]
 
 
@@ -150,7 +159,9 @@ def _final_norm(checkpoint: Checkpoint, asked: str | None) -> FinalNorm:
     return cast(FinalNorm, asked)
 
 
-def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None:
+def _write(
+    checkpoint: Checkpoint, cut: _Cut, pruning: Pruning | None, folder: Path, parent: str
+) -> None:
     """Write one sub-model into an empty folder; ``parent`` is the hash of what it is cut from."""
     if cut.trained is False:
         warnings.warn(
@@ -169,12 +180,22 @@ def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None
     if cut.dtype:
         config.pop("torch_dtype", None)
         config["dtype"] = _TORCH_DTYPES[cut.dtype]
+    if pruning:
+        config |= pruning.config
     write_json(folder / CONFIG, config)
     for path in () if is_native(checkpoint.model_type) else checkpoint.path.glob("*.py"):
         shutil.copyfile(path, folder / path.name)
     kept = layout.tensors(cut.layers)
-    write_tensors(folder / WEIGHTS, [copied(t, n, dtype=cut.dtype) for n, t in kept.items()])
+    tensors = [copied(t, n, dtype=cut.dtype) for n, t in kept.items()]
+    provenance = _provenance(checkpoint, cut, parent)
     write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))
+    if pruning:
+        whole = sum(tensor.size for tensor in tensors)
+        tensors = pruned_tensors(pruning, tensors, layout.outside)
+        saved = whole - sum(tensor.size for tensor in tensors)
+        provenance["vocabulary"] = {**pruning.report, "bytes_saved": saved}
+        replace_tokenizer(folder, pruning.tokenizer, pruning.ids)
+    write_tensors(folder / WEIGHTS, tensors)
     modules = Modules(
         transformer=folder,
         max_length=checkpoint.max_length,
@@ -185,7 +206,7 @@ def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None
     )
     write_modules(modules, checkpoint.hidden, dim=cut.dim, dtype=cut.dtype)
     write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, cut))
-    write_json(folder / PROVENANCE, _provenance(checkpoint, cut, parent))
+    write_json(folder / PROVENANCE, provenance)
 
 
 def _reopened(checkpoint: Checkpoint, out: Path) -> Checkpoint:

@@ -207,6 +207,37 @@ def copied(
     return NewTensor(name, target, tensor.shape, lambda: _converted(tensor, target))
 
 
+def gathered(
+    tensor: StoredTensor, name: str, rows: Sequence[int], *, dtype: str | None = None
+) -> NewTensor:
+    """Return some rows of a stored matrix, in the order given, under a new name.
+
+    Args:
+        tensor: what to take rows of.
+        name: its name in the new file.
+        rows: indices of rows.
+        dtype: as in ``copied``.
+    """
+    target = dtype if dtype and tensor.dtype in _FLOATS else tensor.dtype
+    shape = (len(rows), *tensor.shape[1:])
+    return NewTensor(name, target, shape, lambda: _gathered(tensor, rows, target))
+
+
+def _gathered(tensor: StoredTensor, rows: Sequence[int], dtype: str) -> Iterator[NDArray[Any]]:
+    width = tensor.size // tensor.shape[0]
+    count = max(1, _BLOCK // width)
+    with tensor.path.open("rb") as stream:
+        for start in range(0, len(rows), count):
+            block = bytearray()
+            for row in rows[start : start + count]:
+                stream.seek(tensor.start + row * width)
+                block += stream.read(width)
+            if len(block) % (width * len(rows[start : start + count])):
+                raise CheckpointError(f"{tensor.path} ends within tensor {tensor.name!r}.")
+            values = np.frombuffer(block, _DTYPES[tensor.dtype])
+            yield values if dtype == tensor.dtype else as_dtype(values, dtype, tensor.name)
+
+
 def _converted(tensor: StoredTensor, dtype: str) -> Iterator[NDArray[Any]]:
     for block in blocks_of(tensor):
         yield as_dtype(block, dtype, tensor.name)
