@@ -78,6 +78,10 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(dict.fromkeys(numbers) if self.distinct else numbers)
 
 
+def _count_or_file(value: str) -> int | Path:
+    return int(value) if value.isdecimal() else Path(value)
+
+
 _NUMBERS = _Numbers()
 _PER_LAYER = _Numbers(distinct=False)
 _SHIPPED = Path()  # an option that takes a file of texts, given without one
@@ -275,6 +279,12 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     type=click.Choice(["applied", "skipped"]),
     help="Whether pre-LN families apply their final norm to the last kept layer.",
 )
+@click.option(
+    "--prune-vocab",
+    type=_count_or_file,
+    metavar="CORPUS|N",
+    help="Keep the pieces that the texts of a file (one a line) use, or the N most useful pieces.",
+)
 @_json_option
 def slice_command(
     model: str | None,
@@ -286,6 +296,7 @@ def slice_command(
     out: Path | None,
     dtype: str | None,
     final_norm: Any,
+    prune_vocab: Path | int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -296,14 +307,23 @@ def slice_command(
       m2dexport slice --layers 6 --dim 128
       m2dexport slice --layers 2,4,6 --dim 64,128 --out grid
       m2dexport slice --heads 8 --ffn 1024 --reorder-by-importance --out narrow
+      m2dexport slice --layers 2 --dim 64 --prune-vocab 4000
     """
+    from m2dexport.checkpoint import PROVENANCE
     from m2dexport.data import calibration_texts
+    from m2dexport.jsonfile import read_object
+    from m2dexport.pruning import plan_pruning
     from m2dexport.slicing import slice_grid
 
     checkpoint = _open(model, options)
     layers, dim = layers or (checkpoint.layers,), dim or (checkpoint.dim,)
     one = f"sub-model-{layers[0]}x{dim[0]}"
     with _busy("Slicing"):
+        pruning = None
+        if isinstance(prune_vocab, int):
+            pruning = plan_pruning(checkpoint, size=prune_vocab)
+        elif prune_vocab:
+            pruning = plan_pruning(checkpoint, _texts(prune_vocab))
         sub_models = slice_grid(
             checkpoint,
             layers,
@@ -314,15 +334,22 @@ def slice_command(
             reorder=calibration_texts() if reorder == _SHIPPED else _texts(reorder),
             dtype=dtype,
             final_norm=final_norm,
+            pruning=pruning,
         )
+    pruned = [read_object(n.path / PROVENANCE).get("vocabulary") for n in sub_models]
     if as_json:
-        _print_json([{"layers": n.layers, "dim": n.dim, "path": n.path} for n in sub_models])
+        facts = [{"layers": n.layers, "dim": n.dim, "path": n.path} for n in sub_models]
+        _print_json(
+            [fact | ({"vocabulary": v} if v else {}) for fact, v in zip(facts, pruned, strict=True)]
+        )
     else:
         for sub_model in sub_models:
             click.echo(
                 f"{sub_model.path}: {sub_model.layers} layers, {sub_model.dim} dims, "
                 f"{_folder_megabytes(sub_model.path):.1f} MB"
             )
+        if pruned[0]:
+            click.echo(_vocabulary_sentence(pruned[0]))
 
 
 @cli.command()
@@ -614,6 +641,18 @@ def _print_artifact(artifact: Any, original: str, as_json: bool) -> None:
         f"parity with {original} on {parity['texts']:.0f} ragged texts: mean cosine "
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
         f"alone against in a batch: {parity['batch_cosine']:.6f}"
+    )
+
+
+def _vocabulary_sentence(vocabulary: dict[str, Any]) -> str:
+    before, after = vocabulary["pieces"]
+    tokens = [
+        f"{old:.2f} before and {new:.2f} after on the {name} texts"
+        for name, (old, new) in vocabulary["tokens_per_text"].items()
+    ]
+    return (
+        f"vocabulary: {after:,} of {before:,} pieces, {vocabulary['bytes_saved'] / 1e6:.1f} MB "
+        f"saved; tokens per text: {', '.join(tokens)}"
     )
 
 

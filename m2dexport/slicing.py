@@ -22,8 +22,9 @@ from m2dexport.errors import UsageError
 from m2dexport.files import atomic_folder
 from m2dexport.jsonfile import read_json, write_json
 from m2dexport.modules import Modules, read_lowercase, write_modules
+from m2dexport.pruning import Pruning, pruned_tensors
 from m2dexport.tensors import FLOAT_NAMES, WEIGHTS, write_tensors
-from m2dexport.tokenizer import write_tokenizer
+from m2dexport.tokenizer import replace_tokenizer, write_tokenizer
 from m2dexport.widths import (
     Importance,
     Widths,
@@ -73,6 +74,7 @@ def slice_checkpoint(
     reorder: Sequence[str] | None = None,
     dtype: str | None = None,
     final_norm: FinalNormChoice | None = None,
+    pruning: Pruning | None = None,
 ) -> Checkpoint:
     """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and return it re-opened.
 
@@ -94,6 +96,7 @@ def slice_checkpoint(
         dtype: "fp32", "fp16" or "bf16"; None keeps the stored type of each tensor.
         final_norm: whether the norm after the last layer of pre-LN families is applied to the
             deepest kept layer; None: as in the checkpoint. Post-LN families have none to decide.
+        pruning: which part of the vocabulary to keep, from ``plan_pruning``; None keeps all.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
@@ -113,6 +116,7 @@ def slice_checkpoint(
         reorder=reorder,
         dtype=dtype,
         final_norm=final_norm,
+        pruning=pruning,
     )
     return sub_model
 
@@ -128,6 +132,7 @@ def slice_grid(
     reorder: Sequence[str] | None = None,
     dtype: str | None = None,
     final_norm: FinalNormChoice | None = None,
+    pruning: Pruning | None = None,
 ) -> list[Checkpoint]:
     """Write the sub-model of every pair of ``layers`` and ``dims``, all of them or none.
 
@@ -145,7 +150,7 @@ def slice_grid(
         importance = _importance(checkpoint, reorder)
         for cut, name in zip(cuts, names, strict=True):
             (folder / name).mkdir(exist_ok=True)
-            _write(checkpoint, cut, importance, folder / name, parent)
+            _write(checkpoint, cut, importance, pruning, folder / name, parent)
             _reopened(checkpoint, folder / name)  # what transformers cannot read is not handed over
     return [_reopened(checkpoint, out / name) for name in names]
 
@@ -206,7 +211,12 @@ def _final_norm(checkpoint: Checkpoint, asked: str | None) -> FinalNorm:
 
 
 def _write(
-    checkpoint: Checkpoint, cut: _Cut, importance: Importance | None, folder: Path, parent: str
+    checkpoint: Checkpoint,
+    cut: _Cut,
+    importance: Importance | None,
+    pruning: Pruning | None,
+    folder: Path,
+    parent: str,
 ) -> None:
     """Write one sub-model into an empty folder; ``parent`` is the hash of what it is cut from."""
     if cut.trained is False:
@@ -241,13 +251,22 @@ def _write(
     if cut.dtype:
         config.pop("torch_dtype", None)
         config["dtype"] = _TORCH_DTYPES[cut.dtype]
+    if pruning:
+        config |= pruning.config
     write_json(folder / CONFIG, config)
     for path in () if is_native(checkpoint.model_type) else checkpoint.path.glob("*.py"):
         shutil.copyfile(path, folder / path.name)
     for path in checkpoint.licenses:
         shutil.copyfile(path, folder / path.name)
-    write_tensors(folder / WEIGHTS, tensors)
+    provenance = _provenance(checkpoint, cut, importance, parent)
     write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))
+    if pruning:
+        whole = sum(tensor.size for tensor in tensors)
+        tensors = pruned_tensors(pruning, tensors, layout.outside)
+        saved = whole - sum(tensor.size for tensor in tensors)
+        provenance["vocabulary"] = {**pruning.report, "bytes_saved": saved}
+        replace_tokenizer(folder, pruning.tokenizer, pruning.ids)
+    write_tensors(folder / WEIGHTS, tensors)
     modules = Modules(
         transformer=folder,
         max_length=checkpoint.max_length,
@@ -258,7 +277,7 @@ def _write(
     )
     write_modules(modules, checkpoint.hidden, dim=cut.dim, dtype=cut.dtype)
     write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, cut))
-    write_json(folder / PROVENANCE, _provenance(checkpoint, cut, importance, parent))
+    write_json(folder / PROVENANCE, provenance)
 
 
 def _reopened(checkpoint: Checkpoint, out: Path) -> Checkpoint:

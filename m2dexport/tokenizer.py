@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m2dexport.errors import CheckpointError, M2DError
+from tokenizers import Tokenizer
 
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json", "*.model")
+from m2dexport.errors import CheckpointError, M2DError
+from m2dexport.jsonfile import read_json, read_object, write_json
+
+_FILE = "tokenizer.json"
+_COPIES = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tekken.json", "*.model")
+_VOCABULARIES = (_FILE, "vocab.txt", "vocab.json", "tekken.json", "*.model")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -52,7 +58,7 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
     Raises:
         M2DError: when the disk is full.
     """
-    path = folder / "tokenizer.json"
+    path = folder / _FILE
     tokenizer = load_tokenizer(source)
     try:
         tokenizer.save_pretrained(folder)
@@ -60,11 +66,47 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
         raise
     except Exception as error:  # tokenizers raises bare exceptions, of a full disk, too
         raise M2DError(f"{path.name} could not be written: {error}; nothing was kept.") from error
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_json(path)
     stored["truncation"] = stored["padding"] = None
     if lowercase:
         stored["normalizer"] = _lowercased(stored.get("normalizer"))
     path.write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+
+
+def replace_tokenizer(folder: Path, tokenizer: Mapping[str, Any], ids: Mapping[int, int]) -> None:
+    """Put another tokenizer.json in the place of the one that ``write_tokenizer`` wrote.
+
+    Other files that hold the old vocabulary are removed.
+
+    Args:
+        folder: the folder.
+        tokenizer: the new tokenizer.json.
+        ids: the new id of each old one that is left.
+
+    Raises:
+        CheckpointError: when transformers makes something else of it.
+    """
+    for path in [path for pattern in _COPIES for path in folder.glob(pattern)]:
+        path.unlink()
+    (folder / _FILE).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    config = read_object(path)
+    if "added_tokens_decoder" in config:  # transformers < 5
+        added = config["added_tokens_decoder"]
+        config["added_tokens_decoder"] = {str(ids[int(i)]): token for i, token in added.items()}
+        write_json(path, config)
+    written = Tokenizer.from_file(str(folder / _FILE))
+    loaded = load_tokenizer(folder).backend_tokenizer
+    if loaded.get_vocab() != written.get_vocab() or _model(loaded) != _model(written):
+        raise CheckpointError(
+            f"transformers builds its {config.get('tokenizer_class')} otherwise than the pruned "
+            "tokenizer.json says; name PreTrainedTokenizerFast as tokenizer_class in the "
+            "checkpoint's tokenizer_config.json."
+        )
+
+
+def _model(tokenizer: Tokenizer) -> Any:
+    return json.loads(tokenizer.to_str())["model"]
 
 
 def _lowercased(normalizer: dict[str, Any] | None) -> dict[str, Any]:

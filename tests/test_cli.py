@@ -137,6 +137,43 @@ def test_a_hidden_width_is_refused_with_the_reason(bert: Path) -> None:
     assert "LayerNorm takes its statistics over the whole hidden state" in sentence
 
 
+def test_a_pruned_vocabulary_is_reported_and_recorded(tmp_path: Path) -> None:
+    pruned = ["slice", "--layers", 2, "--dim", 64, "--prune-vocab"]
+    out = succeeds(*pruned, 4000, "--out", tmp_path / "counted").output
+    assert "4,000 of 8,500 pieces, 3.5 MB saved" in out
+    (tmp_path / "corpus").write_text("\n".join(TEXTS[:3]), encoding="utf-8")
+    line = [*pruned, tmp_path / "corpus", "--out", tmp_path / "used", "--json"]
+    (found,) = json.loads(succeeds(*line).stdout)
+    tokens = found["vocabulary"]["tokens_per_text"]
+    assert tokens["corpus"][0] == tokens["corpus"][1]
+    assert tokens["calibration"][0] < tokens["calibration"][1]
+    stored = json.loads((tmp_path / "used" / "m2dexport.json").read_text())
+    assert stored["vocabulary"] == found["vocabulary"]
+    # What is built from it is what it gives.
+    built = ["build", "--model", tmp_path / "used", "--out", tmp_path / "artifact"]
+    assert "parity with torch" in succeeds(*built).output
+    succeeds("bundle", tmp_path / "artifact", "--out", tmp_path / "edge.m2d")
+    succeeds("verify", tmp_path / "edge.m2d")
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("100", "--prune-vocab 100 is below the "),
+        ("empty.txt", "holds no text"),
+        ("missing.txt", "cannot be read"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_pruned_so_is_refused(
+    value: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n\n")
+    error = refused(2, "slice", "--layers", 2, "--dim", 64, "--prune-vocab", value)
+    assert sentence in error
+    assert not Path("sub-model-2x64").exists()
+
+
 def test_build_then_quantize(tmp_path: Path, bert: Path) -> None:
     out = succeeds("build", "--model", bert, "--layers", 2, "--out", tmp_path / "a").output
     assert "parity with torch" in out

@@ -1,8 +1,7 @@
 """Make the checkpoint that ships with m2dexport from a larger one of the same tokenizer.
 
-The vocabulary is pruned to the special tokens, every character, the pieces that a corpus uses and,
-up to the size asked for, the most frequent other pieces (WordPiece vocabularies are ordered by
-frequency); weights are stored in fp16.
+The vocabulary is pruned to the pieces that some texts use and, up to the size asked for, the most
+frequent other ones; weights are stored in fp16.
 
     python tools/make_default_checkpoint.py --source SOURCE --calibration TEXTS --sts-test TEST.tsv
 """
@@ -12,96 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from tokenizers import Tokenizer
 
 from m2dexport.checkpoint import open_checkpoint
+from m2dexport.data import read_texts
+from m2dexport.pruning import plan_pruning
 from m2dexport.quality import evaluate, load_task
 from m2dexport.reference import Reference
 from m2dexport.slicing import slice_checkpoint
-from m2dexport.tensors import (
-    WEIGHTS,
-    copied,
-    new_tensor,
-    read_tensor,
-    stored_tensors,
-    write_tensors,
-)
+from m2dexport.vocabulary import token_use
 
-TABLE = "embeddings.word_embeddings.weight"
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "m2dexport" / "data" / "checkpoint"
-
-
-def kept_pieces(tokenizer: dict[str, Any], texts: list[str], size: int) -> list[str]:
-    """Return the pieces to keep, in their old order."""
-    vocab: dict[str, int] = tokenizer["model"]["vocab"]
-    prefix = tokenizer["model"]["continuing_subword_prefix"]
-    whole = Tokenizer.from_str(json.dumps(tokenizer))
-    kept = {token["content"] for token in tokenizer["added_tokens"]}
-    for piece in vocab:
-        inside = piece.removeprefix(prefix)
-        # A character that the normaliser isolates (Chinese ones) never continues a word.
-        if len(inside) == 1 and (piece == inside or piece in whole.encode(f"a{inside}").tokens):
-            kept.add(piece)
-    used = Counter(token for encoding in whole.encode_batch(texts) for token in encoding.tokens)
-    by_use = [piece for piece, _ in sorted(used.items(), key=lambda item: (-item[1], item[0]))]
-    by_rank = sorted((p for p in vocab if not p.startswith("[unused")), key=vocab.__getitem__)
-    for piece in (*by_use, *by_rank):
-        if len(kept) >= size:
-            break
-        kept.add(piece)
-    return sorted(kept, key=vocab.__getitem__)
-
-
-def prune(folder: Path, texts: list[str], size: int) -> None:
-    """Prune the vocabulary of a sub-model folder in place: tokenizer, table and config."""
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    old = tokenizer["model"]["vocab"]
-    pieces = kept_pieces(tokenizer, texts, size)
-    new = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer["model"]["vocab"] = new
-    for token in tokenizer["added_tokens"]:
-        token["id"] = new[token["content"]]
-    for token in tokenizer["post_processor"]["special_tokens"].values():
-        token["ids"] = [new[piece] for piece in token["tokens"]]
-    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-
-    stored = stored_tensors(folder)
-    rows = read_tensor(stored[TABLE])[[old[piece] for piece in pieces]]
-    tensors = [
-        new_tensor(name, rows, "F16") if name == TABLE else copied(tensor, name, dtype="F16")
-        for name, tensor in stored.items()
-    ]
-    write_tensors(folder / "pruned", tensors)
-    (folder / "pruned").replace(folder / WEIGHTS)
-
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"vocab_size": len(pieces), "pad_token_id": new["[PAD]"]}
-    config["dtype"] = "float32"  # what to compute in: loaders would otherwise run fp16 on a CPU
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def require_lossless(before: str, after: str) -> None:
-    """Fail when a text that tokenized without an unknown token before no longer does.
-
-    Every piece of the old vocabulary is tried, at the start of a word and inside one.
-    """
-    old, new = Tokenizer.from_str(before), Tokenizer.from_str(after)
-    words = []
-    for piece in old.get_vocab():
-        bare = piece.removeprefix("##")
-        words += [bare, f"a{bare}"]
-    unknown = old.token_to_id("[UNK]"), new.token_to_id("[UNK]")
-    for word, a, b in zip(words, old.encode_batch(words), new.encode_batch(words), strict=True):
-        if unknown[1] in b.ids and unknown[0] not in a.ids:
-            raise SystemExit(f"{word!r} no longer tokenizes")
 
 
 def sts_points(folder: Path, sts: Path) -> dict[tuple[int, int], float]:
@@ -119,9 +40,8 @@ def sts_points(folder: Path, sts: Path) -> dict[tuple[int, int], float]:
 
 def tokens_per_text(folder: Path, texts: list[str]) -> float:
     """Return the mean number of tokens of the texts, specials included."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    return float(np.mean([len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return token_use(tokenizer, texts).per_text
 
 
 CARD = """---
@@ -185,11 +105,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     source = open_checkpoint(arguments.source)
-    slice_checkpoint(source, source.layers, source.dim, arguments.out, dtype="fp16")
-    before = (arguments.out / "tokenizer.json").read_text(encoding="utf-8")
-    texts = arguments.calibration.read_text(encoding="utf-8").splitlines()
-    prune(arguments.out, texts, arguments.size)
-    require_lossless(before, (arguments.out / "tokenizer.json").read_text(encoding="utf-8"))
+    pruning = plan_pruning(source, read_texts(arguments.calibration), arguments.size)
+    slice_checkpoint(
+        source, source.layers, source.dim, arguments.out, dtype="fp16", pruning=pruning
+    )
+    # What to compute in: loaders would otherwise run fp16 on a CPU.
+    config = json.loads((arguments.out / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    (arguments.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     provenance = json.loads((arguments.out / "m2dexport.json").read_text(encoding="utf-8"))
     grid = [(n, d) for n in range(1, source.layers + 1) for d in (32, 64, 128, 256, source.dim)]
