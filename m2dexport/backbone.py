@@ -60,7 +60,9 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]
 def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
     config = transformers.AutoConfig.from_pretrained(checkpoint.path)
     loader = bare_class(checkpoint.model_type)
-    if attention == "sdpa" and not loader._supports_sdpa:  # MPNet, DeBERTa, and T5 before 5.x
+    # MPNet, DeBERTa and, before 5.x, T5 and most encoders have a fixed choice of kernels.
+    supported = loader._supports_sdpa if attention == "sdpa" else loader._supports_attention_backend
+    if not supported:
         attention = "eager"
     try:
         with _quiet():

@@ -16,6 +16,7 @@ from m2dexport.jsonfile import read_object
 from m2dexport.modules import (
     Dense,
     Head,
+    LatentAttention,
     LayerNormHead,
     Modules,
     Pooling,
@@ -23,8 +24,9 @@ from m2dexport.modules import (
     pooling_from_name,
     read_modules,
 )
-from m2dexport.prepare import base_of, converted, merged, needs_conversion
-from m2dexport.tensors import WEIGHTS, sha256_of_tensors, stored_tensors, tensors_in
+from m2dexport.prepare import base_of, converted, extracted, merged, needs_conversion
+from m2dexport.tensors import INDEX, WEIGHTS, sha256_of_tensors, stored_tensors, tensors_in
+from m2dexport.towers import find_tower
 
 __all__ = [
     "Checkpoint",
@@ -56,6 +58,7 @@ class Checkpoint:
     hidden: int  # width of the hidden states
     dim: int  # width of the final vector, after the head: the largest d
     vocab_size: int
+    latent: LatentAttention | None  # NV-Embed's, between the transformer and pooling
     pooling: Pooling
     head: tuple[Head, ...]  # modules after pooling, in order, Normalize apart
     normalized: bool  # the checkpoint itself ends with Normalize
@@ -120,6 +123,11 @@ def open_checkpoint(
     dim = _width_after(modules.head, hidden * len(chosen.modes))
     provenance = read_object(folder / PROVENANCE)
     prompts, default_prompt = _prompts(folder)
+    if not chosen.include_prompt and any(prompts.values()):
+        raise CheckpointError(
+            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
+            "of token ids and mask cannot do; remove the prompts, or set it to true."
+        )
     return Checkpoint(
         path=modules.transformer,
         model_type=str(config.model_type),
@@ -127,6 +135,7 @@ def open_checkpoint(
         hidden=hidden,
         dim=dim,
         vocab_size=int(config.vocab_size),
+        latent=modules.latent,
         pooling=chosen,
         head=modules.head,
         normalized=modules.normalized,
@@ -152,6 +161,9 @@ def weights_sha256(checkpoint: Checkpoint) -> str:
     sharding, or the task heads that a checkpoint may carry besides.
     """
     tensors = layout_of(checkpoint).tensors(checkpoint.layers)
+    if checkpoint.latent:
+        for name, tensor in stored_tensors(checkpoint.latent.folder).items():
+            tensors[f"latent.{name}"] = tensor
     for position, module in enumerate(checkpoint.head):
         for name, tensor in stored_tensors(module.folder).items():
             tensors[f"head.{position}.{name}"] = tensor
@@ -178,15 +190,25 @@ def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
 
 
 def _prepared(folder: Path, allow_pickle: bool, assumed: list[str]) -> Path:
-    """Return the folder, or one made from it whose weights are safetensors without an adapter."""
+    """Return the folder, or one made from it: a text model in safetensors without an adapter."""
     base_name = base_of(folder)
     if base_name is not None:
         base = folder / base_name if (folder / base_name).is_dir() else _local_folder(base_name)
         merged_folder = merged(folder, _prepared(base, allow_pickle, assumed))
         assumed.append(f"the adapter was merged into {base_name} at {merged_folder}.")
         return merged_folder
-    if not needs_conversion(folder):
+    if needs_conversion(folder):
+        folder = _converted(folder, allow_pickle)
+    if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        return folder  # what is missing is told when it is needed
+    tower = find_tower(folder, list(stored_tensors(folder)))
+    if tower is None:
         return folder
+    assumed.append(f"{tower.note}.")
+    return extracted(folder, tower)
+
+
+def _converted(folder: Path, allow_pickle: bool) -> Path:
     if not allow_pickle:
         raise CheckpointError(
             f"{folder} has pickled weights alone, which can run code when loaded; convert them to "
@@ -236,12 +258,12 @@ def _choose_pooling(
     if declared is None:
         return cast(Pooling, modules.pooling)
     chosen = pooling_from_name(declared)
-    if modules.pooling is not None and modules.pooling != chosen:
+    if modules.pooling is not None and modules.pooling.modes != chosen.modes:
         stored = "+".join(modules.pooling.modes)
         raise UsageError(f"--pooling {declared} contradicts {folder}, which stores {stored}.")
     if modules.pooling is None:
         assumed.append(f"pooling is {declared}, as declared; the checkpoint does not store it.")
-    return chosen
+    return modules.pooling or chosen
 
 
 def _notes(model_type: str, family: Family, folder: Path) -> Iterator[str]:

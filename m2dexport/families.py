@@ -115,7 +115,11 @@ def family_of(model_type: str, names: Iterable[str], depth: int) -> Family:
             f"model type {model_type!r} is not in the table of families, and its weights show "
             f"{len(outer)} lists of {depth} layers where one is needed."
         )
-    return Family((outer[0],), final_norm=_inferred_norm(bare, outer[0]), inferred=True)
+    keys = {"num_hidden_layers": None}
+    if model:  # n_layer, in the families of GPT-2's time
+        keys[model.config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = None
+    norm = _inferred_norm(bare, outer[0])
+    return Family((outer[0],), final_norm=norm, depth_keys=tuple(keys), inferred=True)
 
 
 def bare_class(model_type: str) -> Any:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from m2dexport.backbone import Backbone
 from m2dexport.checkpoint import Checkpoint, Dense, PoolingMode
+from m2dexport.latent import latent_attention
 from m2dexport.modules import Head
 from m2dexport.tensors import read_tensor, stored_tensors
 from m2dexport.tokenizer import load_tokenizer
@@ -34,6 +35,7 @@ class DepthPooler(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, checkpoint: Checkpoint, depths: Sequence[int], attention: str) -> None:
         super().__init__()
         self.backbone = Backbone(checkpoint, attention)
+        self.latent = latent_attention(checkpoint.latent) if checkpoint.latent else None
         self.head = torch.nn.Sequential(*(_head_module(module) for module in checkpoint.head))
         self.depths = tuple(depths)
         self.modes = checkpoint.pooling.modes
@@ -46,7 +48,10 @@ class DepthPooler(torch.nn.Module):  # type: ignore[misc]
         states = self.backbone(input_ids, attention_mask)
         vectors = []
         for depth in self.depths:
-            pooled = [pool(states[depth - 1], attention_mask, mode) for mode in self.modes]
+            state = states[depth - 1]
+            if self.latent is not None:
+                state = self.latent.states(state)
+            pooled = [pool(state, attention_mask, mode) for mode in self.modes]
             vectors.append(self.head(torch.cat(pooled, dim=-1)))
         return tuple(vectors)
 

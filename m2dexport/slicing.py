@@ -179,6 +179,7 @@ def _write(checkpoint: Checkpoint, cut: _Cut, folder: Path, parent: str) -> None
         transformer=folder,
         max_length=checkpoint.max_length,
         raw_output=cut.final_norm == "skipped",
+        latent=checkpoint.latent,
         pooling=checkpoint.pooling,
         head=checkpoint.head,
         normalized=True,
