@@ -82,6 +82,11 @@ def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
             f"{checkpoint.path} lacks {len(missing)} of the weights that its config.json asks "
             f"for, such as {missing[0]}."
         )
+    for module in model.modules():
+        # Within the maximum length nothing is rescaled by the longest text of a batch, so the
+        # check for it, on which an export would stumble, is left out.
+        if getattr(module, "rope_type", None) in ("dynamic", "longrope"):
+            module.rope_type = "default"
     model.config.use_cache = False
     return model.eval()
 

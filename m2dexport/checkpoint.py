@@ -330,6 +330,16 @@ def _final_norm(family: Family, config: Any, modules: Modules) -> FinalNorm:
     return "skipped" if raw else "applied"
 
 
+def _steady_positions(config: Any) -> int | None:
+    """Return up to where longrope's positions are those of its short factors, if it is used."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return None
+    known = (rope, vars(config))
+    limits = [each.get("original_max_position_embeddings") for each in known]
+    return next((int(limit) for limit in limits if limit), None)
+
+
 def _max_length(modules: Modules, config: Any, family: Family, assumed: list[str]) -> int:
     """Return the longest input in tokens: what is stored, within the positions that exist."""
     positions = getattr(config, "max_position_embeddings", None)
@@ -340,6 +350,13 @@ def _max_length(modules: Modules, config: Any, family: Family, assumed: list[str
         tokenizer = read_object(modules.transformer / "tokenizer_config.json")
         stored = tokenizer.get("model_max_length")
     known = [n for n in (stored, positions) if isinstance(n, int | float) and 0 < n < _UNLIMITED]
+    steady = _steady_positions(config)
+    if steady is not None and steady < min(known, default=_UNLIMITED):
+        assumed.append(
+            f"the maximum length is {steady} tokens, as stored for longrope: beyond it, a text's "
+            "positions would depend on the longest text of its batch."
+        )
+        return steady
     if not known:
         assumed.append("the maximum length is 512 tokens, as the checkpoint stores none.")
         return 512

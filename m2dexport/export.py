@@ -60,9 +60,9 @@ def graph_from_checkpoint(checkpoint: Checkpoint, depths: Sequence[int] | None =
                 verbose=False,
             )
     except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
         raise CheckpointError(
-            f"torch could not export the {checkpoint.model_type} architecture to ONNX: "
-            f"{str(error).splitlines()[0]}"
+            f"torch could not export the {checkpoint.model_type} architecture to ONNX: {reason}"
         ) from error
     assert program is not None
     model: ir.Model = program.model
@@ -131,7 +131,7 @@ def _plain_mask(
     Padding and pattern stay apart until they are added: a bidirectional mask is (batch, 1, 1, key).
     """
     # transformers 4.57 says where the queries are by cache_position, 5.x by their number.
-    positions = torch.arange(q_length if cache_position is None else len(cache_position))
+    positions = torch.arange(q_length if cache_position is None else cache_position.shape[0])
     lowest = torch.finfo(torch.float32).min
     mask = None
     if attention_mask is not None:

@@ -139,7 +139,7 @@ def _inferred_norm(names: Iterable[str], layers: str) -> str | None:
     """Return the norm that stands at the top of the model or beside its list of layers."""
     beside = layers.rstrip(".").rpartition(".")[0]
     beside = re.escape(f"{beside}.") if beside else ""
-    closing = "norm|final_norm|final_layer_norm|final_layernorm|ln_f|ln|LayerNorm"
+    closing = "norm|norm_f|final_norm|final_layer_norm|final_layernorm|ln_f|ln|LayerNorm"
     pattern = re.compile(rf"({beside})?({closing})\.weight")
     return next((n.removesuffix(".weight") for n in names if pattern.fullmatch(n)), None)
 

@@ -45,7 +45,7 @@ AXES = {"type": "mrope", "mrope_section": [1, 1, 2]}
 WHOLE: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"text_config": {**TEXT, "rope_scaling": AXES}},
     "qwen2_5_vl": {"text_config": {**TEXT, "rope_scaling": AXES}},
-    "qwen3_vl": {"text_config": {**TEXT, "rope_scaling": {**AXES, "type": "default"}}},
+    "qwen3_vl": {"text_config": {**TEXT, "rope_scaling": {**AXES, "rope_type": "default"}}},
     "gemma3": {
         "text_config": {**TEXT, **FAMILIES["gemma3_text"][0]},
         "vision_config": {"model_type": "siglip_vision_model", **PATCHES},
