@@ -65,7 +65,9 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]
 def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
     config = transformers.AutoConfig.from_pretrained(checkpoint.path)
     loader = bare_class(checkpoint.model_type)
-    if attention == "sdpa" and not loader._supports_sdpa:  # MPNet, DeBERTa, and T5 before 5.x
+    # MPNet, DeBERTa and, before 5.x, T5 and most encoders have a fixed choice of kernels.
+    supported = loader._supports_sdpa if attention == "sdpa" else loader._supports_attention_backend
+    if not supported:
         attention = "eager"
     try:
         with _quiet():
@@ -88,6 +90,11 @@ def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
         )
     if checkpoint.widths is not None:
         _narrow(model, checkpoint, checkpoint.widths)
+    for module in model.modules():
+        # Within the maximum length nothing is rescaled by the longest text of a batch, so the
+        # check for it, on which an export would stumble, is left out.
+        if getattr(module, "rope_type", None) in ("dynamic", "longrope"):
+            module.rope_type = "default"
     model.config.use_cache = False
     return model.eval()
 

@@ -17,6 +17,7 @@ from m2dexport.licenses import license_files
 from m2dexport.modules import (
     Dense,
     Head,
+    LatentAttention,
     LayerNormHead,
     Modules,
     Pooling,
@@ -24,8 +25,9 @@ from m2dexport.modules import (
     pooling_from_name,
     read_modules,
 )
-from m2dexport.prepare import base_of, converted, merged, needs_conversion
-from m2dexport.tensors import WEIGHTS, sha256_of_tensors, stored_tensors, tensors_in
+from m2dexport.prepare import base_of, converted, extracted, merged, needs_conversion
+from m2dexport.tensors import INDEX, WEIGHTS, sha256_of_tensors, stored_tensors, tensors_in
+from m2dexport.towers import find_tower
 from m2dexport.widths import Widths, read_widths
 
 __all__ = [
@@ -59,6 +61,7 @@ class Checkpoint:
     dim: int  # width of the final vector, after the head: the largest d
     widths: Widths | None  # inside the layers; None for families whose layers are not in the table
     vocab_size: int
+    latent: LatentAttention | None  # NV-Embed's, between the transformer and pooling
     pooling: Pooling
     head: tuple[Head, ...]  # modules after pooling, in order, Normalize apart
     normalized: bool  # the checkpoint itself ends with Normalize
@@ -129,6 +132,11 @@ def open_checkpoint(
     dim = _width_after(modules.head, hidden * len(chosen.modes))
     provenance = read_object(folder / PROVENANCE)
     prompts, default_prompt = _prompts(folder)
+    if not chosen.include_prompt and any(prompts.values()):
+        raise CheckpointError(
+            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
+            "of token ids and mask cannot do; remove the prompts, or set it to true."
+        )
     return Checkpoint(
         path=modules.transformer,
         model_type=str(config.model_type),
@@ -137,6 +145,7 @@ def open_checkpoint(
         dim=dim,
         widths=read_widths(layout, config, modules.transformer),
         vocab_size=int(config.vocab_size),
+        latent=modules.latent,
         pooling=chosen,
         head=modules.head,
         normalized=modules.normalized,
@@ -163,6 +172,9 @@ def weights_sha256(checkpoint: Checkpoint) -> str:
     sharding, or the task heads that a checkpoint may carry besides.
     """
     tensors = layout_of(checkpoint).tensors(checkpoint.layers)
+    if checkpoint.latent:
+        for name, tensor in stored_tensors(checkpoint.latent.folder).items():
+            tensors[f"latent.{name}"] = tensor
     for position, module in enumerate(checkpoint.head):
         for name, tensor in stored_tensors(module.folder).items():
             tensors[f"head.{position}.{name}"] = tensor
@@ -189,15 +201,25 @@ def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
 
 
 def _prepared(folder: Path, allow_pickle: bool, assumed: list[str]) -> Path:
-    """Return the folder, or one made from it whose weights are safetensors without an adapter."""
+    """Return the folder, or one made from it: a text model in safetensors without an adapter."""
     base_name = base_of(folder)
     if base_name is not None:
         base = folder / base_name if (folder / base_name).is_dir() else _local_folder(base_name)
         merged_folder = merged(folder, _prepared(base, allow_pickle, assumed))
         assumed.append(f"the adapter was merged into {base_name} at {merged_folder}.")
         return merged_folder
-    if not needs_conversion(folder):
+    if needs_conversion(folder):
+        folder = _converted(folder, allow_pickle)
+    if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        return folder  # what is missing is told when it is needed
+    tower = find_tower(folder, list(stored_tensors(folder)))
+    if tower is None:
         return folder
+    assumed.append(f"{tower.note}.")
+    return extracted(folder, tower)
+
+
+def _converted(folder: Path, allow_pickle: bool) -> Path:
     if not allow_pickle:
         raise CheckpointError(
             f"{folder} has pickled weights alone, which can run code when loaded; convert them to "
@@ -247,12 +269,12 @@ def _choose_pooling(
     if declared is None:
         return cast(Pooling, modules.pooling)
     chosen = pooling_from_name(declared)
-    if modules.pooling is not None and modules.pooling != chosen:
+    if modules.pooling is not None and modules.pooling.modes != chosen.modes:
         stored = "+".join(modules.pooling.modes)
         raise UsageError(f"--pooling {declared} contradicts {folder}, which stores {stored}.")
     if modules.pooling is None:
         assumed.append(f"pooling is {declared}, as declared; the checkpoint does not store it.")
-    return chosen
+    return modules.pooling or chosen
 
 
 def _notes(model_type: str, family: Family, folder: Path) -> Iterator[str]:
@@ -319,6 +341,16 @@ def _final_norm(family: Family, config: Any, modules: Modules) -> FinalNorm:
     return "skipped" if raw else "applied"
 
 
+def _steady_positions(config: Any) -> int | None:
+    """Return up to where longrope's positions are those of its short factors, if it is used."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return None
+    known = (rope, vars(config))
+    limits = [each.get("original_max_position_embeddings") for each in known]
+    return next((int(limit) for limit in limits if limit), None)
+
+
 def _max_length(modules: Modules, config: Any, family: Family, assumed: list[str]) -> int:
     """Return the longest input in tokens: what is stored, within the positions that exist."""
     positions = getattr(config, "max_position_embeddings", None)
@@ -329,6 +361,13 @@ def _max_length(modules: Modules, config: Any, family: Family, assumed: list[str
         tokenizer = read_object(modules.transformer / "tokenizer_config.json")
         stored = tokenizer.get("model_max_length")
     known = [n for n in (stored, positions) if isinstance(n, int | float) and 0 < n < _UNLIMITED]
+    steady = _steady_positions(config)
+    if steady is not None and steady < min(known, default=_UNLIMITED):
+        assumed.append(
+            f"the maximum length is {steady} tokens, as stored for longrope: beyond it, a text's "
+            "positions would depend on the longest text of its batch."
+        )
+        return steady
     if not known:
         assumed.append("the maximum length is 512 tokens, as the checkpoint stores none.")
         return 512

@@ -13,13 +13,6 @@ from m2dexport.jsonfile import read_json
 CONFIG = "config.json"
 RAW_LAST_STATE = "tie_last_hidden_states"  # transformers >= 5.18; false: hidden_states[-1] is raw
 
-# What makes a checkpoint impossible to cut in depth or to embed from tokens alone.
-_REFUSED_TYPES = {
-    "nvembed": "its latent-attention pooling is code of its own",
-    "bidirectional_mistral": "its transformer is code of its own",
-}
-_TOWERS = {"vision_config": "vision", "audio_config": "audio", "visual_config": "vision"}
-
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     """Return transformers' view of config.json, which knows the defaults and aliases of its keys.
@@ -55,17 +48,6 @@ def _refuse(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> No
     from packaging.version import Version
 
     model_type = raw["model_type"]
-    if model_type in _REFUSED_TYPES:
-        raise CheckpointError(
-            f"{folder} is a {model_type} model, which cannot be exported: "
-            f"{_REFUSED_TYPES[model_type]}."
-        )
-    for key, tower in _TOWERS.items():
-        if key in raw:
-            raise CheckpointError(
-                f"{folder} is a {model_type} model with a {tower} tower; export its text tower as "
-                "a checkpoint of its own first."
-            )
     if "quantization_config" in raw:
         raise CheckpointError(
             f"{folder} has quantized weights; slice the checkpoint that it was quantized from."

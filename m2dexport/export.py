@@ -11,8 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function
+from transformers import AttentionInterface, masking_utils
 
 from m2dexport.checkpoint import Checkpoint
 from m2dexport.errors import CheckpointError
@@ -24,6 +23,8 @@ OPSET = 18
 IR_VERSION = 8
 
 _ATTENTION = "m2dexport_plain"
+# transformers 4.57 makes no mask of both directions here: its encoders add their own.
+_BIDIRECTIONAL = getattr(masking_utils, "bidirectional_mask_function", None)
 
 
 def graph_from_checkpoint(checkpoint: Checkpoint, depths: Sequence[int] | None = None) -> ir.Model:
@@ -59,9 +60,9 @@ def graph_from_checkpoint(checkpoint: Checkpoint, depths: Sequence[int] | None =
                 verbose=False,
             )
     except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
         raise CheckpointError(
-            f"torch could not export the {checkpoint.model_type} architecture to ONNX: "
-            f"{str(error).splitlines()[0]}"
+            f"torch could not export the {checkpoint.model_type} architecture to ONNX: {reason}"
         ) from error
     assert program is not None
     model: ir.Model = program.model
@@ -121,7 +122,7 @@ def _plain_mask(
     kv_length: int,
     q_length: int | None = None,
     cache_position: torch.Tensor | None = None,
-    mask_function: Any = bidirectional_mask_function,
+    mask_function: Any = _BIDIRECTIONAL,
     attention_mask: torch.Tensor | None = None,
     **_unused: Any,
 ) -> torch.Tensor | None:
@@ -130,12 +131,12 @@ def _plain_mask(
     Padding and pattern stay apart until they are added: a bidirectional mask is (batch, 1, 1, key).
     """
     # transformers 4.57 says where the queries are by cache_position, 5.x by their number.
-    positions = torch.arange(q_length if cache_position is None else len(cache_position))
+    positions = torch.arange(q_length if cache_position is None else cache_position.shape[0])
     lowest = torch.finfo(torch.float32).min
     mask = None
     if attention_mask is not None:
         mask = (1.0 - attention_mask[:, None, None, :].float()) * lowest
-    if mask_function is not bidirectional_mask_function:
+    if mask_function is not _BIDIRECTIONAL:
         zero = torch.zeros((), dtype=torch.long)
         allowed = mask_function(zero, zero, positions[:, None], torch.arange(kv_length)[None, :])
         pattern = torch.where(allowed, 0.0, lowest)[None, None]
@@ -144,7 +145,7 @@ def _plain_mask(
 
 
 AttentionInterface.register(_ATTENTION, _plain_attention)
-AttentionMaskInterface.register(_ATTENTION, _plain_mask)
+masking_utils.AttentionMaskInterface.register(_ATTENTION, _plain_mask)
 
 
 @contextmanager

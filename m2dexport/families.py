@@ -180,7 +180,11 @@ def family_of(model_type: str, names: Iterable[str], depth: int) -> Family:
             f"model type {model_type!r} is not in the table of families, and its weights show "
             f"{len(outer)} lists of {depth} layers where one is needed."
         )
-    return Family((outer[0],), final_norm=_inferred_norm(bare, outer[0]), inferred=True)
+    keys = {"num_hidden_layers": None}
+    if model:  # n_layer, in the families of GPT-2's time
+        keys[model.config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = None
+    norm = _inferred_norm(bare, outer[0])
+    return Family((outer[0],), final_norm=norm, depth_keys=tuple(keys), inferred=True)
 
 
 def bare_class(model_type: str) -> Any:
@@ -200,7 +204,7 @@ def _inferred_norm(names: Iterable[str], layers: str) -> str | None:
     """Return the norm that stands at the top of the model or beside its list of layers."""
     beside = layers.rstrip(".").rpartition(".")[0]
     beside = re.escape(f"{beside}.") if beside else ""
-    closing = "norm|final_norm|final_layer_norm|final_layernorm|ln_f|ln|LayerNorm"
+    closing = "norm|norm_f|final_norm|final_layer_norm|final_layernorm|ln_f|ln|LayerNorm"
     pattern = re.compile(rf"({beside})?({closing})\.weight")
     return next((n.removesuffix(".weight") for n in names if pattern.fullmatch(n)), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ _TORCH_ACTIVATIONS = {
 }
 _SETTINGS = "sentence_bert_config.json"
 _TOKENS = "token_embeddings"
+_LATENT = "m2dexport.latent.LatentAttentionModule"  # sentence-transformers has none of its own
 _MODULE = "sentence_transformers.models."  # read by every version of sentence-transformers
 # Where Normalize lives since 6.0. Older versions ignore the requirement of a transformers version
 # that raw states bring along, and would pool something else; this name they cannot load at all.
@@ -73,6 +75,15 @@ class Pooling:
     """How token states become one vector."""
 
     modes: tuple[PoolingMode, ...]  # concatenated in this order
+    include_prompt: bool = True  # False: pools the text alone; only without prompts to leave out
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """NV-Embed's latent attention, which token states pass before they are pooled."""
+
+    folder: Path  # holds model.safetensors with latents and cross_attend_blocks.*
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ class Modules:
     transformer: Path  # the folder of config.json and the weights
     max_length: int | None  # tokens, specials included; None: not stored
     raw_output: bool  # pool hidden_states[-1] rather than last_hidden_state
+    latent: LatentAttention | None  # between the transformer and pooling
     pooling: Pooling | None  # None: not stored
     head: tuple[Head, ...]
     normalized: bool
@@ -132,13 +144,17 @@ def read_modules(folder: Path) -> Modules:
     """
     path = folder / "modules.json"
     if not path.exists():
-        return _modules(folder, None, (), normalized=False)
+        return _modules(folder, None, None, (), normalized=False)
     entries = read_json(path)
     try:
         listed = [(str(e["type"]), folder / _inside(str(e["path"]), path)) for e in entries]
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is not a list of modules with a type and a path.") from error
     kinds = [_kind(type_name, path) for type_name, _ in listed]
+    latent = None
+    if kinds[1:2] == ["LatentAttentionModule"]:
+        latent = read_latent_attention(listed[1][1])
+        del kinds[1], listed[1]
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise CheckpointError(
             f"{path} starts with {' and '.join(kinds[:2]) or 'nothing'}, not with Transformer and "
@@ -160,7 +176,7 @@ def read_modules(folder: Path) -> Modules:
             head.append(LayerNormHead(where, _integer(config, "dimension", where)))
         else:
             raise CheckpointError(f"{path} has a second {kind}, which is not supported.")
-    return _modules(listed[0][1], _read_pooling(listed[1][1]), tuple(head), normalized)
+    return _modules(listed[0][1], latent, _read_pooling(listed[1][1]), tuple(head), normalized)
 
 
 def _inside(name: str, path: Path) -> str:
@@ -170,7 +186,11 @@ def _inside(name: str, path: Path) -> str:
 
 
 def _modules(
-    transformer: Path, pooling: Pooling | None, head: tuple[Head, ...], normalized: bool
+    transformer: Path,
+    latent: LatentAttention | None,
+    pooling: Pooling | None,
+    head: tuple[Head, ...],
+    normalized: bool,
 ) -> Modules:
     settings = _settings(transformer)
     output = settings.get("modality_config", {}).get("text", _LAST_STATE)
@@ -178,6 +198,7 @@ def _modules(
         transformer=transformer,
         max_length=settings.get("max_seq_length"),
         raw_output=output == _RAW_STATE,
+        latent=latent,
         pooling=pooling,
         head=head,
         normalized=normalized,
@@ -199,6 +220,11 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"{path} does not pool the last hidden state of plain text, so it cannot be exported: "
             f"its modality_config is {outputs}."
         )
+    if "message" in outputs:
+        raise CheckpointError(
+            f"{path} has text wrapped in a chat template (its modality_config has message), which "
+            "an export cannot do; remove that entry to embed plain text."
+        )
     if settings.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise CheckpointError(f"{path} is for {settings['transformer_task']}, not for embeddings.")
     return settings
@@ -208,6 +234,8 @@ def _kind(type_name: str, path: Path) -> str:
     package, _, kind = type_name.rpartition(".")
     if package.startswith("sentence_transformers") and kind in _SUPPORTED:
         return kind
+    if type_name == _LATENT:
+        return kind
     reason = _REFUSED.get(kind, "it is not one of sentence-transformers' own text modules")
     raise CheckpointError(f"{path} has a {type_name} module, which cannot be exported: {reason}.")
 
@@ -216,11 +244,6 @@ def _read_pooling(folder: Path) -> Pooling:
     config = read_object(folder / "config.json")
     if not config:
         raise CheckpointError(f"{folder / 'config.json'} is missing, so the pooling is unknown.")
-    if not config.get("include_prompt", True):
-        raise CheckpointError(
-            f"{folder} leaves the prompt out of pooling (include_prompt is false), which a graph "
-            "of token ids and mask cannot do; set it to true if you use no prompt."
-        )
     stored = config.get("pooling_mode")
     if stored is None:
         stored = [mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)] or ["mean"]
@@ -228,7 +251,35 @@ def _read_pooling(folder: Path) -> Pooling:
     unknown = [mode for mode in modes if mode not in get_args(PoolingMode)]
     if unknown:
         raise CheckpointError(f"{folder} pools by {unknown[0]!r}, which is not supported.")
-    return Pooling(cast("tuple[PoolingMode, ...]", tuple(modes)))
+    return Pooling(
+        cast("tuple[PoolingMode, ...]", tuple(modes)), bool(config.get("include_prompt", True))
+    )
+
+
+def read_latent_attention(folder: Path) -> LatentAttention:
+    """Return the latent attention that a module's folder describes."""
+    return LatentAttention(folder, _integer(read_object(folder / "config.json"), "heads", folder))
+
+
+def write_latent_attention(folder: Path, heads: int, tensors: Sequence[NewTensor]) -> None:
+    """Write what ``read_latent_attention`` reads into a new folder."""
+    folder.mkdir()
+    write_json(folder / "config.json", {"heads": heads})
+    write_tensors(folder / WEIGHTS, tensors)
+
+
+def write_latent_modules(out: Path, hidden: int, heads: int, tensors: Sequence[NewTensor]) -> None:
+    """Write the modules of NV-Embed into a checkpoint folder: latent attention, mean, Normalize."""
+    types = [_MODULE + "Transformer", _LATENT, _MODULE + "Pooling", _MODULE + "Normalize"]
+    folders = [out, *(_folder(out, types[: i + 1]) for i in range(1, len(types)))]
+    for folder in folders[1:]:
+        shutil.rmtree(folder, ignore_errors=True)  # of the modules that it came with
+    write_latent_attention(folders[1], heads, tensors)
+    folders[2].mkdir()
+    write_json(folders[2] / "config.json", _pooling_config(Pooling(("mean",), False), hidden))
+    folders[3].mkdir()
+    write_json(folders[3] / "config.json", {})
+    _write_list(out, folders, types)
 
 
 def _read_dense(folder: Path) -> Dense:
@@ -284,8 +335,14 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
         settings |= {"modality_config": {"text": _RAW_STATE}, "module_output_name": _TOKENS}
     write_json(out / _SETTINGS, settings)
     pooling = cast(Pooling, modules.pooling)
-    types = [_MODULE + "Transformer", _MODULE + "Pooling"]
-    folders = [out, _new_folder(out, types)]
+    types, folders = [_MODULE + "Transformer"], [out]
+    if modules.latent:
+        types.append(_LATENT)
+        folders.append(_folder(out, types))
+        tensors = _copies(modules.latent.folder, dtype, rows=None)
+        write_latent_attention(folders[-1], modules.latent.heads, tensors)
+    types.append(_MODULE + "Pooling")
+    folders.append(_new_folder(out, types))
     write_json(folders[-1] / "config.json", _pooling_config(pooling, hidden))
     width = hidden * len(pooling.modes)
     for module in modules.head:
@@ -305,6 +362,10 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
     types.append(_NEW_NORMALIZE if modules.raw_output else _MODULE + "Normalize")
     folders.append(_new_folder(out, types))
     write_json(folders[-1] / "config.json", {})
+    _write_list(out, folders, types)
+
+
+def _write_list(out: Path, folders: Sequence[Path], types: Sequence[str]) -> None:
     listed = [
         {"idx": i, "name": str(i), "path": path.name if i else "", "type": type_name}
         for i, (type_name, path) in enumerate(zip(types, folders, strict=True))
@@ -312,19 +373,24 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
     write_json(out / "modules.json", listed)
 
 
+def _folder(out: Path, types: Sequence[str]) -> Path:
+    return out / f"{len(types) - 1}_{types[-1].rpartition('.')[2]}"
+
+
 def _new_folder(out: Path, types: Sequence[str]) -> Path:
-    folder = out / f"{len(types) - 1}_{types[-1].rpartition('.')[2]}"
+    folder = _folder(out, types)
     folder.mkdir()
     return folder
 
 
 def _pooling_config(pooling: Pooling, hidden: int) -> dict[str, Any]:
+    kept = {"include_prompt": pooling.include_prompt}
     flags = {flag: mode in pooling.modes for flag, mode in _LEGACY_MODES.items()}
     if pooling.modes == tuple(mode for flag, mode in _LEGACY_MODES.items() if flags[flag]):
-        return {"word_embedding_dimension": hidden, **flags, "include_prompt": True}
+        return {"word_embedding_dimension": hidden, **flags, **kept}
     # The flags cannot say the order, which sentence-transformers 5.4 and later can.
     modes = list(pooling.modes)
-    return {"embedding_dimension": hidden, "pooling_mode": modes, "include_prompt": True}
+    return {"embedding_dimension": hidden, "pooling_mode": modes, **kept}
 
 
 def _dense_config(in_features: int, out_features: int, bias: bool, act: str) -> dict[str, Any]:
@@ -349,8 +415,11 @@ def _write_identity(folder: Path, rows: int, columns: int, dtype: str) -> None:
 
 
 def _copy_tensors(source: Path, folder: Path, dtype: str | None, rows: int | None) -> None:
-    tensors: list[NewTensor] = [
+    write_tensors(folder / WEIGHTS, _copies(source, dtype, rows))
+
+
+def _copies(source: Path, dtype: str | None, rows: int | None) -> list[NewTensor]:
+    return [
         copied(tensor, name, dtype=dtype, rows=rows)
         for name, tensor in stored_tensors(source).items()
     ]
-    write_tensors(folder / WEIGHTS, tensors)

@@ -1,4 +1,4 @@
-"""Checkpoints that need a step before they can be sliced: pickled weights, LoRA adapters.
+"""Checkpoints that need a step before they can be sliced: pickles, LoRA adapters, text towers.
 
 The result is an ordinary checkpoint folder in the cache, made once and found again by its content:
 ``$M2DEXPORT_CACHE``, or ``~/.cache/m2dexport``.
@@ -16,16 +16,21 @@ from typing import Any
 
 from m2dexport.errors import CheckpointError
 from m2dexport.files import atomic_folder, sha256_of
-from m2dexport.jsonfile import read_object
+from m2dexport.jsonfile import read_object, write_json
 from m2dexport.lora import merged_tensors, read_adapter
+from m2dexport.modules import write_latent_modules
 from m2dexport.tensors import (
     INDEX,
     WEIGHTS,
     NewTensor,
+    StoredTensor,
+    copied,
     new_tensor,
     stored_tensors,
     write_tensors,
 )
+from m2dexport.tokenizer import append_eos
+from m2dexport.towers import Tower
 
 _PICKLE = "pytorch_model*.bin"
 _ADAPTER = "adapter_config.json"
@@ -69,9 +74,8 @@ def merged(folder: Path, base: Path) -> Path:
     """
     adapter = read_adapter(folder)
     tensors = stored_tensors(base)
-    stamps = [f"{t.path.stat().st_mtime_ns}:{t.path.stat().st_size}" for t in tensors.values()]
     sources = [sha256_of(folder / "adapter_model.safetensors"), sha256_of(folder / _ADAPTER)]
-    target = _cached("merged", [*sources, *sorted(set(stamps))], [base, folder])
+    target = _cached("merged", [*sources, *_stamps(tensors)], [base, folder])
     if target.exists():
         return target
     with atomic_folder(target) as copy:
@@ -79,6 +83,28 @@ def merged(folder: Path, base: Path) -> Path:
             _copy_files(source, copy, (WEIGHTS, INDEX, "model-*.safetensors", "adapter_*"))
         shutil.copyfile(base / "config.json", copy / "config.json")
         write_tensors(copy / WEIGHTS, merged_tensors(tensors, adapter, folder))
+    return target
+
+
+def extracted(folder: Path, tower: Tower) -> Path:
+    """Return a checkpoint folder that holds a text tower alone.
+
+    NV-Embed's latent attention comes along, as a module of the folder, and its tokenizer ends every
+    text in the token that the model's code appends.
+    """
+    tensors = stored_tensors(folder)
+    target = _cached("tower", _stamps(tensors), [folder])
+    if target.exists():
+        return target
+    with atomic_folder(target) as copy:
+        _copy_files(folder, copy, (WEIGHTS, INDEX, "model-*.safetensors", "*processor_config.json"))
+        write_json(copy / "config.json", dict(tower.config))
+        names = tower.names(tensors)
+        write_tensors(copy / WEIGHTS, [copied(tensors[old], new) for old, new in names.items()])
+        if tower.latent_heads is not None:
+            latent = [copied(tensors[o], n) for o, n in tower.latent_names(tensors).items()]
+            write_latent_modules(copy, tower.config["hidden_size"], tower.latent_heads, latent)
+            append_eos(copy)
     return target
 
 
@@ -106,6 +132,12 @@ def _cached(kind: str, sources: Sequence[str], folders: Sequence[Path]) -> Path:
     small = [sha256_of(path) for folder in folders for path in sorted(folder.rglob("*.json"))]
     digest = hashlib.sha256(":".join([str(_FORMAT), *sources, *small]).encode())
     return Path(root) / f"{kind}-{digest.hexdigest()[:32]}"
+
+
+def _stamps(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """Return what changes when a file of weights does, without reading it."""
+    stats = [path.stat() for path in {tensor.path for tensor in tensors.values()}]
+    return sorted(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in stats)
 
 
 def _copy_files(source: Path, target: Path, skipped: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from m2dexport.backbone import Backbone
 from m2dexport.checkpoint import Checkpoint, Dense, PoolingMode
+from m2dexport.latent import latent_attention
 from m2dexport.modules import Head
 from m2dexport.tensors import read_tensor, stored_tensors
 from m2dexport.tokenizer import load_tokenizer
@@ -34,6 +35,7 @@ class DepthPooler(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, checkpoint: Checkpoint, depths: Sequence[int], attention: str) -> None:
         super().__init__()
         self.backbone = Backbone(checkpoint, attention)
+        self.latent = latent_attention(checkpoint.latent) if checkpoint.latent else None
         self.head = torch.nn.Sequential(*(_head_module(module) for module in checkpoint.head))
         self.depths = tuple(depths)
         self.modes = checkpoint.pooling.modes
@@ -46,7 +48,10 @@ class DepthPooler(torch.nn.Module):  # type: ignore[misc]
         states = self.backbone(input_ids, attention_mask)
         vectors = []
         for depth in self.depths:
-            pooled = [pool(states[depth - 1], attention_mask, mode) for mode in self.modes]
+            state = states[depth - 1]
+            if self.latent is not None:
+                state = self.latent.states(state)
+            pooled = [pool(state, attention_mask, mode) for mode in self.modes]
             vectors.append(self.head(torch.cat(pooled, dim=-1)))
         return tuple(vectors)
 
@@ -69,18 +74,29 @@ class Reference:
         """
         rows: dict[int, list[NDArray[np.float32]]] = {depth: [] for depth in self.depths}
         for start in range(0, len(texts), batch_size):
-            batch = self._tokenizer(
-                [prompt + text for text in texts[start : start + batch_size]],
-                padding=True,
-                truncation=True,
-                max_length=self.checkpoint.max_length,
-                return_tensors="pt",
-            )
+            batch = self._tokenized([prompt + text for text in texts[start : start + batch_size]])
             with torch.inference_mode():
-                vectors = self._model(batch["input_ids"], batch["attention_mask"])
+                vectors = self._model(*batch)
             for depth, vector in zip(self.depths, vectors, strict=True):
                 rows[depth].append(vector.float().numpy())
         return {depth: np.concatenate(parts) for depth, parts in rows.items()}
+
+    def _tokenized(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return padded ids and mask; a text without any token is one pad token, as at run time."""
+        batch = self._tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.checkpoint.max_length,
+            return_tensors="pt",
+        )
+        ids, mask = batch["input_ids"].long(), batch["attention_mask"].long()
+        if ids.shape[1] == 0:
+            ids = torch.full((len(texts), 1), self._tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+        first = -1 if self._tokenizer.padding_side == "left" else 0
+        mask[mask.sum(dim=1) == 0, first] = 1
+        return ids, mask
 
 
 def pool(state: torch.Tensor, attention_mask: torch.Tensor, mode: PoolingMode) -> torch.Tensor:

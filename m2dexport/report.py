@@ -39,7 +39,8 @@ def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None
         **_widths(checkpoint),
         "vector width": checkpoint.dim,
         "vocabulary": checkpoint.vocab_size,
-        "pooling": " + ".join(checkpoint.pooling.modes),
+        "pooling": ("latent attention, " if checkpoint.latent else "")
+        + " + ".join(checkpoint.pooling.modes),
         "final norm": checkpoint.final_norm,
         "normalised": "yes" if checkpoint.normalized else "no",
         "prompts": checkpoint.prompts or "none",

@@ -271,6 +271,7 @@ def _write(
         transformer=folder,
         max_length=checkpoint.max_length,
         raw_output=cut.final_norm == "skipped",
+        latent=checkpoint.latent,
         pooling=checkpoint.pooling,
         head=checkpoint.head,
         normalized=True,

@@ -39,6 +39,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} has only a slow tokenizer, which cannot be written as tokenizer.json."
         )
+    if tokenizer.pad_token is None:  # padding is masked: any token serves
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
@@ -116,3 +118,26 @@ def _lowercased(normalizer: dict[str, Any] | None) -> dict[str, Any]:
     if not any(step["type"] == "Lowercase" for step in steps):
         steps = [{"type": "Lowercase"}, *steps]
     return {"type": "Sequence", "normalizers": steps}
+
+
+def append_eos(folder: Path) -> None:
+    """Make a checkpoint's tokenizer end every text in its end token, where it does not.
+
+    A text beyond the maximum length keeps the token, as it is added after cutting.
+    """
+    from tokenizers import processors
+
+    tokenizer = load_tokenizer(folder)
+    ids, end = tokenizer("a")["input_ids"], tokenizer.eos_token_id
+    if ids[-1] != end:
+        begin = tokenizer.bos_token if ids[0] == tokenizer.bos_token_id else None
+        tokens = [token for token in (begin, tokenizer.eos_token) if token]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin or ''} $A {tokenizer.eos_token}".strip(),
+            special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens],
+        )
+        tokenizer.save_pretrained(folder)
+        settings = read_object(folder / "tokenizer_config.json")
+        # A family's own class would set up its usual beginning and end again.
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        write_json(folder / "tokenizer_config.json", settings)

@@ -31,6 +31,9 @@ _NORMS = {
     **dict.fromkeys(["qwen2", "qwen3", "mistral", "llama", "gemma3_text", "phi3"], "norm"),
 }
 PRE_NORM = tuple(_NORMS)
+_WHOLE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "llava", "llava_next", "mistral3"]
+_LAYERS |= dict.fromkeys(_WHOLE, "language_model.layers")
+_NORMS |= dict.fromkeys(_WHOLE, "language_model.norm")
 
 
 def load_model(folder: Path) -> Any:

@@ -324,21 +324,19 @@ def test_a_module_of_somebody_else_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("config.json", {"model_type": "nvembed"}, "latent-attention pooling"),
         ("config.json", {"model_type": "unheard_of"}, "does not know the model type 'unheard_of'"),
         (
             "config.json",
             {"model_type": "unheard_of", "auto_map": {"AutoModel": "x.Y"}},
             "runs only with --trust-remote-code",
         ),
-        ("config.json", {"vision_config": {}}, "with a vision tower"),
+        ("config.json", {"vision_config": {}}, "whose text tower cannot be taken out"),
         ("config.json", {"quantization_config": {"bits": 4}}, "has quantized weights"),
         ("config.json", {"model_type": "vit", "vocab_size": None}, "has no vocab_size"),
         ("config.json", {"model_type": None}, "names no model_type"),
         ("config.json", {"num_hidden_layers": 5}, "says 5 layers in config.json and holds 4"),
         ("config.json", {"num_hidden_layers": 3}, "says 3 layers in config.json and holds 4"),
         ("config.json", {"model_type": "llama"}, r"holds no tensor named layers\.0\."),
-        ("1_Pooling/config.json", {"include_prompt": False}, "leaves the prompt out of pooling"),
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "pools by 'median'"),
         ("sentence_bert_config.json", {"query_length": 8}, "sets query_length"),
         (
@@ -354,6 +352,16 @@ def test_a_module_of_somebody_else_is_refused_by_name(tmp_path: Path) -> None:
         ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "default prompt 'x'"),
         ("config_sentence_transformers.json", {"prompts": ["x"]}, "not an object of names"),
         ("sentence_bert_config.json", {"modality_config": "text"}, "does not pool the last"),
+        (
+            "sentence_bert_config.json",
+            {
+                "modality_config": {
+                    "text": {"method": "forward", "method_output_name": "last_hidden_state"},
+                    "message": {"method": "forward", "method_output_name": "last_hidden_state"},
+                }
+            },
+            "wrapped in a chat template",
+        ),
         ("2_Dense/config.json", {"in_features": None}, "has no integer in_features"),
         ("2_Dense/config.json", {"use_residual": True}, "a Dense with a residual"),
         ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "a Dense on 'token_em"),
@@ -370,6 +378,20 @@ def test_a_setting_that_cannot_be_honoured_is_refused(
     with pytest.raises(CheckpointError, match=message) as raised:
         open_checkpoint(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_prompts_that_are_left_out_of_pooling_are_refused_and_the_flag_alone_is_kept(
+    tmp_path: Path,
+) -> None:
+    plain = tiny_checkpoint(tmp_path / "plain")
+    edit_json(plain / "1_Pooling" / "config.json", include_prompt=False)
+    sub = slice_checkpoint(open_checkpoint(plain), 2, 16, tmp_path / "sub")
+    stored = json.loads((sub.path / "1_Pooling" / "config.json").read_text())
+    assert stored["include_prompt"] is False
+    assert not sub.pooling.include_prompt
+    edit_json(plain / "config_sentence_transformers.json", prompts={"query": "find: "})
+    with pytest.raises(CheckpointError, match="leaves its prompts out of pooling"):
+        open_checkpoint(plain)
 
 
 def test_a_bidirectional_decoder_is_refused_where_transformers_ignores_it(

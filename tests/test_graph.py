@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import transformers
 from numpy.typing import NDArray
 from tiny import LAYERS, TEXTS, tiny_checkpoint
 
@@ -46,6 +47,12 @@ def test_one_graph_gives_every_depth_as_the_torch_original_does(bert, exported, 
         np.testing.assert_allclose(vectors, expected[depth], atol=2e-5)
 
 
+fused = pytest.mark.skipif(
+    transformers.__version__ < "5", reason="transformers 4.57 fixes the attention of its encoders"
+)
+
+
+@fused
 def test_a_one_depth_graph_computes_nothing_above_its_depth(exported, tokens) -> None:
     whole = outputs(exported, tokens)
     for depth in range(1, LAYERS + 1):
@@ -56,6 +63,7 @@ def test_a_one_depth_graph_computes_nothing_above_its_depth(exported, tokens) ->
         assert counts["LayerNormalization"] == 1 + 2 * depth
 
 
+@fused
 def test_attention_and_gelu_of_every_layer_are_fused(bert) -> None:
     model = graph_from_checkpoint(open_checkpoint(bert))
     assert fuse_for_onnxruntime(model) == {"MultiHeadAttention": LAYERS, "Gelu": LAYERS}
