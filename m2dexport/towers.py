@@ -101,7 +101,8 @@ def _text_config(folder: Path, model_type: str) -> dict[str, Any]:
     for key in ("rope_parameters", "rope_scaling"):
         rope = text.get(key)
         if isinstance(rope, dict) and any(axis in rope for axis in _AXES):
-            text[key] = {k: v for k, v in rope.items() if k not in _AXES}
+            kept = {k: v for k, v in rope.items() if k not in _AXES}
+            text[key] = {k: "default" if v == "mrope" else v for k, v in kept.items()}
     return {**text, "model_type": plain}
 
 
