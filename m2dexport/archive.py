@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from m2dexport.artifact import GRAPH, RANGES, SPEC, TOKENIZER, ArtifactSpec
+from m2dexport.codecs import PER_BYTE
 from m2dexport.errors import BundleError, M2DError
 
 FORMAT = 1
@@ -77,12 +78,18 @@ def manifest_json(
 
     Args:
         files: every other file of the bundle.
-        spec: the artifact's specification, for the space_id and the tool versions.
+        spec: the artifact's specification, for the space_id, the codec and the tool versions.
         licenses: file name (LICENSE, NOTICE) to text.
     """
     manifest = {
         "format": FORMAT,
         "space_id": spec.space_id,
+        "vectors": {
+            "precision": spec.vectors,
+            "dim": spec.dim,
+            "codec": spec.codec,
+            "bit_order": spec.bit_order if spec.vectors in PER_BYTE else None,
+        },
         "files": {
             name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
             for name, content in files.items()

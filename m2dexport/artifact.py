@@ -4,7 +4,7 @@
 
     model.onnx      int64 (batch, sequence) input_ids and attention_mask -> sentence_embedding
     tokenizer.json  truncates at the model's maximum length, does not pad
-    ranges.json     the frozen ranges, of int8 vectors alone
+    ranges.json     the frozen ranges, of int8 and int4 vectors alone
     artifact.json   the specification below
     LICENSE, ...    the licence files of the checkpoint, where it has any
 """
@@ -18,7 +18,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from m2dexport.codecs import VECTOR_PRECISIONS, Ranges, VectorPrecision, ranges_from_json
+from m2dexport.codecs import (
+    BIT_ORDERS,
+    LEVELS,
+    PER_BYTE,
+    VECTOR_PRECISIONS,
+    BitOrder,
+    Ranges,
+    VectorPrecision,
+    ranges_from_json,
+    require_codec,
+)
 from m2dexport.errors import UsageError
 
 FORMAT = 1
@@ -26,6 +36,21 @@ GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
 SPEC = "artifact.json"
+
+#: The fields of a specification that decide what its vectors mean, beside weights and tokenizer.
+_DECIDING = (
+    "layers",
+    "dim",
+    "weights",
+    "vectors",
+    "codec",
+    "bit_order",
+    "pooling",
+    "final_norm",
+    "prompts",
+    "default_prompt",
+    "max_length",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +63,8 @@ class ArtifactSpec:
     dim: int
     weights: str  # fp32, fp16, int8
     vectors: VectorPrecision
+    codec: int  # codecs.CODEC_VERSION when it was made
+    bit_order: BitOrder  # of packed vectors; "big" for the others
     pooling: list[str]
     final_norm: str  # none, applied, skipped
     prompts: dict[str, str]
@@ -48,6 +75,7 @@ class ArtifactSpec:
     trained: bool | None  # whether training visited this (layers, dim); None: unknown
     space_id: str
     parity: dict[str, float]  # measured against the torch original when it was built
+    clipping_rate: float | None  # share of held-out texts' values outside the ranges; None: none
     coverage: float  # share of the weights that are stored below float32
     provenance: dict[str, str]  # checkpoint and tool versions
 
@@ -74,13 +102,16 @@ def spec_from_json(text: str, where: object) -> ArtifactSpec:
         spec = ArtifactSpec(**{field.name: stored[field.name] for field in fields(ArtifactSpec)})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{where} is not an artifact specification: {error!r}.") from error
+    require_codec(spec.codec, where)
     _check(spec, where)
     return spec
 
 
 def _check(spec: ArtifactSpec, where: object) -> None:
     """Refuse values that would fail, or mislead, far from where they are stored."""
-    known = spec.engine == "onnx" and spec.vectors in VECTOR_PRECISIONS
+    known = (
+        spec.engine == "onnx" and spec.vectors in VECTOR_PRECISIONS and spec.bit_order in BIT_ORDERS
+    )
     sizes = all(type(n) is int and n >= 1 for n in (spec.layers, spec.dim, spec.max_length))
     prompts = isinstance(spec.prompts, dict) and all(
         isinstance(prompt, str) for prompt in spec.prompts.values()
@@ -89,8 +120,8 @@ def _check(spec: ArtifactSpec, where: object) -> None:
     if not (known and sizes and prompts and flags):
         raise UsageError(
             f"{where} holds values that this version does not know: engine {spec.engine!r}, "
-            f"vectors {spec.vectors!r}, layers {spec.layers!r}, dim {spec.dim!r}, max_length "
-            f"{spec.max_length!r}, pad_id {spec.pad_id!r} or a prompt."
+            f"vectors {spec.vectors!r}, bit_order {spec.bit_order!r}, layers {spec.layers!r}, dim "
+            f"{spec.dim!r}, max_length {spec.max_length!r}, pad_id {spec.pad_id!r} or a prompt."
         )
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
         raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")
@@ -109,7 +140,7 @@ def read_spec(folder: Path) -> ArtifactSpec:
 
 
 def read_ranges(folder: Path) -> Ranges | None:
-    """Return the ranges of an artifact folder, None when its vectors are not int8."""
+    """Return the ranges of an artifact folder, None when its vectors need none."""
     path = folder / RANGES
     return ranges_from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -121,6 +152,8 @@ def space_id_of(
     dim: int,
     weights: str,
     vectors: VectorPrecision,
+    codec: int,
+    bit_order: BitOrder,
     ranges: Ranges | None,
     pooling: list[str],
     final_norm: str,
@@ -134,7 +167,7 @@ def space_id_of(
     It is a hash of everything that decides a vector's meaning, by content and not by name: a
     renamed checkpoint keeps its id, a changed prompt or range does not.
     """
-    decides = {
+    decides: dict[str, Any] = {
         "weights_sha256": weights_sha256,
         "layers": layers,
         "dim": dim,
@@ -148,6 +181,10 @@ def space_id_of(
         "tokenizer": _sha256(json.loads(tokenizer_json)),
         "max_length": max_length,
     }
+    if vectors != "float32":
+        decides["codec"] = codec
+    if vectors in PER_BYTE:
+        decides["bit_order"] = bit_order
     return f"m2d1-{_sha256(decides)[:32]}"
 
 
@@ -156,7 +193,7 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
 
     Args:
         spec: its specification, whose own ``space_id`` is not looked at.
-        ranges: its ranges, of int8 vectors alone.
+        ranges: its ranges, None for a precision without.
         tokenizer_json: the content of its tokenizer.json.
 
     Raises:
@@ -170,6 +207,8 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
         dim=spec.dim,
         weights=spec.weights,
         vectors=spec.vectors,
+        codec=spec.codec,
+        bit_order=spec.bit_order,
         ranges=ranges,
         pooling=spec.pooling,
         final_norm=spec.final_norm,
@@ -177,6 +216,35 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
         default_prompt=spec.default_prompt,
         tokenizer_json=tokenizer_json,
         max_length=spec.max_length,
+    )
+
+
+def require_same_space(
+    first: ArtifactSpec, second: ArtifactSpec, first_name: object, second_name: object
+) -> None:
+    """Refuse to compare vectors of two spaces, such as an index and the bundle that queries it.
+
+    Args:
+        first: the specification of the artifact that made the first vectors.
+        second: likewise.
+        first_name: what the message calls them, a path for instance.
+        second_name: likewise.
+
+    Raises:
+        UsageError: when they differ, naming both and the parts that differ.
+    """
+    if first.space_id == second.space_id:
+        return
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in _DECIDING}
+    parts = [f"{name} ({a!r}, {b!r})" for name, (a, b) in pairs.items() if a != b]
+    # Other layers or dims are other weights, too, and other vectors have other ranges.
+    if not parts:
+        one_model = first.provenance.get("sub_model") == second.provenance.get("sub_model")
+        ranges = " or ranges" if first.vectors in LEVELS else ""
+        parts = [f"tokenizer{ranges}" if one_model else "the trained weights"]
+    raise UsageError(
+        f"{first_name} (space {first.space_id}) and {second_name} (space {second.space_id}) must "
+        f"not be compared, since they differ in {', '.join(parts)}; encode both with one bundle."
     )
 
 

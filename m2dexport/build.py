@@ -25,7 +25,16 @@ from m2dexport.artifact import (
     space_id_of,
 )
 from m2dexport.checkpoint import Checkpoint, weights_sha256
-from m2dexport.codecs import VECTOR_PRECISIONS, Ranges, VectorPrecision
+from m2dexport.codecs import (
+    BIT_ORDERS,
+    CODEC_VERSION,
+    LEVELS,
+    PER_BYTE,
+    VECTOR_PRECISIONS,
+    BitOrder,
+    Ranges,
+    VectorPrecision,
+)
 from m2dexport.data import calibration_texts
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
@@ -65,6 +74,7 @@ def build_artifact(
     *,
     weights: WeightPrecision = "fp32",
     vectors: VectorPrecision = "float32",
+    bit_order: BitOrder = "big",
     calibration: Sequence[str] | None = None,
 ) -> Artifact:
     """Slice, export, quantize and check; write the folder only if it reproduces the original.
@@ -75,9 +85,10 @@ def build_artifact(
         dim: leading width to keep.
         out: the folder to write; it must not exist.
         weights: "fp32", "fp16" or "int8".
-        vectors: "float32", "int8" or "ubinary".
-        calibration: texts that int8 weights and the ranges of int8 vectors are fitted to; None
-            takes the shipped ones.
+        vectors: one of ``codecs.VECTOR_PRECISIONS``.
+        bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
+        calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
+            None takes the shipped ones.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
@@ -89,7 +100,7 @@ def build_artifact(
     from m2dexport.rewrites import fuse_for_onnxruntime
 
     require_new(out)
-    _check_precisions(weights, vectors)
+    _check_precisions(weights, vectors, bit_order)
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         sub_model = slice_checkpoint(checkpoint, layers, dim, Path(scratch) / "sub-model")
         all_depths = graph_from_checkpoint(sub_model, (layers,))
@@ -101,7 +112,7 @@ def build_artifact(
         spec = _first_spec(checkpoint, sub_model, tokenizer_json)
     expected = codecs.truncate(reference, dim)
     source = _Source(graph, spec, tokenizer_json, expected, checkpoint.licenses)
-    return _finish(source, out, weights, vectors, calibration)
+    return _finish(source, out, weights, vectors, bit_order, calibration)
 
 
 def quantize_artifact(
@@ -110,6 +121,7 @@ def quantize_artifact(
     *,
     weights: WeightPrecision,
     vectors: VectorPrecision,
+    bit_order: BitOrder = "big",
     calibration: Sequence[str] | None = None,
 ) -> Artifact:
     """Write an artifact in other precisions, from one in fp32 weights and float32 vectors.
@@ -118,16 +130,17 @@ def quantize_artifact(
         artifact: an artifact folder of fp32 weights and float32 vectors, as ``build`` makes it.
         out: the folder to write; it must not exist.
         weights: "fp32", "fp16" or "int8".
-        vectors: "float32", "int8" or "ubinary".
-        calibration: texts that int8 weights and the ranges of int8 vectors are fitted to; None
-            takes the shipped ones.
+        vectors: one of ``codecs.VECTOR_PRECISIONS``.
+        bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
+        calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
+            None takes the shipped ones.
 
     Raises:
         UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
         ParityError: when the result does not reproduce the artifact; ``out`` is not made.
     """
     require_new(out)
-    _check_precisions(weights, vectors)
+    _check_precisions(weights, vectors, bit_order)
     spec = read_spec(artifact)
     if (spec.weights, spec.vectors) != ("fp32", "float32"):
         raise UsageError(
@@ -138,7 +151,7 @@ def quantize_artifact(
     expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
     graph = ir.load(artifact / GRAPH)
     source = _Source(graph, spec, tokenizer_json, expected, license_files(artifact))
-    return _finish(source, out, weights, vectors, calibration)
+    return _finish(source, out, weights, vectors, bit_order, calibration)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> str:
@@ -166,6 +179,7 @@ def _finish(
     out: Path,
     weights: WeightPrecision,
     vectors: VectorPrecision,
+    bit_order: BitOrder,
     calibration: Sequence[str] | None,
 ) -> Artifact:
     texts = calibration_texts() if calibration is None else calibration
@@ -174,11 +188,14 @@ def _finish(
     batched, alone = (encoder.encode(PROBES, batch_size=size) for size in (len(PROBES), 1))
     parity = measure_parity(source.expected, batched, alone)
     require_parity(parity, weights, str(out))
-    ranges = None
-    if vectors == "int8":
-        ranges = codecs.calibrate_ranges(encoder.encode(texts))
-    spec = _final_spec(source, graph, weights, vectors, ranges, parity)
-    finished = serialize_graph(coded_graph(graph, vectors, ranges))
+    ranges = clipping_rate = None
+    if vectors in LEVELS:
+        floats = encoder.encode(texts)
+        ranges = codecs.calibrate_ranges(floats)
+        clipping_rate = codecs.held_out_clipping_rate(floats)
+    coded = replace(source.spec, bit_order=bit_order, clipping_rate=clipping_rate)
+    spec = _final_spec(replace(source, spec=coded), graph, weights, vectors, ranges, parity)
+    finished = serialize_graph(coded_graph(graph, vectors, ranges, bit_order))
     _require_equal_codes(encoder, Encoder(spec, source.tokenizer_json, finished), ranges, out)
     with atomic_folder(out) as folder:
         (folder / GRAPH).write_bytes(finished)
@@ -200,11 +217,12 @@ def _tokenized(source: _Source, texts: Sequence[str]) -> CalibrationTokens:
 
 def _require_equal_codes(floats: Encoder, coded: Encoder, ranges: Ranges | None, out: Path) -> None:
     """Refuse a graph whose codes are not those of the numpy codec on the same vectors."""
-    expected = codecs.encode_vectors(floats.encode(PROBES), coded.spec.vectors, ranges)
+    spec = coded.spec
+    expected = codecs.encode_vectors(floats.encode(PROBES), spec.vectors, ranges, spec.bit_order)
     equal = float(np.mean(coded.encode(PROBES) == expected))
     if equal < _MIN_EQUAL_CODES:
         raise ParityError(
-            f"{out}: the graph's {coded.spec.vectors} codes agree with the codec in {equal:.2%} of "
+            f"{out}: the graph's {spec.vectors} codes agree with the codec in {equal:.2%} of "
             f"values where {_MIN_EQUAL_CODES:.1%} are needed; nothing was written."
         )
 
@@ -219,6 +237,8 @@ def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: s
         dim=sub_model.dim,
         weights="fp32",
         vectors="float32",
+        codec=CODEC_VERSION,
+        bit_order="big",
         pooling=list(sub_model.pooling.modes),
         final_norm=sub_model.final_norm,
         prompts=dict(sub_model.prompts),
@@ -229,6 +249,7 @@ def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: s
         trained=None if trained is None else (sub_model.layers, sub_model.dim) in trained,
         space_id="",
         parity={},
+        clipping_rate=None,
         coverage=1.0,
         provenance={
             "checkpoint": weights_sha256(checkpoint),
@@ -253,6 +274,8 @@ def _final_spec(
         dim=spec.dim,
         weights=weights,
         vectors=vectors,
+        codec=CODEC_VERSION,
+        bit_order=spec.bit_order,
         ranges=ranges,
         pooling=spec.pooling,
         final_norm=spec.final_norm,
@@ -296,7 +319,7 @@ def pad_id(checkpoint: Checkpoint) -> int:
     return int(load_tokenizer(checkpoint.path).pad_token_id or 0)
 
 
-def _check_precisions(weights: str, vectors: str) -> None:
+def _check_precisions(weights: str, vectors: str, bit_order: str) -> None:
     if weights not in WEIGHT_PRECISIONS:
         raise UsageError(
             f"--weights {weights!r} is unknown; choose from {', '.join(WEIGHT_PRECISIONS)}."
@@ -304,4 +327,12 @@ def _check_precisions(weights: str, vectors: str) -> None:
     if vectors not in VECTOR_PRECISIONS:
         raise UsageError(
             f"--vectors {vectors!r} is unknown; choose from {', '.join(VECTOR_PRECISIONS)}."
+        )
+    if bit_order not in BIT_ORDERS:
+        raise UsageError(
+            f"--bit-order {bit_order!r} is unknown; choose from {', '.join(BIT_ORDERS)}."
+        )
+    if bit_order != "big" and vectors not in PER_BYTE:
+        raise UsageError(
+            f"--bit-order goes with packed vectors ({', '.join(PER_BYTE)}), not {vectors}."
         )

@@ -16,7 +16,7 @@ from m2dexport.archive import (
     write_archive,
 )
 from m2dexport.artifact import GRAPH, RANGES, SPEC, TOKENIZER
-from m2dexport.codecs import Ranges, ranges_from_json
+from m2dexport.codecs import LEVELS, Ranges, ranges_from_json
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import atomic_file, require_new
 from m2dexport.golden import MAX_DIFFERENCE, Golden
@@ -50,7 +50,7 @@ class VerifyReport:
     worst: float  # of all texts, each alone and in a batch
     limit: float
     reason: str  # why the limit is what it is
-    equal_codes: float | None  # share of equal int8 or ubinary codes, 0..1; None for float32
+    equal_codes: float | None  # share of equal codes, 0..1; None for float32
 
     def sentence(self) -> str:
         """Return the report as one line."""
@@ -82,7 +82,7 @@ def write_bundle(folder: Path, out: Path) -> BundleInfo:
     """
     require_new(out)
     spec = artifact.read_spec(folder)
-    files = _artifact_files(folder, spec.vectors == "int8")
+    files = _artifact_files(folder, spec.vectors in LEVELS)
     ranges = _ranges(files)
     encoders = [encoder_from_files(files, folder, threads=threads) for threads in (1, 2)]
     files[GOLDEN] = golden.golden_json(*golden.golden_of(encoders[0], encoders[1], ranges))
@@ -139,8 +139,8 @@ def _verify(files: Mapping[str, bytes], path: Path, threads: int | None) -> Veri
     )
 
 
-def _artifact_files(folder: Path, int8: bool) -> dict[str, bytes]:
-    names = [SPEC, TOKENIZER, GRAPH, *([RANGES] if int8 else [])]
+def _artifact_files(folder: Path, ranged: bool) -> dict[str, bytes]:
+    names = [SPEC, TOKENIZER, GRAPH, *([RANGES] if ranged else [])]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder} is not an artifact: it has no {missing[0]}; build makes one.")
@@ -161,7 +161,7 @@ def _require_one_space(
 ) -> None:
     """Refuse files that are whole one by one and do not belong together."""
     spec = encoder.spec
-    if (spec.vectors == "int8") != (ranges is not None):
+    if (spec.vectors in LEVELS) != (ranges is not None):
         raise BundleError(f"{path}: {RANGES} and vectors={spec.vectors} do not go together.")
     if ranges is not None and len(ranges.low) != spec.dim:
         raise BundleError(f"{path}: {RANGES} has {len(ranges.low)} dims and the model {spec.dim}.")

@@ -135,7 +135,7 @@ def _weights_option(default: str | None = "fp32") -> Callable[[F], F]:
 def _vectors_option(default: str | None = "float32") -> Callable[[F], F]:
     return click.option(
         "--vectors",
-        type=click.Choice(["float32", "int8", "ubinary"]),
+        type=click.Choice(["float32", "int8", "int8-symmetric", "int4", "ubinary", "binary"]),
         default=default,
         show_default=default is not None,
         help="Vector precision.",
@@ -150,11 +150,18 @@ def _refuse_hidden(_context: click.Context, _option: click.Parameter, value: str
         )
 
 
+_bit_order_option = click.option(
+    "--bit-order",
+    type=click.Choice(["big", "little"]),
+    default="big",
+    show_default=True,
+    help="Where the first dim of a packed byte goes: highest or lowest bits.",
+)
 _calibration_option = click.option(
     "--calibration",
     type=_PATH,
     metavar="FILE",
-    help="Texts, one a line, that freeze int8 ranges; without it, the shipped ones.",
+    help="Texts, one a line, that freeze int8 and int4 ranges; without it, the shipped ones.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -358,6 +365,7 @@ def slice_command(
 @click.option("--dim", type=int, help="Leading width to keep.  [default: all]")
 @_weights_option()
 @_vectors_option()
+@_bit_order_option
 @click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @_calibration_option
 @click.option("--out", type=_PATH, required=True, help="Artifact folder to write.")
@@ -368,6 +376,7 @@ def build(
     dim: int | None,
     weights: Any,
     vectors: Any,
+    bit_order: Any,
     engine: str,
     calibration: Path | None,
     out: Path,
@@ -391,6 +400,7 @@ def build(
             out,
             weights=weights,
             vectors=vectors,
+            bit_order=bit_order,
             calibration=_texts(calibration),
         )
     _print_artifact(artifact, "torch", as_json)
@@ -400,6 +410,7 @@ def build(
 @click.argument("artifact", type=_PATH)
 @_weights_option("int8")
 @_vectors_option("int8")
+@_bit_order_option
 @_calibration_option
 @click.option("--out", type=_PATH, required=True, help="Artifact folder to write.")
 @_json_option
@@ -407,6 +418,7 @@ def quantize(
     artifact: Path,
     weights: Any,
     vectors: Any,
+    bit_order: Any,
     calibration: Path | None,
     out: Path,
     as_json: bool,
@@ -421,7 +433,12 @@ def quantize(
 
     with _busy("Quantizing"):
         result = quantize_artifact(
-            artifact, out, weights=weights, vectors=vectors, calibration=_texts(calibration)
+            artifact,
+            out,
+            weights=weights,
+            vectors=vectors,
+            bit_order=bit_order,
+            calibration=_texts(calibration),
         )
     _print_artifact(result, str(artifact), as_json)
 
@@ -569,17 +586,28 @@ def bundle(
 
 @cli.command()
 @click.argument("bundle_path", type=_PATH, metavar="BUNDLE")
+@click.option(
+    "--vectors",
+    type=_PATH,
+    metavar="FILE",
+    help="Vectors of an index (.npy, .jsonl) that must be of this bundle's space.",
+)
 @_json_option
-def verify(bundle_path: Path, as_json: bool) -> None:
+def verify(bundle_path: Path, vectors: Path | None, as_json: bool) -> None:
     """Check every byte of a BUNDLE, then run its golden texts on this machine.
 
     \b
-    Example:
+    Examples:
       m2dexport verify edge.m2d
+      m2dexport verify edge.m2d --vectors vectors.npy
     """
     from m2dexport.bundle import verify_bundle
+    from m2dexport.runtime import load
+    from m2dexport.streams import require_vectors_of
 
     report = verify_bundle(bundle_path)
+    if vectors:
+        require_vectors_of(vectors, load(bundle_path).spec, bundle_path)
     if as_json:
         _print_json(asdict(report))
     else:
@@ -635,12 +663,15 @@ def _print_artifact(artifact: Any, original: str, as_json: bool) -> None:
         _print_json(asdict(artifact))
         return
     spec, parity = artifact.spec, artifact.spec.parity
+    clipped = ""
+    if spec.clipping_rate is not None:
+        clipped = f"\nvalues of held-out texts outside the ranges: {spec.clipping_rate:.2%}"
     click.echo(
         f"{artifact.path}: {spec.layers} layers, {spec.dim} dims, weights={spec.weights}, "
         f"vectors={spec.vectors}, {artifact.size_bytes / 1e6:.2f} MB\n"
         f"parity with {original} on {parity['texts']:.0f} ragged texts: mean cosine "
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
-        f"alone against in a batch: {parity['batch_cosine']:.6f}"
+        f"alone against in a batch: {parity['batch_cosine']:.6f}{clipped}"
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.codecs import Ranges, decode_int8
+from m2dexport.artifact import ArtifactSpec
+from m2dexport.codecs import Ranges, code_dtype, decode_vectors
 from m2dexport.errors import BundleError
 from m2dexport.runtime import Encoder
 
@@ -65,7 +66,7 @@ class Comparison:
     """The worst of all golden texts, each alone and in a batch."""
 
     worst: float  # by the tolerance's metric
-    equal_codes: float | None  # share of equal int8 or ubinary codes, 0..1; None for float32
+    equal_codes: float | None  # share of equal codes, 0..1; None for float32
 
 
 def golden_of(
@@ -76,7 +77,7 @@ def golden_of(
     Args:
         encoder: the artifact, with one thread.
         other: the same artifact with another number of threads, to see how much that changes.
-        ranges: its ranges, of int8 vectors alone.
+        ranges: its ranges, None for a precision without.
     """
     names = [None, *sorted(encoder.spec.prompts)]
     tokenized = [
@@ -113,7 +114,7 @@ def compare(
                 f"the graph puts out {found.shape[1:]} values a text where the golden vectors "
                 f"have {expected.shape[1:]}; build the bundle anew."
             )
-        worst.append(_worst(metric, found, expected, ranges, encoder.spec.dim))
+        worst.append(_worst(metric, found, expected, ranges, encoder.spec))
         equal.append(float(np.mean(found == expected)))
     is_float = encoder.spec.vectors == "float32"
     pick = max if metric == MAX_DIFFERENCE else min
@@ -180,9 +181,9 @@ def _long_texts(encoder: Encoder, prompt: str | None) -> list[str]:
 
 
 def _metric(encoder: Encoder) -> str:
-    if encoder.spec.vectors == "ubinary":
+    if encoder.spec.vectors in ("ubinary", "binary"):
         return MIN_EQUAL_BITS
-    if encoder.spec.vectors == "int8" or encoder.spec.weights == "int8":
+    if encoder.spec.vectors != "float32" or encoder.spec.weights == "int8":
         return MIN_COSINE
     return MAX_DIFFERENCE
 
@@ -198,7 +199,8 @@ def _tolerance(encoder: Encoder, metric: str, measured: float) -> Tolerance:
     if metric == MAX_DIFFERENCE:
         return Tolerance(metric, 1e-4, f"{why}; vectors have length 1 and 7 stored decimals.")
     if metric == MIN_COSINE:
-        margin = 0.005 if int8 else 0.0005
+        # One code of int4 that falls on the other side of its border moves a short vector by .002.
+        margin = 0.005 if int8 or encoder.spec.vectors == "int4" else 0.0005
         reason = f"{measured:.6f} between thread counts and batches, less {margin:g}: {why}"
         return Tolerance(metric, round(measured - margin, 6), f"{reason}.")
     # An angle whose cosine is 1 - 0.005 turns 3.2% of the signs.
@@ -208,16 +210,20 @@ def _tolerance(encoder: Encoder, metric: str, measured: float) -> Tolerance:
 
 
 def _worst(
-    metric: str, found: NDArray[Any], expected: NDArray[Any], ranges: Ranges | None, dim: int
+    metric: str,
+    found: NDArray[Any],
+    expected: NDArray[Any],
+    ranges: Ranges | None,
+    spec: ArtifactSpec,
 ) -> float:
+    found, expected = (
+        decode_vectors(
+            codes.astype(code_dtype(spec.vectors)), spec.vectors, spec.dim, ranges, spec.bit_order
+        ).astype(np.float64)
+        for codes in (found, expected)
+    )
     if metric == MIN_EQUAL_BITS:
-        bits = [
-            np.unpackbits(codes.astype(np.uint8), axis=1, count=dim) for codes in (found, expected)
-        ]
-        return float((bits[0] == bits[1]).mean(axis=1).min())
-    if ranges is not None:
-        found, expected = (decode_int8(codes, ranges) for codes in (found, expected))
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
+        return float((found == expected).mean(axis=1).min())
     if metric == MAX_DIFFERENCE:
         return float(np.abs(found - expected).max())
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)

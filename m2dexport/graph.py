@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from m2dexport.codecs import Ranges, VectorPrecision
-from m2dexport.errors import UsageError
+from m2dexport.codecs import (
+    LEVELS,
+    PER_BYTE,
+    SYMMETRIC_LEVELS,
+    BitOrder,
+    Ranges,
+    VectorPrecision,
+    code_dtype,
+    code_width,
+    require_ranges,
+)
 
 OUTPUT = "sentence_embedding"
 _EPSILON = np.float32(1e-12)  # of torch.nn.functional.normalize
-_ZERO = np.float32(128)
 
 
 def depth_output(depth: int) -> str:
@@ -49,17 +57,23 @@ def vector_graph(model: ir.Model, dim: int) -> ir.Model:
     return _with_output(model, vector, ir.DataType.FLOAT, dim)
 
 
-def coded_graph(model: ir.Model, vectors: VectorPrecision, ranges: Ranges | None) -> ir.Model:
+def coded_graph(
+    model: ir.Model,
+    vectors: VectorPrecision,
+    ranges: Ranges | None,
+    bit_order: BitOrder = "big",
+) -> ir.Model:
     """Return a copy of a ``vector_graph`` that puts out encoded vectors.
 
     Args:
         model: a graph with one float32 (batch, dim) output, normalised.
-        vectors: float32 (batch, dim), int8 (batch, dim) or ubinary (batch, ceil(dim / 8)); the
-            codes are those of ``codecs.encode_vectors``, bit for bit.
-        ranges: the frozen ranges of int8 vectors.
+        vectors: the precision; the codes, their type and width are those of
+            ``codecs.encode_vectors``, bit for bit.
+        ranges: the frozen ranges of int8 and int4 vectors.
+        bit_order: where the first dim of a packed byte goes.
 
     Raises:
-        UsageError: when int8 vectors come without ranges.
+        UsageError: when int8 or int4 vectors come without ranges, or with those of another dim.
     """
     model = model.clone()
     vector = model.graph.outputs[0]
@@ -69,12 +83,21 @@ def coded_graph(model: ir.Model, vectors: VectorPrecision, ranges: Ranges | None
         return model
     vector.name = "float_embedding"
     tape = _Tape(model.graph)
-    if vectors == "ubinary":
-        codes = _ubinary(tape, vector, dim)
-        return _with_output(model, codes, ir.DataType.UINT8, -(-dim // 8))
-    if ranges is None:
-        raise UsageError("int8 vectors need ranges, measured on calibration texts.")
-    return _with_output(model, _int8(tape, vector, ranges), ir.DataType.INT8, dim)
+    if vectors in LEVELS:
+        codes = _levels(tape, vector, vectors, require_ranges(vectors, ranges, dim))
+    elif vectors == "int8-symmetric":
+        codes = _symmetric(tape, vector)
+    else:
+        bits = tape.op("Greater", [vector, tape.constant("sign_threshold", np.float32(0))])
+        codes = tape.op("Cast", [bits], {"to": ir.DataType.FLOAT})
+    if vectors in PER_BYTE:
+        places = _place_values(dim, PER_BYTE[vectors], bit_order)
+        codes = tape.op("MatMul", [codes, tape.constant("place_values", places)])
+    if vectors in ("int8", "binary"):  # from 0..255 to -128..127
+        codes = tape.op("Sub", [codes, tape.constant("code_zero", np.float32(128))])
+    dtype = ir.DataType.from_numpy(code_dtype(vectors))
+    codes = tape.op("Cast", [codes], {"to": dtype})
+    return _with_output(model, codes, dtype, code_width(dim, vectors))
 
 
 def serialize_graph(model: ir.Model) -> bytes:
@@ -91,7 +114,7 @@ def tail_bytes(width: int, dim: int, vectors: VectorPrecision) -> int:
     """Return the bytes that cutting to ``dim`` and encoding add to a graph that does neither.
 
     They do not depend on what is below, so they are counted on a graph that holds nothing else.
-    int8 counts the ranges file, too.
+    int8 and int4 count the ranges file, too.
     """
     pooled = ir.Value(
         name="pooled", shape=ir.Shape(["batch", width]), type=ir.TensorType(ir.DataType.FLOAT)
@@ -99,7 +122,7 @@ def tail_bytes(width: int, dim: int, vectors: VectorPrecision) -> int:
     graph = ir.Graph([pooled], [pooled], nodes=[], opset_imports={"": 18}, name="tail")
     model = ir.Model(graph, ir_version=8)
     ranges = None
-    if vectors == "int8":
+    if vectors in LEVELS:
         ranges = Ranges(
             np.full(dim, -0.123456789, np.float32), np.full(dim, 0.123456789, np.float32)
         )
@@ -124,27 +147,36 @@ def _with_output(model: ir.Model, value: ir.Value, dtype: ir.DataType, width: in
     return model
 
 
-def _int8(tape: _Tape, vector: ir.Value, ranges: Ranges) -> ir.Value:
-    """Mirror ``codecs.encode_vectors`` for int8, operator by operator."""
+def _levels(tape: _Tape, vector: ir.Value, precision: VectorPrecision, ranges: Ranges) -> ir.Value:
+    """Return each value's level within its range, as float: ``codecs`` operator by operator."""
     offset = tape.op("Sub", [vector, tape.constant("range_low", ranges.low)])
-    steps = tape.op("Floor", [tape.op("Div", [offset, tape.constant("range_step", ranges.step)])])
-    low, high = (
-        tape.constant("code_low", np.float32(0)),
-        tape.constant("code_high", np.float32(255)),
+    step = tape.constant("range_step", ranges.step(precision))
+    levels = tape.op("Floor", [tape.op("Div", [offset, step])])
+    return _clip(tape, levels, 0, LEVELS[precision])
+
+
+def _symmetric(tape: _Tape, vector: ir.Value) -> ir.Value:
+    scale = tape.constant("code_scale", np.float32(SYMMETRIC_LEVELS))
+    rounded = tape.op("Round", [tape.op("Mul", [vector, scale])])  # halves to even, as rint does
+    return _clip(tape, rounded, -SYMMETRIC_LEVELS, SYMMETRIC_LEVELS)
+
+
+def _clip(tape: _Tape, value: ir.Value, low: int, high: int) -> ir.Value:
+    bounds = {"code_low": low, "code_high": high}
+    return tape.op(
+        "Clip", [value, *(tape.constant(name, np.float32(v)) for name, v in bounds.items())]
     )
-    code = tape.op("Sub", [tape.op("Clip", [steps, low, high]), tape.constant("code_zero", _ZERO)])
-    return tape.op("Cast", [code], {"to": ir.DataType.INT8})
 
 
-def _ubinary(tape: _Tape, vector: ir.Value, dim: int) -> ir.Value:
-    """Pack signs as ``numpy.packbits`` does, first dim in the highest bit: bits @ powers of two."""
-    bits = tape.op("Greater", [vector, tape.constant("sign_threshold", np.float32(0))])
+def _place_values(dim: int, per_byte: int, bit_order: BitOrder) -> NDArray[np.float32]:
+    """Return what each dim's code is worth in each byte: a product with it packs a row."""
     index = np.arange(dim)
-    powers = np.zeros((dim, -(-dim // 8)), dtype=np.float32)
-    powers[index, index // 8] = 2.0 ** (7 - index % 8)
-    floats = tape.op("Cast", [bits], {"to": ir.DataType.FLOAT})
-    packed = tape.op("MatMul", [floats, tape.constant("bit_powers", powers)])
-    return tape.op("Cast", [packed], {"to": ir.DataType.UINT8})
+    place = index % per_byte
+    if bit_order == "big":
+        place = per_byte - 1 - place
+    values = np.zeros((dim, -(-dim // per_byte)), dtype=np.float32)
+    values[index, index // per_byte] = 2.0 ** (place * (8 // per_byte))
+    return values
 
 
 class _Tape(Tape):

@@ -20,18 +20,20 @@ from scipy import stats
 from m2dexport.codecs import (
     Ranges,
     VectorPrecision,
-    decode_int8,
+    decode_vectors,
     encode_vectors,
     normalize,
     truncate,
 )
 from m2dexport.data import default_task_paths
 from m2dexport.errors import UsageError
+from m2dexport.ranking import Rows, rank, rescore
 
 Floats = NDArray[np.float32]
 
-_TOP = 10
-_QUERY_BLOCK = 256
+TOP = 10  # documents of a ranking that count
+_MULTIPLIER = 4  # times as many candidates are rescored
+_PAIR_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class RetrievalTask:
     sha256: str
 
     kind: ClassVar[Literal["retrieval"]] = "retrieval"
-    main_metric: ClassVar[str] = f"ndcg@{_TOP}"
+    main_metric: ClassVar[str] = f"ndcg@{TOP}"
 
     def texts(self) -> tuple[TextSet, ...]:
         """Return what must be encoded, in the order in which ``evaluate`` takes the vectors."""
@@ -115,53 +117,73 @@ def evaluate(
 ) -> dict[str, float]:
     """Return metric -> points for one dim and vector precision.
 
+    Retrieval with one-bit codes is scored rescored, too: ``ndcg@10+int8x4`` is that of the best
+    4 x 10 documents by Hamming distance, ranked anew by the product of the float query with int8
+    documents, which must be stored beside the bits; ``ndcg@10+ubinaryx4`` with the bits themselves.
+
     Args:
         task: what to score.
         vectors: pooled float32 (texts, width) of each of ``task.texts()``, neither cut nor
             normalised.
         dim: leading width to keep.
-        precision: how the vectors are stored. int8 is compared by the cosine of its decoded
-            values, ubinary by Hamming distance.
-        ranges: the frozen ranges of int8 vectors, of this dim.
+        precision: how the vectors are stored; see ``comparable``.
+        ranges: the frozen ranges of int8 and int4 vectors, of this dim; without them, one-bit codes
+            are not rescored.
     """
-    first, second = (_stored(truncate(rows, dim), precision, ranges) for rows in vectors)
+    floats = [truncate(rows, dim) for rows in vectors]
+    first, second = (comparable(rows, precision, ranges) for rows in floats)
     if isinstance(task, StsTask):
-        similarity = np.concatenate(
-            [
-                _paired(first[start : start + 4096], second[start : start + 4096])
-                for start in range(0, len(first), 4096)
-            ]
-        )
-        return {
-            "spearman": _points(stats.spearmanr(similarity, task.scores).statistic),
-            "pearson": _points(stats.pearsonr(similarity, task.scores).statistic),
-        }
-    gains, recalls = [], []
-    for start in range(0, len(first), _QUERY_BLOCK):
-        block = first[start : start + _QUERY_BLOCK] @ second.T
-        relevance = task.relevance[start : start + _QUERY_BLOCK]
-        for row, relevant in zip(_top(block, _TOP), relevance, strict=True):
-            gains.append(_ndcg(row, relevant))
-            recalls.append(sum(i in relevant for i in row.tolist()) / max(1, len(relevant)))
+        return score_pairs(task, first, second)
+    scores = score_ranking(task, rank(first, second, TOP))
+    if precision in ("ubinary", "binary") and ranges is not None:
+        candidates = rank(first, second, _MULTIPLIER * TOP)
+        stored = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
+        for name, documents in stored.items():
+            rescored = score_ranking(task, rescore(floats[0], documents, candidates, TOP))
+            scores |= {f"{key}+{name}x{_MULTIPLIER}": value for key, value in rescored.items()}
+    return scores
+
+
+def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | None) -> Floats:
+    """Return what a dot product of stored vectors compares, float32 (texts, dim).
+
+    Args:
+        vectors: normalised float32 (texts, dim).
+        precision: how they are stored. int8 and int4 are compared by the cosine of decoded values,
+            int8-symmetric by that of the codes, ubinary and binary by Hamming distance.
+        ranges: the frozen ranges of int8 and int4 vectors.
+    """
+    codes = encode_vectors(vectors, precision, ranges)
+    decoded = decode_vectors(codes, precision, vectors.shape[1], ranges)
+    # Normalised vectors have length 1 already, and sums of signs are whole numbers, which can tie.
+    return decoded if precision in ("float32", "ubinary", "binary") else normalize(decoded)
+
+
+def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float]:
+    """Return the rank and linear correlation of people's scores with the pairs' dot products."""
+    similarity = np.concatenate(
+        [
+            _paired(first[start : start + _PAIR_BLOCK], second[start : start + _PAIR_BLOCK])
+            for start in range(0, len(first), _PAIR_BLOCK)
+        ]
+    )
     return {
-        f"ndcg@{_TOP}": _points(float(np.mean(gains))),
-        f"recall@{_TOP}": _points(float(np.mean(recalls))),
+        "spearman": _points(stats.spearmanr(similarity, task.scores).statistic),
+        "pearson": _points(stats.pearsonr(similarity, task.scores).statistic),
     }
 
 
-def _stored(vectors: Floats, precision: VectorPrecision, ranges: Ranges | None) -> Floats:
-    """Return what a dot product of stored vectors compares: for binary codes, signs of -1 and 1.
-
-    The dot product of two sign vectors is dim - 2 * Hamming distance.
-    """
-    if precision == "float32":
-        return vectors
-    codes = encode_vectors(vectors, precision, ranges)
-    if precision == "ubinary":
-        bits = np.unpackbits(codes, axis=1, count=vectors.shape[1])
-        return bits.astype(np.float32) * 2 - 1
-    assert ranges is not None
-    return normalize(decode_int8(codes, ranges))
+def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
+    """Return nDCG@10 and recall@10 of rankings of ten documents, (queries, 10), best first."""
+    gains = [_ndcg(row, told) for row, told in zip(ranking, task.relevance, strict=True)]
+    recalls = [
+        sum(i in told for i in row.tolist()) / max(1, len(told))
+        for row, told in zip(ranking, task.relevance, strict=True)
+    ]
+    return {
+        f"ndcg@{TOP}": _points(float(np.mean(gains))),
+        f"recall@{TOP}": _points(float(np.mean(recalls))),
+    }
 
 
 def _paired(first: Floats, second: Floats) -> NDArray[np.float64]:
@@ -169,16 +191,11 @@ def _paired(first: Floats, second: Floats) -> NDArray[np.float64]:
     return products
 
 
-def _top(scores: Floats, count: int) -> NDArray[np.intp]:
-    """Return the columns of the best scores of each row, best first; ties by column."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
-
-
 def _ndcg(ranking: NDArray[np.intp], relevance: Mapping[int, float]) -> float:
     """Return nDCG@10 with linear gains and the log2 discount, as trec_eval and BEIR compute it."""
-    discounts = 1 / np.log2(np.arange(2, _TOP + 2))
+    discounts = 1 / np.log2(np.arange(2, TOP + 2))
     found = np.array([relevance.get(i, 0.0) for i in ranking.tolist()])
-    ideal = np.sort(np.array([*relevance.values()]))[::-1][:_TOP]
+    ideal = np.sort(np.array([*relevance.values()]))[::-1][:TOP]
     best = float((ideal * discounts[: len(ideal)]).sum())
     return float((found * discounts[: len(found)]).sum()) / best if best else 0.0
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from m2dexport import artifact
 from m2dexport.archive import open_bundle
 from m2dexport.artifact import ArtifactSpec
+from m2dexport.codecs import code_dtype, code_width
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.errors import BundleError, M2DError, UsageError
 
@@ -25,7 +26,7 @@ _TOKENS_PER_BATCH = 8192
 class Encoded:
     """Vectors and what a caller should know about how they came about."""
 
-    vectors: NDArray[Any]  # float32 (texts, dim), int8 (texts, dim) or uint8 (texts, bytes)
+    vectors: NDArray[Any]  # a row a text, as codecs.encode_vectors describes it
     truncated: int  # how many texts were longer than the maximum length
     space_id: str  # vectors of another space must not be compared with these
 
@@ -106,12 +107,8 @@ class Encoder:
         return self.spec.prompts[name]
 
     def _no_vectors(self) -> NDArray[Any]:
-        dtype, width = {
-            "float32": (np.float32, self.spec.dim),
-            "int8": (np.int8, self.spec.dim),
-            "ubinary": (np.uint8, -(-self.spec.dim // 8)),
-        }[self.spec.vectors]
-        return np.zeros((0, width), dtype=dtype)
+        width = code_width(self.spec.dim, self.spec.vectors)
+        return np.zeros((0, width), dtype=code_dtype(self.spec.vectors))
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Encoder:

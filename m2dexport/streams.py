@@ -4,8 +4,10 @@ The identity of the vector space travels with the vectors:
 
 * JSONL: every row is ``{"id"?, "vector": [...], "space_id": "m2d1-..."}``, so that rows stay
   telling when files are cut, mixed or concatenated, and there is no header to skip;
-* .npy: behind the vectors, the file holds a second array, the space_id as a string.
-  ``np.load(path)`` reads the vectors and ignores it; ``read_space_id`` returns it.
+* .npy: behind the vectors, the file holds two more arrays, the space_id and the artifact.json of
+  the model that made them, as strings. ``np.load(path)`` reads the vectors and ignores the rest.
+
+``require_vectors_of`` compares it with the bundle whose queries are to be put to them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.artifact import ArtifactSpec, require_same_space, spec_from_json
 from m2dexport.errors import UsageError
 from m2dexport.files import atomic_file, require_file
 from m2dexport.runtime import Encoder
@@ -119,6 +122,35 @@ def read_space_id(path: Path) -> str | None:
     Raises:
         UsageError: when it is no .npy file.
     """
+    told = _told_behind(path)
+    return told[0] if told else None
+
+
+def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> None:
+    """Refuse a file of vectors, an index for instance, that another bundle made.
+
+    Args:
+        path: the .npy or .jsonl file, as ``encode_stream`` writes it.
+        spec: the specification of the bundle whose vectors are to be compared with them.
+        bundle: what the message calls it.
+
+    Raises:
+        UsageError: when the spaces differ, naming both and, of a .npy file, the parts that differ,
+            or when the file does not tell its space.
+    """
+    if path.suffix in _JSONL:
+        _require_rows_of(path, spec, bundle)
+        return
+    told = _told_behind(path)
+    if len(told) < 2:
+        raise UsageError(
+            f"{path} does not tell the space of its vectors; encode makes files that do."
+        )
+    require_same_space(spec_from_json(told[1], path), spec, path, bundle)
+
+
+def _told_behind(path: Path) -> list[str]:
+    """Return the strings behind the vectors of a .npy file."""
     try:
         with path.open("rb") as stream:
             version = np.lib.format.read_magic(stream)
@@ -128,12 +160,27 @@ def read_space_id(path: Path) -> str | None:
                 else np.lib.format.read_array_header_2_0(stream)
             )
             stream.seek(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
-            if not stream.read(1):
-                return None
-            stream.seek(-1, 1)
-            return str(np.lib.format.read_array(stream, allow_pickle=False))
+            told = []
+            while stream.read(1):
+                stream.seek(-1, 1)
+                told.append(str(np.lib.format.read_array(stream, allow_pickle=False)))
+            return told
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a .npy file of vectors: {error}.") from error
+
+
+def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> None:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                told = json.loads(line)["space_id"]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UsageError(f"{path}:{number} is not a vector with its space_id.") from error
+            if told != spec.space_id:
+                raise UsageError(
+                    f"{path}:{number} (space {told}) and {bundle} (space {spec.space_id}) must not "
+                    "be compared; encode both with one bundle."
+                )
 
 
 class _Run:
@@ -200,7 +247,8 @@ def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
     start = stream.tell()
     for _, vectors in run.chunks(rows):
         stream.write(np.ascontiguousarray(vectors, dtype=dtype).tobytes())
-    np.lib.format.write_array(stream, np.array(run.encoder.spec.space_id), allow_pickle=False)
+    for told in (run.encoder.spec.space_id, run.encoder.spec.to_json()):
+        np.lib.format.write_array(stream, np.array(told), allow_pickle=False)
     stream.seek(0)
     write_header(run.texts)
     # numpy leaves room in the header for the rows to grow in number.

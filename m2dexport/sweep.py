@@ -26,7 +26,7 @@ from m2dexport import codecs, manifest
 from m2dexport.budget import LATENCY_NOISE, QUALITY_NOISE, Target, frontier
 from m2dexport.build import default_prompt, pad_id, tokenizer_of, tool_versions
 from m2dexport.checkpoint import Checkpoint, weights_sha256
-from m2dexport.codecs import VECTOR_PRECISIONS, VectorPrecision
+from m2dexport.codecs import VectorPrecision
 from m2dexport.data import texts_sha256
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.errors import UsageError
@@ -63,7 +63,7 @@ class Plan:
     layers: tuple[int, ...]
     dims: tuple[int, ...]
     weights: tuple[WeightPrecision, ...] = WEIGHT_PRECISIONS
-    vectors: tuple[VectorPrecision, ...] = VECTOR_PRECISIONS
+    vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
     threads: int = field(default_factory=engine.usable_cores)
     provider: str = engine.CPU
@@ -116,7 +116,7 @@ def profile_checkpoint(
     Args:
         checkpoint: the 2D checkpoint.
         tasks: evaluation data; a cell's quality is the mean of the tasks' main metrics.
-        calibration: texts that freeze the ranges of int8 vectors.
+        calibration: texts that freeze the ranges of int8 and int4 vectors.
         plan: the cells, shapes, threads and repeats.
         model: how the user named the checkpoint, recorded so that a cell can be built again.
         pooling: the pooling that the user declared; recorded likewise.
@@ -331,9 +331,7 @@ def _qualities(
     qualities: dict[str, dict[str, float]] = {}
     for depth, dim in product(plan.layers, plan.dims):
         vectors = surface[depth]
-        ranges = None
-        if "int8" in plan.vectors:
-            ranges = codecs.calibrate_ranges(codecs.truncate(vectors[corpus.calibration], dim))
+        ranges = codecs.calibrate_ranges(codecs.truncate(vectors[corpus.calibration], dim))
         for precision in plan.vectors:
             qualities[cell_id(depth, dim, weights, precision)] = {
                 f"{task.name}/{metric}": value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from m2dexport.artifact import (
     SPEC,
     read_ranges,
     read_spec,
+    require_same_space,
     space_id_of,
     space_id_of_artifact,
     spec_from_json,
 )
-from m2dexport.codecs import Ranges
+from m2dexport.codecs import BIT_ORDERS, Ranges
 from m2dexport.errors import UsageError
 
 BASE: dict[str, Any] = {
@@ -29,6 +31,8 @@ BASE: dict[str, Any] = {
     "dim": 12,
     "weights": "fp32",
     "vectors": "int8",
+    "codec": 1,
+    "bit_order": "big",
     "ranges": tiny_ranges(12),
     "pooling": ["mean"],
     "final_norm": "none",
@@ -48,6 +52,7 @@ OTHER_RANGES = Ranges(BASE["ranges"].low, np.nextafter(BASE["ranges"].high, np.f
         {"dim": 11},
         {"weights": "int8"},
         {"vectors": "ubinary"},
+        {"codec": 2},
         {"ranges": None},
         {"ranges": OTHER_RANGES},
         {"pooling": ["cls"]},
@@ -71,6 +76,32 @@ def test_space_id_does_not_follow_key_order_or_json_layout() -> None:
         "tokenizer_json": json.dumps(json.loads(BASE["tokenizer_json"]), indent=4, sort_keys=True),
     }
     assert space_id_of(**BASE | same) == space_id_of(**BASE)
+
+
+def test_space_id_follows_the_bit_order_of_packed_vectors_alone() -> None:
+    for vectors, same in (("ubinary", False), ("int4", False), ("int8", True)):
+        ids = {space_id_of(**BASE | {"vectors": vectors, "bit_order": b}) for b in BIT_ORDERS}
+        assert (len(ids) == 1) == same
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layers": 2}, "layers (1, 2)"),
+        ({"vectors": "int4", "bit_order": "little"}, "vectors ('float32', 'int4'), bit_order"),
+        ({"prompts": {}}, "prompts"),
+        ({"provenance": {"sub_model": "other"}}, "the trained weights"),
+        ({}, "tokenizer;"),
+        ({"vectors": "int8"}, "vectors ('float32', 'int8')"),
+    ],
+)
+def test_what_tells_two_spaces_apart_is_named(change: dict[str, Any], told: str) -> None:
+    index = replace(tiny_spec(), space_id="m2d1-a")
+    require_same_space(index, index, "v.npy", "edge.m2d")
+    bundle = replace(index, **{"space_id": "m2d1-b"} | change)
+    with pytest.raises(UsageError, match=re.escape(told)) as refused:
+        require_same_space(index, bundle, "v.npy", "edge.m2d")
+    assert "v.npy (space m2d1-a) and edge.m2d (space m2d1-b)" in str(refused.value)
 
 
 def test_space_id_of_a_known_space_is_pinned() -> None:
@@ -125,7 +156,9 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
     [
         ({"format": 2}, "has format 2"),
         ({"engine": "abacus"}, "engine 'abacus'"),
-        ({"vectors": "int4"}, "vectors 'int4'"),
+        ({"vectors": "int3"}, "vectors 'int3'"),
+        ({"bit_order": "middle"}, "bit_order 'middle'"),
+        ({"codec": 2}, "codec version 2 and this m2dexport reads version 1"),
         ({"dim": 0}, "dim 0"),
         ({"max_length": "16"}, "max_length '16'"),
         ({"prompts": {"query": None}}, "a prompt"),

@@ -55,6 +55,39 @@ def test_every_precision_can_be_built_of_the_shipped_checkpoint(tmp_path, weight
     assert runtime.load(artifact.path).encode(["one", "two"]).shape == (2, width)
 
 
+@pytest.mark.parametrize(
+    ("vectors", "bit_order", "width"),
+    [("int8-symmetric", "big", 36), ("int4", "little", 18), ("binary", "big", 5)],
+)
+def test_every_code_can_be_built(tmp_path, vectors, bit_order, width) -> None:
+    checkpoint = open_checkpoint()
+    artifact = build_artifact(
+        checkpoint, 1, 36, tmp_path / "a", vectors=vectors, bit_order=bit_order
+    )
+    floats = runtime.load(build_artifact(checkpoint, 1, 36, tmp_path / "b").path).encode(PROBES)
+    expected = encode_vectors(floats, vectors, read_ranges(artifact.path), bit_order)
+    found = runtime.load(artifact.path).encode(PROBES)
+    assert found.shape == (len(PROBES), width)
+    assert (found == expected).mean() >= 0.999
+
+
+def test_clipping_is_measured_on_texts_that_the_ranges_have_not_seen(tmp_path: Path) -> None:
+    spec = build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", vectors="int4").spec
+    assert 0 < spec.clipping_rate < 0.02
+    assert build_artifact(open_checkpoint(), 1, 32, tmp_path / "b").spec.clipping_rate is None
+
+
+def test_a_bit_order_of_unpacked_vectors_is_refused(bert, tmp_path: Path) -> None:
+    for vectors, bit_order, told in (
+        ("int8", "little", "goes with packed vectors"),
+        ("ubinary", "middle", "'middle' is unknown"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            build_artifact(
+                open_checkpoint(bert), 1, 8, tmp_path / "a", vectors=vectors, bit_order=bit_order
+            )
+
+
 def test_quantizing_an_artifact_is_building_it_quantized(tmp_path: Path) -> None:
     checkpoint = open_checkpoint()
     build_artifact(checkpoint, 1, 32, tmp_path / "fp32")

@@ -20,6 +20,7 @@ from m2dexport import archive, golden
 from m2dexport.archive import GOLDEN, MANIFEST, manifest_json, open_bundle, write_archive
 from m2dexport.artifact import GRAPH, SPEC, TOKENIZER, spec_from_json
 from m2dexport.bundle import verify_bundle, write_bundle
+from m2dexport.codecs import BIT_ORDERS, PER_BYTE, VECTOR_PRECISIONS
 from m2dexport.errors import BundleError, UsageError
 
 Files = dict[str, bytes]
@@ -63,7 +64,7 @@ def plain_info(name: str, mode: int = 0o100644) -> zipfile.ZipInfo:
     return info
 
 
-@pytest.mark.parametrize("vectors", ["float32", "int8", "ubinary"])
+@pytest.mark.parametrize("vectors", VECTOR_PRECISIONS)
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
 def test_a_bundle_verifies(tmp_path: Path, weights: str, vectors: Any) -> None:
     artifact = tiny_artifact(tmp_path / "a", tiny_spec(weights=weights, vectors=vectors))
@@ -102,6 +103,16 @@ def test_archive_bytes_are_pinned(tmp_path: Path) -> None:
     )
     end = b"PK\5\6\0\0\0\0\1\0\1\0/\0\0\0!\0\0\0\0\0"
     assert (tmp_path / "a").read_bytes() == header + b"hi" + directory + end
+
+
+@pytest.mark.parametrize("bit_order", BIT_ORDERS)
+@pytest.mark.parametrize("vectors", PER_BYTE)
+def test_packed_vectors_verify_in_either_bit_order(tmp_path: Path, vectors, bit_order) -> None:
+    spec = tiny_spec(vectors=vectors, bit_order=bit_order)
+    info = write_bundle(tiny_artifact(tmp_path / "a", spec), tmp_path / "edge.m2d")
+    assert verify_bundle(info.path).equal_codes == 1
+    told = json.loads(open_bundle(info.path)[MANIFEST])["vectors"]
+    assert told == {"precision": vectors, "dim": 12, "codec": 1, "bit_order": bit_order}
 
 
 def test_the_manifest_tells_versions_and_licences(packed: Path) -> None:
@@ -305,7 +316,7 @@ def test_canonical_archives_of_wrong_content_are_refused(
 
 
 def test_another_valid_graph_with_matching_hashes_does_not_verify(tmp_path: Path) -> None:
-    for vectors in ("float32", "int8", "ubinary"):
+    for vectors in VECTOR_PRECISIONS:
         spec = tiny_spec(vectors=vectors, weights="int8")
         write_bundle(tiny_artifact(tmp_path / vectors, spec), tmp_path / f"{vectors}.m2d")
         other = tiny_artifact(tmp_path / f"{vectors} of another model", spec, seed=1)

@@ -22,6 +22,7 @@ from tiny_profile import cell, profile
 from m2dexport import __version__
 from m2dexport.bundle import open_bundle
 from m2dexport.cli import cli
+from m2dexport.codecs import BIT_ORDERS, VECTOR_PRECISIONS
 from m2dexport.data import calibration_texts, default_task_paths, texts_sha256
 from m2dexport.manifest import write_profile
 
@@ -98,6 +99,7 @@ def test_from_checkpoint_to_vectors(tmp_path, monkeypatch, evaluation, target) -
     assert succeeds("verify", "edge.m2d").output
     Path("texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     succeeds("encode", "edge.m2d", "--in", "texts.txt", "--out", "vectors.npy")
+    assert succeeds("verify", "edge.m2d", "--vectors", "vectors.npy").output
     succeeds("slice", "--layers", 2, "--dim", 64)
     model = SentenceTransformer("sub-model-2x64", device="cpu")
     np.testing.assert_allclose(np.load("vectors.npy"), model.encode(TEXTS), atol=1e-4)
@@ -186,6 +188,19 @@ def test_build_then_quantize(tmp_path: Path, bert: Path) -> None:
         ).stdout
     )
     assert (found["spec"]["weights"], found["spec"]["vectors"]) == ("fp16", "ubinary")
+
+
+def test_every_vector_precision_and_bit_order_can_be_asked_for() -> None:
+    for command in ("build", "quantize"):
+        options = {option.name: option.type for option in cli.commands[command].params}
+        assert tuple(options["vectors"].choices) == VECTOR_PRECISIONS
+        assert tuple(options["bit_order"].choices) == BIT_ORDERS
+
+
+def test_build_tells_the_clipping_rate_of_its_ranges(tmp_path: Path, bert: Path) -> None:
+    arguments = ("--model", bert, "--layers", 1, "--vectors", "int4", "--bit-order", "little")
+    out = succeeds("build", *arguments, "--out", tmp_path / "a").output
+    assert re.search(r"held-out texts outside the ranges: \d\.\d\d%", out)
 
 
 def test_inspect_says_what_a_checkpoint_is(bert: Path) -> None:

@@ -134,6 +134,6 @@ def test_tail_bytes_predict_what_cut_and_codec_add(exported, precision) -> None:
     plain = len(serialize_graph(vector_graph(one_depth, width)))
     full = len(serialize_graph(coded_graph(vector_graph(one_depth, dim), precision, ranges)))
     predicted = tail_bytes(width, dim, precision)
-    if precision == "int8":
+    if precision in codecs.LEVELS:
         predicted -= len(ranges.to_json()) + dim * 2 * 8  # the file, whose digits vary
     assert abs(full - plain - predicted) < 300

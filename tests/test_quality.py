@@ -11,7 +11,7 @@ from scipy import stats
 
 from m2dexport.codecs import (
     calibrate_ranges,
-    decode_int8,
+    decode_vectors,
     encode_vectors,
     normalize,
     truncate,
@@ -63,12 +63,41 @@ def test_int8_similarity_is_the_cosine_of_decoded_codes() -> None:
     scores = RNG.uniform(0, 5, 50).tolist()
     ranges = calibrate_ranges(truncate(unit(500, 24), 16))
     decoded = [
-        normalize(decode_int8(encode_vectors(truncate(x, 16), "int8", ranges), ranges))
+        normalize(
+            decode_vectors(encode_vectors(truncate(x, 16), "int8", ranges), "int8", 16, ranges)
+        )
         for x in (a, b)
     ]
     expected = stats.spearmanr((decoded[0] * decoded[1]).sum(axis=1), scores).statistic
     found = evaluate(sts(scores), (a, b), 16, "int8", ranges)
     assert found["spearman"] == pytest.approx(100 * expected, abs=1e-3)
+
+
+def retrieval(relevance: tuple[dict[int, float], ...], documents: int) -> RetrievalTask:
+    queries = tuple(f"q{row}" for row in range(len(relevance)))
+    return RetrievalTask("r", queries, tuple(map(str, range(documents))), relevance, "0")
+
+
+@pytest.mark.parametrize("precision", ["ubinary", "binary"])
+def test_one_bit_codes_are_scored_rescored_too(precision: str) -> None:
+    documents, ranges = unit(200, 32), calibrate_ranges(truncate(unit(500, 32), 32))
+    # Each query is a document with noise; its code alone often finds a neighbour first.
+    queries = documents[:50] + 1.2 * unit(50, 32)
+    task = retrieval(tuple({row: 1.0} for row in range(50)), 200)
+    found = evaluate(task, (queries, documents), 32, precision, ranges)
+    floats = evaluate(task, (queries, documents), 32, "float32")["ndcg@10"]
+    assert found["ndcg@10"] < found[f"ndcg@10+{precision}x4"] < found["ndcg@10+int8x4"]
+    assert found["ndcg@10+int8x4"] == pytest.approx(floats, abs=2)
+    assert found["recall@10"] <= found["recall@10+int8x4"]
+    plain = evaluate(task, (queries, documents), 32, precision)
+    assert plain == {name: found[name] for name in ("ndcg@10", "recall@10")}
+
+
+def test_nan_vectors_are_refused_rather_than_scored() -> None:
+    broken = unit(5, 4)
+    broken[3, 1] = np.nan
+    with pytest.raises(UsageError, match="vector 3 holds NaN"):
+        evaluate(sts([1, 2, 3, 4, 5]), (unit(5, 4), broken), 4, "float32")
 
 
 def test_a_collapsed_model_has_no_correlation_rather_than_nan() -> None:
@@ -83,9 +112,7 @@ def test_ndcg_and_recall_as_computed_by_hand() -> None:
     queries = np.zeros((2, 12), np.float32)
     queries[0, :3] = (0.9, 0.3, 0.2)  # ranks document 0, then 1, then 2
     queries[1, 11] = 1.0
-    task = RetrievalTask(
-        "r", ("q0", "q1"), tuple(map(str, range(12))), ({1: 1.0, 2: 2.0}, {5: 1.0}), "0"
-    )
+    task = retrieval(({1: 1.0, 2: 2.0}, {5: 1.0}), 12)
     found = evaluate(task, (queries, documents), 12, "float32")
     gain = 1 / np.log2(3) + 2 / np.log2(4)
     ideal = 2 / np.log2(2) + 1 / np.log2(3)

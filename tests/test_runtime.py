@@ -113,7 +113,14 @@ def test_cut_texts_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("vectors", "dtype", "width"),
-    [("float32", np.float32, 12), ("int8", np.int8, 12), ("ubinary", np.uint8, 2)],
+    [
+        ("float32", np.float32, 12),
+        ("int8", np.int8, 12),
+        ("int8-symmetric", np.int8, 12),
+        ("int4", np.uint8, 6),
+        ("ubinary", np.uint8, 2),
+        ("binary", np.int8, 2),
+    ],
 )
 def test_no_texts_give_no_rows_of_the_right_kind(
     tmp_path: Path, vectors: str, dtype: type, width: int

@@ -15,7 +15,7 @@ from tiny_artifact import tiny_artifact, tiny_spec
 from m2dexport import streams
 from m2dexport.errors import UsageError
 from m2dexport.runtime import Encoder, load
-from m2dexport.streams import encode_stream, read_space_id
+from m2dexport.streams import encode_stream, read_space_id, require_vectors_of
 
 TEXTS = ["a guitar", "", "今日 é", "find a much longer text than sixteen tokens", "b"]
 
@@ -58,6 +58,27 @@ def test_a_npy_file_tells_its_space(encoder: Encoder, lines: Path, tmp_path: Pat
     assert read_space_id(tmp_path / "plain.npy") is None
     with pytest.raises(UsageError, match=r"texts\.txt is not a \.npy file"):
         read_space_id(lines)
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.jsonl"])
+def test_an_index_of_another_space_is_refused(encoder, lines, tmp_path, name) -> None:
+    encode_stream(encoder, lines, tmp_path / name)
+    require_vectors_of(tmp_path / name, encoder.spec, "edge.m2d")
+    other = load(tiny_artifact(tmp_path / "other", tiny_spec(vectors="ubinary"))).spec
+    with pytest.raises(UsageError, match="must not be compared") as refused:
+        require_vectors_of(tmp_path / name, other, "edge.m2d")
+    for told in (name, "edge.m2d", encoder.spec.space_id, other.space_id):
+        assert told in str(refused.value)
+    if name == "v.npy":  # a row of JSONL tells its space, but not what that is made of
+        assert "vectors ('float32', 'ubinary')" in str(refused.value)
+
+
+def test_vectors_that_do_not_tell_their_space_are_refused(encoder, tmp_path: Path) -> None:
+    np.save(tmp_path / "plain.npy", np.zeros((2, 3)))
+    (tmp_path / "plain.jsonl").write_text('{"vector": [1, 2]}\n')
+    for name, told in (("plain.npy", "does not tell the space"), ("plain.jsonl", "jsonl:1 is not")):
+        with pytest.raises(UsageError, match=told):
+            require_vectors_of(tmp_path / name, encoder.spec, "edge.m2d")
 
 
 @pytest.mark.parametrize("vectors", ["float32", "int8", "ubinary"])

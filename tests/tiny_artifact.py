@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -20,7 +21,8 @@ from m2dexport.artifact import (
     ArtifactSpec,
     space_id_of_artifact,
 )
-from m2dexport.codecs import Ranges, VectorPrecision
+from m2dexport.codecs import CODEC_VERSION, LEVELS, BitOrder, Ranges, VectorPrecision
+from m2dexport.graph import coded_graph
 
 HIDDEN = 16
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -33,6 +35,7 @@ def tiny_spec(
     dim: int = 12,
     weights: str = "fp32",
     vectors: VectorPrecision = "float32",
+    bit_order: BitOrder = "big",
     prompts: dict[str, str] | None = None,
     default_prompt: str | None = None,
     max_length: int = 16,
@@ -45,6 +48,8 @@ def tiny_spec(
         dim=dim,
         weights=weights,
         vectors=vectors,
+        codec=CODEC_VERSION,
+        bit_order=bit_order,
         pooling=["mean"],
         final_norm="none",
         prompts={"query": "find: ", "document": ""} if prompts is None else prompts,
@@ -55,6 +60,7 @@ def tiny_spec(
         trained=None,
         space_id="",
         parity={"max_difference": 0.0},
+        clipping_rate=None,
         coverage=1.0,
         provenance={"sub_model": "0" * 64, "m2dexport": "0.1.0"},
     )
@@ -63,12 +69,14 @@ def tiny_spec(
 def tiny_artifact(folder: Path, spec: ArtifactSpec | None = None, *, seed: int = 0) -> Path:
     """Write an artifact folder; another seed gives another valid model of the same shape."""
     spec = spec or tiny_spec()
-    ranges = tiny_ranges(spec.dim) if spec.vectors == "int8" else None
+    ranges = tiny_ranges(spec.dim) if spec.vectors in LEVELS else None
     tokenizer_json = tiny_tokenizer(spec.max_length)
     spec = replace(spec, provenance={**spec.provenance, "sub_model": f"seed {seed}"})
     spec = replace(spec, space_id=space_id_of_artifact(spec, ranges, tokenizer_json))
     folder.mkdir(parents=True)
-    (folder / GRAPH).write_bytes(tiny_graph(spec.dim, spec.vectors, ranges, seed=seed))
+    (folder / GRAPH).write_bytes(
+        tiny_graph(spec.dim, spec.vectors, ranges, spec.bit_order, seed=seed)
+    )
     (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
     (folder / SPEC).write_text(spec.to_json(), encoding="utf-8")
     if ranges:
@@ -95,7 +103,12 @@ def tiny_tokenizer(max_length: int) -> str:
 
 
 def tiny_graph(
-    dim: int, vectors: VectorPrecision, ranges: Ranges | None, *, seed: int = 0
+    dim: int,
+    vectors: VectorPrecision,
+    ranges: Ranges | None,
+    bit_order: BitOrder = "big",
+    *,
+    seed: int = 0,
 ) -> bytes:
     """The graph's bytes: input_ids and attention_mask to sentence_embedding."""
     rng = np.random.default_rng(seed)
@@ -120,55 +133,19 @@ def tiny_graph(
         helper.make_node("Max", ["norm", "epsilon"], ["safe"]),
         helper.make_node("Div", ["cut", "safe"], ["vector"]),
     ]
-    codec_nodes, codec_constants, dtype, width = _codec(dim, vectors, ranges)
-    constants |= codec_constants
     graph = helper.make_graph(
-        nodes + codec_nodes,
+        nodes,
         "tiny",
         [
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
             for name in ("input_ids", "attention_mask")
         ],
-        [helper.make_tensor_value_info("sentence_embedding", dtype, ["batch", width])],
+        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", dim])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def _codec(
-    dim: int, vectors: VectorPrecision, ranges: Ranges | None
-) -> tuple[list[onnx.NodeProto], dict[str, NDArray[np.generic]], int, int]:
-    out = ["sentence_embedding"]
-    if vectors == "float32":
-        return [helper.make_node("Identity", ["vector"], out)], {}, TensorProto.FLOAT, dim
-    if vectors == "int8":
-        assert ranges is not None
-        constants: dict[str, NDArray[np.generic]] = {
-            "low": ranges.low,
-            "step": ranges.step,
-            "first": np.array(0, dtype=np.float32),
-            "final": np.array(255, dtype=np.float32),
-            "zero": np.array(128, dtype=np.float32),
-        }
-        nodes = [
-            helper.make_node("Sub", ["vector", "low"], ["offset"]),
-            helper.make_node("Div", ["offset", "step"], ["level"]),
-            helper.make_node("Floor", ["level"], ["floored"]),
-            helper.make_node("Clip", ["floored", "first", "final"], ["clipped"]),
-            helper.make_node("Sub", ["clipped", "zero"], ["code"]),
-            helper.make_node("Cast", ["code"], out, to=TensorProto.INT8),
-        ]
-        return nodes, constants, TensorProto.INT8, dim
-    index = np.arange(dim)
-    powers = np.zeros((dim, -(-dim // 8)), dtype=np.float32)
-    powers[index, index // 8] = 2.0 ** (7 - index % 8)
-    nodes = [
-        helper.make_node("Greater", ["vector", "sign"], ["bits"]),
-        helper.make_node("Cast", ["bits"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["floats", "powers"], ["packed"]),
-        helper.make_node("Cast", ["packed"], out, to=TensorProto.UINT8),
-    ]
-    sign = np.array(0, dtype=np.float32)
-    return nodes, {"powers": powers, "sign": sign}, TensorProto.UINT8, powers.shape[1]
+    coded = coded_graph(ir.from_proto(model), vectors, ranges, bit_order)
+    coded.graph.outputs[0].name = "sentence_embedding"
+    proto = ir.to_proto(coded)
+    onnx.checker.check_model(proto)
+    return bytes(proto.SerializeToString(deterministic=True))

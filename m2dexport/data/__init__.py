@@ -22,7 +22,7 @@ def default_task_paths() -> tuple[Path, ...]:
 
 
 def calibration_texts() -> tuple[str, ...]:
-    """Return the 1,000 English texts that freeze int8 ranges by default."""
+    """Return the 1,000 English texts that freeze int8 and int4 ranges by default."""
     return read_texts(_HERE / "calibration.txt")
 
 
