@@ -223,21 +223,30 @@ def test_the_grid_is_read_from_the_model_card(
     assert open_checkpoint(folder, trained="1:8").trained == ((1, 8),)
 
 
-def test_the_grid_is_read_from_a_card_that_sentence_transformers_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Matryoshka2dLoss", tuple((n, d) for n in (1, 2, 3, 4) for d in (16, 32))),
+        ("MatryoshkaLoss", ((4, 16), (4, 32))),
+        ("AdaptiveLayerLoss", ((1, 32), (2, 32), (3, 32), (4, 32))),
+    ],
+)
+def test_the_grid_is_read_from_a_card_that_sentence_transformers_writes(
+    name: str, expected: object, tmp_path: Path
+) -> None:
     folder = tiny_checkpoint(tmp_path / "x")
     model = SentenceTransformer(str(folder), device="cpu")
     from sentence_transformers.sentence_transformer import losses
 
-    loss = losses.Matryoshka2dLoss(model, losses.CoSENTLoss(model), [32, 16])
-    config = {"fullname": "sentence_transformers.losses.Matryoshka2dLoss"}
+    dims = () if name == "AdaptiveLayerLoss" else ([32, 16],)
+    loss = getattr(losses, name)(model, losses.CoSENTLoss(model), *dims)
+    config = {"fullname": f"sentence_transformers.losses.{name}"}
     config["config_code"] = f"  ```json\n  {json.dumps(loss.get_config_dict())}\n  ```"
     model.model_card_data.train_datasets = [
         {"name": "x", "size": 1, "columns": ["a"], "stats": {}, "loss": config}
     ]
     model.save_pretrained(str(tmp_path / "saved"))
-    assert open_checkpoint(tmp_path / "saved").trained == tuple(
-        (n, d) for n in (1, 2, 3, 4) for d in (16, 32)
-    )
+    assert open_checkpoint(tmp_path / "saved").trained == expected
 
 
 def test_raw_training_of_a_family_with_a_final_norm_is_told(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from packaging.version import Version
 from sentence_transformers import SentenceTransformer
 from tiny import FAMILIES, HIDDEN, TEXTS, tiny_checkpoint
 
+from m2dexport import families
 from m2dexport.build import build_artifact
 from m2dexport.bundle import write_bundle
 from m2dexport.checkpoint import Checkpoint, open_checkpoint
@@ -94,6 +95,14 @@ def test_the_graph_of_every_family_gives_the_vectors_computed_by_hand(
         expected = by_hand.vectors(folder, TEXTS, depth, DIM, [mode])
         graph = vector_graph(depth_graph(model, depth), DIM)
         assert_graph_agrees(graph, checkpoint, expected, sides=sides)
+
+
+def test_the_document_lists_the_families_of_the_table_and_of_the_tests() -> None:
+    document = Path(__file__).parent.parent / "docs" / "families.md"
+    table = document.read_text(encoding="utf-8").split("\n\n")[2]
+    rows = [row.split("|")[1] for row in table.splitlines()[2:]]
+    listed = {name.strip() for row in rows for name in row.split(",")}
+    assert listed == set(families.FAMILIES) == set(FAMILIES)
 
 
 STRETCHED: dict[str, tuple[str, dict[str, Any]]] = {
