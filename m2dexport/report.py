@@ -173,7 +173,9 @@ def plot_frontier(profile: Profile) -> Any:
         axes.scatter(*_points(best), s=60, c=colour, marker=marker, label=weights, zorder=3)
     line = _upper_left(profile.cells)
     axes.plot(*_points(line), color="#444444", linewidth=1, zorder=2, label="frontier")
-    for index, cell in enumerate(line):
+    # The line is sorted by latency: of cells that share a label, the fastest carries it.
+    labelled = {(cell.layers, cell.dim): cell for cell in reversed(line)}
+    for index, cell in enumerate(reversed(labelled.values())):
         above = index % 2 == 0
         axes.annotate(
             f"{cell.layers}x{cell.dim}",
