@@ -91,4 +91,5 @@ def _choose(where: NDArray[np.bool_], one: Blocks, other: Blocks) -> Blocks:
 
 def pack_nibbles(codes: Codes) -> Codes:
     """Return 4-bit codes two to a byte along the last axis, the first of a pair in the low half."""
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    packed: Codes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
+    return packed

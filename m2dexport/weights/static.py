@@ -59,7 +59,7 @@ def quantize_static(model: ir.Model, calibration: CalibrationTokens | None) -> i
             ignored_scope=nncf.IgnoredScope(names=others),
             advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
         )
-    result = ir.from_proto(done)
+    result: ir.Model = ir.from_proto(done)
     _name_codes(result.graph)
     return result
 

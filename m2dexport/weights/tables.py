@@ -51,7 +51,7 @@ def _store_int4(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
     """Unpack by shifts: the low halves of a block's 16 bytes are its first 16 values."""
     blocks = quantize_blocks(array_of(value), 4)
     half = BLOCK // 2
-    packed = blocks.codes[..., :half] | (blocks.codes[..., half:] << 4)
+    packed = blocks.codes[..., :half] | (blocks.codes[..., half:] << np.uint8(4))
     table = constant(graph, f"{value.name}.int4", packed)
     scale = constant(graph, f"{value.name}.scale", blocks.scale.astype(np.float16))
     offsets = (-blocks.zero.astype(np.float32) * blocks.scale).astype(np.float16)
