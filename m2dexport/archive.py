@@ -94,6 +94,7 @@ def manifest_json(
             name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
             for name, content in files.items()
         },
+        "coverage": {"share": spec.coverage, "left_in_float32": spec.left_in_float32},
         "created_by": spec.provenance,
         "licenses": dict(licenses),
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -61,7 +62,7 @@ class ArtifactSpec:
     engine: str  # "onnx"
     layers: int
     dim: int
-    weights: str  # fp32, fp16, int8
+    weights: str  # a precision of ``weights``: fp32, int8, int4-weight-only, ...
     vectors: VectorPrecision
     codec: int  # codecs.CODEC_VERSION when it was made
     bit_order: BitOrder  # of packed vectors; "big" for the others
@@ -76,7 +77,9 @@ class ArtifactSpec:
     space_id: str
     parity: dict[str, float]  # measured against the torch original when it was built
     clipping_rate: float | None  # share of held-out texts' values outside the ranges; None: none
-    coverage: float  # share of the weights that are stored below float32
+    coverage: float  # share of the weight bytes that are stored below float32
+    left_in_float32: list[str]  # names of the large weights that are not
+    min_onnxruntime: str  # the oldest version that runs the graph, such as "1.17"
     provenance: dict[str, str]  # checkpoint and tool versions
 
     def to_json(self) -> str:
@@ -117,11 +120,13 @@ def _check(spec: ArtifactSpec, where: object) -> None:
         isinstance(prompt, str) for prompt in spec.prompts.values()
     )
     flags = isinstance(spec.batch_invariant, bool) and type(spec.pad_id) is int
-    if not (known and sizes and prompts and flags):
+    oldest = re.fullmatch(r"\d+(\.\d+)*", str(spec.min_onnxruntime))
+    if not (known and sizes and prompts and flags and oldest):
         raise UsageError(
             f"{where} holds values that this version does not know: engine {spec.engine!r}, "
             f"vectors {spec.vectors!r}, bit_order {spec.bit_order!r}, layers {spec.layers!r}, dim "
-            f"{spec.dim!r}, max_length {spec.max_length!r}, pad_id {spec.pad_id!r} or a prompt."
+            f"{spec.dim!r}, max_length {spec.max_length!r}, pad_id {spec.pad_id!r}, "
+            f"min_onnxruntime {spec.min_onnxruntime!r} or a prompt."
         )
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
         raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")

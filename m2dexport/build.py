@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,23 +37,36 @@ from m2dexport.codecs import (
     VectorPrecision,
 )
 from m2dexport.data import calibration_texts
-from m2dexport.errors import ParityError, UsageError
+from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
 from m2dexport.licenses import license_files
-from m2dexport.parity import PROBES, Parity, measure_parity, require_parity
+from m2dexport.parity import (
+    PROBES,
+    Parity,
+    embed_probes,
+    measure_parity,
+    require_batch_invariance,
+    require_parity,
+)
 from m2dexport.runtime import Encoder
 from m2dexport.runtime import load_tokenizer as read_tokenizer
 from m2dexport.slicing import slice_checkpoint
 from m2dexport.tokenizer import load_tokenizer
 from m2dexport.weights import (
+    MIN_ONNXRUNTIME,
+    OLDEST_ONNXRUNTIME,
     WEIGHT_PRECISIONS,
     CalibrationTokens,
     WeightPrecision,
     quantize_weights,
 )
-from m2dexport.weights.coverage import coverage
+from m2dexport.weights.coverage import Coverage, coverage
 
+#: Share of the weight bytes that a quantized artifact must store below float32.
+MIN_COVERAGE = 0.9
+_BATCH = 32
+_NAMED = 3  # weights in a message
 #: Codes of the graph and of the numpy codec differ where a float32 sum falls on a code's border.
 _MIN_EQUAL_CODES = 0.999
 
@@ -76,6 +90,8 @@ def build_artifact(
     vectors: VectorPrecision = "float32",
     bit_order: BitOrder = "big",
     calibration: Sequence[str] | None = None,
+    min_coverage: float = MIN_COVERAGE,
+    allow_batch_dependent: bool = False,
 ) -> Artifact:
     """Slice, export, quantize and check; write the folder only if it reproduces the original.
 
@@ -84,23 +100,28 @@ def build_artifact(
         layers: depth to keep, 1 to N.
         dim: leading width to keep.
         out: the folder to write; it must not exist.
-        weights: "fp32", "fp16" or "int8".
+        weights: one of ``weights.WEIGHT_PRECISIONS``.
         vectors: one of ``codecs.VECTOR_PRECISIONS``.
         bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
         calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
             None takes the shipped ones.
+        min_coverage: share of the weight bytes, 0..1, that must really be quantized, if any are.
+        allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
+            artifact then runs one text at a time.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
         CheckpointError: when the architecture cannot be exported.
-        ParityError: when the artifact does not reproduce the torch original; ``out`` is not made.
+        ParityError: when the artifact does not reproduce the torch original, or a text's vector
+            depends on its batch; ``out`` is not made.
+        M2DError: when too little of the weights could be quantized.
     """
     from m2dexport.export import graph_from_checkpoint
     from m2dexport.reference import Reference
     from m2dexport.rewrites import fuse_for_onnxruntime
 
     require_new(out)
-    _check_precisions(weights, vectors, bit_order)
+    _check_options(weights, vectors, bit_order, min_coverage)
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         sub_model = slice_checkpoint(checkpoint, layers, dim, Path(scratch) / "sub-model")
         all_depths = graph_from_checkpoint(sub_model, (layers,))
@@ -112,7 +133,8 @@ def build_artifact(
         spec = _first_spec(checkpoint, sub_model, tokenizer_json)
     expected = codecs.truncate(reference, dim)
     source = _Source(graph, spec, tokenizer_json, expected, checkpoint.licenses)
-    return _finish(source, out, weights, vectors, bit_order, calibration)
+    gates = _Gates(min_coverage, allow_batch_dependent)
+    return _finish(source, out, weights, vectors, bit_order, calibration, gates)
 
 
 def quantize_artifact(
@@ -123,24 +145,31 @@ def quantize_artifact(
     vectors: VectorPrecision,
     bit_order: BitOrder = "big",
     calibration: Sequence[str] | None = None,
+    min_coverage: float = MIN_COVERAGE,
+    allow_batch_dependent: bool = False,
 ) -> Artifact:
     """Write an artifact in other precisions, from one in fp32 weights and float32 vectors.
 
     Args:
         artifact: an artifact folder of fp32 weights and float32 vectors, as ``build`` makes it.
         out: the folder to write; it must not exist.
-        weights: "fp32", "fp16" or "int8".
+        weights: one of ``weights.WEIGHT_PRECISIONS``.
         vectors: one of ``codecs.VECTOR_PRECISIONS``.
         bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
         calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
             None takes the shipped ones.
+        min_coverage: share of the weight bytes, 0..1, that must really be quantized, if any are.
+        allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
+            artifact then runs one text at a time.
 
     Raises:
         UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
-        ParityError: when the result does not reproduce the artifact; ``out`` is not made.
+        ParityError: when the result does not reproduce the artifact, or a text's vector depends
+            on its batch; ``out`` is not made.
+        M2DError: when too little of the weights could be quantized.
     """
     require_new(out)
-    _check_precisions(weights, vectors, bit_order)
+    _check_options(weights, vectors, bit_order, min_coverage)
     spec = read_spec(artifact)
     if (spec.weights, spec.vectors) != ("fp32", "float32"):
         raise UsageError(
@@ -151,7 +180,8 @@ def quantize_artifact(
     expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
     graph = ir.load(artifact / GRAPH)
     source = _Source(graph, spec, tokenizer_json, expected, license_files(artifact))
-    return _finish(source, out, weights, vectors, bit_order, calibration)
+    gates = _Gates(min_coverage, allow_batch_dependent)
+    return _finish(source, out, weights, vectors, bit_order, calibration, gates)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> str:
@@ -174,6 +204,14 @@ class _Source:
     licenses: tuple[Path, ...]
 
 
+@dataclass(frozen=True)
+class _Gates:
+    """What an artifact must fulfil beside its precision's parity."""
+
+    min_coverage: float
+    allow_batch_dependent: bool
+
+
 def _finish(
     source: _Source,
     out: Path,
@@ -181,22 +219,30 @@ def _finish(
     vectors: VectorPrecision,
     bit_order: BitOrder,
     calibration: Sequence[str] | None,
+    gates: _Gates,
 ) -> Artifact:
     texts = calibration_texts() if calibration is None else calibration
     graph = quantize_weights(source.graph, weights, _tokenized(source, texts))
+    covered = coverage(graph, weights)
+    _require_coverage(covered, gates.min_coverage, out)
     encoder = Encoder(source.spec, source.tokenizer_json, serialize_graph(graph))
-    batched, alone = (encoder.encode(PROBES, batch_size=size) for size in (len(PROBES), 1))
-    parity = measure_parity(source.expected, batched, alone)
+    probes = encoder.tokenize(PROBES)
+    embedded = embed_probes(encoder.run, probes, source.spec.pad_id, source.spec.max_length)
+    parity = measure_parity(source.expected, embedded)
     require_parity(parity, weights, str(out))
+    if weights != "fp32" and not gates.allow_batch_dependent:
+        require_batch_invariance(parity, str(out))
+    batch = _BATCH if parity.batch_invariant else 1
     ranges = clipping_rate = None
     if vectors in LEVELS:
-        floats = encoder.encode(texts)
+        floats = encoder.encode(texts, batch_size=batch)
         ranges = codecs.calibrate_ranges(floats)
         clipping_rate = codecs.held_out_clipping_rate(floats)
     coded = replace(source.spec, bit_order=bit_order, clipping_rate=clipping_rate)
-    spec = _final_spec(replace(source, spec=coded), graph, weights, vectors, ranges, parity)
+    spec = _final_spec(replace(source, spec=coded), weights, vectors, ranges, parity, covered)
     finished = serialize_graph(coded_graph(graph, vectors, ranges, bit_order))
-    _require_equal_codes(encoder, Encoder(spec, source.tokenizer_json, finished), ranges, out)
+    expected = encoder.encode(PROBES, batch_size=batch)
+    _require_equal_codes(expected, Encoder(spec, source.tokenizer_json, finished), ranges, out)
     with atomic_folder(out) as folder:
         (folder / GRAPH).write_bytes(finished)
         (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
@@ -215,10 +261,23 @@ def _tokenized(source: _Source, texts: Sequence[str]) -> CalibrationTokens:
     return CalibrationTokens([encoding.ids for encoding in encodings], source.spec.pad_id)
 
 
-def _require_equal_codes(floats: Encoder, coded: Encoder, ranges: Ranges | None, out: Path) -> None:
-    """Refuse a graph whose codes are not those of the numpy codec on the same vectors."""
+def _require_coverage(covered: Coverage, least: float, out: Path) -> None:
+    if covered.share >= least:
+        return
+    named = ", ".join(covered.left[:_NAMED]) or "weights of fewer than 4096 values"
+    more = f" and {len(covered.left) - _NAMED} more" if len(covered.left) > _NAMED else ""
+    raise M2DError(
+        f"{out}: {covered.share:.1%} of the weight bytes were quantized where {least:.0%} are "
+        f"needed; left in float32: {named}{more}; a lower --min-coverage accepts that."
+    )
+
+
+def _require_equal_codes(
+    floats: NDArray[np.float32], coded: Encoder, ranges: Ranges | None, out: Path
+) -> None:
+    """Refuse a graph whose codes are not those of the numpy codec on the probes' vectors."""
     spec = coded.spec
-    expected = codecs.encode_vectors(floats.encode(PROBES), spec.vectors, ranges, spec.bit_order)
+    expected = codecs.encode_vectors(floats, spec.vectors, ranges, spec.bit_order)
     equal = float(np.mean(coded.encode(PROBES) == expected))
     if equal < _MIN_EQUAL_CODES:
         raise ParityError(
@@ -251,6 +310,8 @@ def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: s
         parity={},
         clipping_rate=None,
         coverage=1.0,
+        left_in_float32=[],
+        min_onnxruntime=OLDEST_ONNXRUNTIME,
         provenance={
             "checkpoint": weights_sha256(checkpoint),
             "sub_model": weights_sha256(sub_model),
@@ -261,13 +322,14 @@ def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: s
 
 def _final_spec(
     source: _Source,
-    graph: ir.Model,
     weights: WeightPrecision,
     vectors: VectorPrecision,
     ranges: Ranges | None,
     parity: Parity,
+    covered: Coverage,
 ) -> ArtifactSpec:
     spec = source.spec
+    made_by = {"nncf": version("nncf")} if weights == "int8-static" else {}
     space_id = space_id_of(
         weights_sha256=spec.provenance["sub_model"],
         layers=spec.layers,
@@ -291,7 +353,10 @@ def _final_spec(
         space_id=space_id,
         batch_invariant=parity.batch_invariant,
         parity={name: float(value) for name, value in asdict(parity).items()},
-        coverage=coverage(graph, weights).share,
+        coverage=covered.share,
+        left_in_float32=list(covered.left),
+        min_onnxruntime=MIN_ONNXRUNTIME.get(weights, OLDEST_ONNXRUNTIME),
+        provenance={**spec.provenance, **made_by},
     )
 
 
@@ -319,7 +384,9 @@ def pad_id(checkpoint: Checkpoint) -> int:
     return int(load_tokenizer(checkpoint.path).pad_token_id or 0)
 
 
-def _check_precisions(weights: str, vectors: str, bit_order: str) -> None:
+def _check_options(weights: str, vectors: str, bit_order: str, min_coverage: float) -> None:
+    if not 0 <= min_coverage <= 1:
+        raise UsageError(f"--min-coverage {min_coverage:g} is no share; give one from 0 to 1.")
     if weights not in WEIGHT_PRECISIONS:
         raise UsageError(
             f"--weights {weights!r} is unknown; choose from {', '.join(WEIGHT_PRECISIONS)}."

@@ -122,10 +122,17 @@ def _model_options(command: F) -> F:
     return command
 
 
+#: As ``weights.WEIGHT_PRECISIONS``, whose imports a device lacks; a test compares them.
+_WEIGHTS = (
+    *("fp32", "fp16", "bf16", "int8"),
+    *("int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"),
+)
+
+
 def _weights_option(default: str | None = "fp32") -> Callable[[F], F]:
     return click.option(
         "--weights",
-        type=click.Choice(["fp32", "fp16", "int8"]),
+        type=click.Choice(_WEIGHTS),
         default=default,
         show_default=default is not None,
         help="Weight precision.",
@@ -157,6 +164,29 @@ _bit_order_option = click.option(
     show_default=True,
     help="Where the first dim of a packed byte goes: highest or lowest bits.",
 )
+
+
+def _gate_options(command: F) -> F:
+    """Add the options that loosen what an artifact must fulfil."""
+    for option in (
+        click.option(
+            "--allow-batch-dependent",
+            is_flag=True,
+            help="Accept weights with which a text's vector depends on its batch; the artifact "
+            "then runs one text at a time.",
+        ),
+        click.option(
+            "--min-coverage",
+            type=float,
+            default=0.9,
+            show_default=True,
+            help="Share of the weight bytes that must really be quantized.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 _calibration_option = click.option(
     "--calibration",
     type=_PATH,
@@ -368,6 +398,7 @@ def slice_command(
 @_bit_order_option
 @click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @_calibration_option
+@_gate_options
 @click.option("--out", type=_PATH, required=True, help="Artifact folder to write.")
 @_json_option
 def build(
@@ -379,6 +410,8 @@ def build(
     bit_order: Any,
     engine: str,
     calibration: Path | None,
+    min_coverage: float,
+    allow_batch_dependent: bool,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -402,6 +435,8 @@ def build(
             vectors=vectors,
             bit_order=bit_order,
             calibration=_texts(calibration),
+            min_coverage=min_coverage,
+            allow_batch_dependent=allow_batch_dependent,
         )
     _print_artifact(artifact, "torch", as_json)
 
@@ -412,6 +447,7 @@ def build(
 @_vectors_option("int8")
 @_bit_order_option
 @_calibration_option
+@_gate_options
 @click.option("--out", type=_PATH, required=True, help="Artifact folder to write.")
 @_json_option
 def quantize(
@@ -420,6 +456,8 @@ def quantize(
     vectors: Any,
     bit_order: Any,
     calibration: Path | None,
+    min_coverage: float,
+    allow_batch_dependent: bool,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -439,6 +477,8 @@ def quantize(
             vectors=vectors,
             bit_order=bit_order,
             calibration=_texts(calibration),
+            min_coverage=min_coverage,
+            allow_batch_dependent=allow_batch_dependent,
         )
     _print_artifact(result, str(artifact), as_json)
 

@@ -71,5 +71,6 @@ def bundle_cell(
             weights=cell.weights,
             vectors=cell.vectors,
             calibration=calibration,
+            allow_batch_dependent="batch_dependent" in cell.flags,
         )
         return write_bundle(artifact.path, out)

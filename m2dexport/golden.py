@@ -183,28 +183,32 @@ def _long_texts(encoder: Encoder, prompt: str | None) -> list[str]:
 def _metric(encoder: Encoder) -> str:
     if encoder.spec.vectors in ("ubinary", "binary"):
         return MIN_EQUAL_BITS
-    if encoder.spec.vectors != "float32" or encoder.spec.weights == "int8":
+    if encoder.spec.vectors != "float32" or _integer(encoder):
         return MIN_COSINE
     return MAX_DIFFERENCE
 
 
+def _integer(encoder: Encoder) -> bool:
+    return encoder.spec.weights.startswith("int")
+
+
 def _tolerance(encoder: Encoder, metric: str, measured: float) -> Tolerance:
     """Return the limit, from what changed on the build machine and what other CPUs add."""
-    int8 = encoder.spec.weights == "int8"
+    integer = _integer(encoder)
     why = (
-        "int8 weights: 8-bit products saturate on CPUs without VNNI"
-        if int8
+        "integer weights: 8-bit products saturate on CPUs without VNNI"
+        if integer
         else "float sums are taken in another order on other CPUs"
     )
     if metric == MAX_DIFFERENCE:
         return Tolerance(metric, 1e-4, f"{why}; vectors have length 1 and 7 stored decimals.")
     if metric == MIN_COSINE:
         # One code of int4 that falls on the other side of its border moves a short vector by .002.
-        margin = 0.005 if int8 or encoder.spec.vectors == "int4" else 0.0005
+        margin = 0.005 if integer or encoder.spec.vectors == "int4" else 0.0005
         reason = f"{measured:.6f} between thread counts and batches, less {margin:g}: {why}"
         return Tolerance(metric, round(measured - margin, 6), f"{reason}.")
     # An angle whose cosine is 1 - 0.005 turns 3.2% of the signs.
-    margin = max(0.05 if int8 else 0.01, 1.5 / encoder.spec.dim)
+    margin = max(0.05 if integer else 0.01, 1.5 / encoder.spec.dim)
     reason = f"{measured:.4f} between thread counts and batches, less {margin:.4f}: {why}"
     return Tolerance(metric, round(measured - margin, 6), f"{reason}.")
 

@@ -18,7 +18,7 @@ FORMAT = 1
 MEAN = "mean"
 _DIGITS = 6
 
-Flag = Literal["untrained", "slower_than_fp32", "below_shallower"]
+Flag = Literal["untrained", "slower_than_fp32", "below_shallower", "batch_dependent"]
 
 
 class _Model(BaseModel):

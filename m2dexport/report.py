@@ -22,8 +22,16 @@ PICTURES = ("frontier.png", "frontier.svg")
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; markers tell them apart in
 # print.
-_STYLE = {"fp32": ("#0072B2", "o"), "fp16": ("#E69F00", "s"), "int8": ("#009E73", "^")}
-_OTHER_STYLE = ("#CC79A7", "D")
+_STYLE = {
+    "fp32": ("#0072B2", "o"),
+    "fp16": ("#E69F00", "s"),
+    "bf16": ("#D55E00", "s"),
+    "int8": ("#009E73", "^"),
+    "int8-dynamic": ("#56B4E9", "v"),
+    "int8-static": ("#CC79A7", "D"),
+    "int8-weight-only": ("#000000", "P"),
+    "int4-weight-only": ("#999999", "X"),
+}
 
 
 def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None:
@@ -165,7 +173,7 @@ def plot_frontier(profile: Profile) -> Any:
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for weights in dict.fromkeys(cell.weights for cell in profile.cells):
-        colour, marker = _STYLE.get(weights, _OTHER_STYLE)
+        colour, marker = _STYLE[weights]
         cells = [cell for cell in profile.cells if cell.weights == weights]
         best = _best_per_latency(cells)
         rest = [cell for cell in cells if cell not in best]

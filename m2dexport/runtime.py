@@ -49,6 +49,7 @@ class Encoder:
         *,
         threads: int | None = None,
     ) -> None:
+        engine.require_version(spec.min_onnxruntime)
         self.spec = spec
         self._tokenizer = load_tokenizer(tokenizer_json)
         self._session = engine.load(graph, threads=threads)
@@ -77,12 +78,14 @@ class Encoder:
         encodings = self._encodings(texts, prompt)
         ids = [encoding.ids for encoding in encodings]
         size = batch_size if self.spec.batch_invariant else 1
-        vectors = encode_tokens(
-            lambda *inputs: engine.run(self._session, *inputs)[0], ids, self.spec.pad_id, size
-        )
+        vectors = encode_tokens(self.run, ids, self.spec.pad_id, size)
         if vectors is None:
             vectors = self._no_vectors()
         return Encoded(vectors, sum(bool(e.overflowing) for e in encodings), self.spec.space_id)
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the final vectors of int64 (batch, sequence) ids and mask, one row a text."""
+        return engine.run(self._session, input_ids, attention_mask)[0]
 
     def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[list[int]]:
         """Return the token ids of each text, cut at the maximum length, specials included."""

@@ -73,6 +73,23 @@ def table_users(value: ir.Value) -> list[ir.Node]:
     return [node for node in users if node.op_type == "Gather" and len(value.shape or ()) == 2]
 
 
+def weight_matmuls(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value, ir.Value]]:
+    """Return node, input and weight of every MatMul of tokens with a large constant.
+
+    Those are the transformer's; what comes after pooling has no sequence axis.
+    """
+    found = []
+    for node in graph:
+        x, weight = (*node.inputs, None, None)[:2]
+        if node.op_type != "MatMul" or x is None or weight is None or weight.const_value is None:
+            continue
+        if weight.const_value.size < SMALL or len(weight.shape or ()) != 2:
+            continue
+        if x.shape is not None and len(x.shape) == 3:
+            found.append((node, x, weight))
+    return found
+
+
 def replace(graph: ir.Graph, node: ir.Node, tape: Tape, result: ir.Value) -> None:
     """Put the tape's nodes in the place of ``node``, whose users then use ``result``."""
     graph.insert_before(node, tape.nodes)

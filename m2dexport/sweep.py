@@ -35,14 +35,13 @@ from m2dexport.graph import depth_graph, serialize_graph, tail_bytes, vector_gra
 from m2dexport.latency import Footprint, LatencyPoint, measure_footprint, measure_latency
 from m2dexport.machine import read_machine
 from m2dexport.manifest import Cell, Profile, cell_id
-from m2dexport.parity import PROBES, measure_parity, require_parity
+from m2dexport.parity import PROBES, Embedded, embed_probes, measure_parity, require_parity
 from m2dexport.quality import Task, evaluate
 from m2dexport.reference import Reference
 from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.runtime import encode_tokens, load_tokenizer
 from m2dexport.slicing import UntrainedWarning, slice_checkpoint
 from m2dexport.weights import (
-    WEIGHT_PRECISIONS,
     CalibrationTokens,
     WeightPrecision,
     quantize_weights,
@@ -62,7 +61,7 @@ class Plan:
 
     layers: tuple[int, ...]
     dims: tuple[int, ...]
-    weights: tuple[WeightPrecision, ...] = WEIGHT_PRECISIONS
+    weights: tuple[WeightPrecision, ...] = ("fp32", "fp16", "int8")
     vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
     threads: int = field(default_factory=engine.usable_cores)
@@ -171,6 +170,7 @@ class _Measured:
     footprints: Mapping[str, Footprint]  # "depth-weights"
     sizes: Mapping[str, int]  # "depth-weights" -> bytes of graph and tokenizer
     tail_sizes: Mapping[tuple[int, VectorPrecision], int]  # bytes that cut and codec add
+    batch_dependent: frozenset[str]  # "depth-weights" whose vectors depend on the batch
     seconds: Mapping[str, float]  # step -> how long it took
 
 
@@ -190,12 +190,14 @@ def _measure(
     corpus = _corpus(source, tasks, calibration)
     quality: dict[str, dict[str, float]] = {}
     graphs: dict[str, Path] = {}
+    batch_dependent: set[str] = set()
     with _timed(seconds, "quality"):
         for weights in plan.weights:
             graph = quantize_weights(
                 source.graph, weights, corpus.calibration_tokens(source.pad_id)
             )
-            surface = _one_pass(graph, weights, source, corpus, plan, on_progress)
+            surface, dependent = _one_pass(graph, weights, source, corpus, plan, on_progress)
+            batch_dependent.update(f"{depth}-{weights}" for depth in dependent)
             quality.update(_qualities(surface, weights, corpus, plan))
             for depth in plan.layers:
                 path = folder / f"{depth}-{weights}.onnx"
@@ -215,6 +217,7 @@ def _measure(
             (dim, vectors): tail_bytes(checkpoint.dim, dim, vectors)
             for dim, vectors in product(plan.dims, plan.vectors)
         },
+        batch_dependent=frozenset(batch_dependent),
         seconds=seconds,
     )
 
@@ -227,6 +230,7 @@ class _Source:
     tokenizer: tokenizers.Tokenizer
     tokenizer_bytes: int
     pad_id: int
+    max_length: int
     default_prompt: str
     prompts: Mapping[str, str]
     probes: Mapping[int, Floats]  # depth -> the torch original's vectors of the probes
@@ -258,6 +262,7 @@ def _export(checkpoint: Checkpoint, folder: Path, plan: Plan) -> _Source:
         tokenizer=load_tokenizer(tokenizer_json),
         tokenizer_bytes=len(tokenizer_json.encode()),
         pad_id=pad_id(full),
+        max_length=full.max_length,
         default_prompt=prompt,
         prompts=full.prompts,
         probes=Reference(full, plan.layers).encode(PROBES, prompt=prompt),
@@ -287,8 +292,12 @@ def _one_pass(
     corpus: _Corpus,
     plan: Plan,
     on_progress: OnProgress,
-) -> dict[int, Floats]:
-    """Return depth -> float32 (texts, width) of the whole corpus, pooled, from one pass.
+) -> tuple[dict[int, Floats], list[int]]:
+    """Return the pooled vectors of the whole corpus, and where they depend on the batch.
+
+    The first result is depth -> float32 (texts, width), from one pass; the second names the depths
+    at which a text's vector depends on its batch. If there are any, texts run one at a time, as
+    they will in the runtime.
 
     Raises:
         ParityError: when a depth of the graph does not reproduce the torch original.
@@ -305,20 +314,19 @@ def _one_pass(
 
     encodings = source.tokenizer.encode_batch([source.default_prompt + text for text in PROBES])
     probes = [encoding.ids for encoding in encodings]
-    batched = _rows(encode_tokens(run, probes, source.pad_id, len(probes)))
-    alone = _rows(encode_tokens(run, probes, source.pad_id, 1))
+    found = embed_probes(run, probes, source.pad_id, source.max_length)
+    dependent = []
     for index, depth in enumerate(plan.layers):
-        found = [source.probes[depth], batched[:, index], alone[:, index]]
-        parity = measure_parity(*(codecs.normalize(vectors) for vectors in found))
+        company = (found.batched, found.alone, found.padded)
+        one_depth = Embedded(*(codecs.normalize(vectors[:, index]) for vectors in company))
+        parity = measure_parity(codecs.normalize(source.probes[depth]), one_depth)
         require_parity(parity, weights, f"depth {depth} in {weights}")
+        if weights != "fp32" and not parity.batch_invariant:
+            dependent.append(depth)
     done = 0
-    vectors = _rows(encode_tokens(run, corpus.ids, source.pad_id, _BATCH))
-    return {depth: vectors[:, index] for index, depth in enumerate(plan.layers)}
-
-
-def _rows(vectors: NDArray[np.float32] | None) -> Floats:
+    vectors = encode_tokens(run, corpus.ids, source.pad_id, 1 if dependent else _BATCH)
     assert vectors is not None
-    return vectors
+    return {depth: vectors[:, index] for index, depth in enumerate(plan.layers)}, dependent
 
 
 def _qualities(
@@ -424,7 +432,7 @@ def _cells(
         cell.model_copy(
             update={
                 "retention": cell.mean_quality / reference.mean_quality,
-                "flags": _flags(cell, cells, checkpoint, plan),
+                "flags": _flags(cell, cells, checkpoint, plan, measured.batch_dependent),
                 "on_frontier": cell.id in best,
             }
         )
@@ -437,7 +445,11 @@ def _reference_id(plan: Plan) -> str:
 
 
 def _flags(
-    cell: Cell, cells: Mapping[str, Cell], checkpoint: Checkpoint, plan: Plan
+    cell: Cell,
+    cells: Mapping[str, Cell],
+    checkpoint: Checkpoint,
+    plan: Plan,
+    batch_dependent: frozenset[str],
 ) -> tuple[str, ...]:
     flags = []
     if checkpoint.trained is not None and (cell.layers, cell.dim) not in checkpoint.trained:
@@ -450,6 +462,8 @@ def _flags(
         below = cells[cell_id(max(shallower), cell.dim, cell.weights, cell.vectors)]
         if cell.mean_quality < below.mean_quality - QUALITY_NOISE:
             flags.append("below_shallower")
+    if f"{cell.layers}-{cell.weights}" in batch_dependent:
+        flags.append("batch_dependent")
     return tuple(flags)
 
 

@@ -62,6 +62,8 @@ def tiny_spec(
         parity={"max_difference": 0.0},
         clipping_rate=None,
         coverage=1.0,
+        left_in_float32=[],
+        min_onnxruntime="1.17",
         provenance={"sub_model": "0" * 64, "m2dexport": "0.1.0"},
     )
 

@@ -74,6 +74,24 @@ def run(
     return outputs
 
 
+def require_version(oldest: str) -> None:
+    """Refuse a graph that this onnxruntime is too old for.
+
+    Args:
+        oldest: the version that knows every operator of the graph, such as "1.22".
+
+    Raises:
+        M2DError: when the installed version is older.
+    """
+    needed = tuple(int(part) for part in oldest.split("."))
+    found = tuple(int(part) for part in ort.__version__.split(".")[: len(needed)])
+    if found < needed:
+        raise M2DError(
+            f"the graph needs onnxruntime {oldest} or newer and {ort.__version__} is installed; "
+            "upgrade onnxruntime, or build with other weights, such as int8."
+        )
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use: its affinity mask within its cgroup's quota."""
     affinity = getattr(os, "sched_getaffinity", None)

@@ -6,6 +6,10 @@ precision          weights, and what is computed with
 fp32               as exported
 fp16, bf16         stored in half, computed with in float32 (``half``)
 int8               8 bits, and 8-bit activations whose scale depends on one token (``int8``)
+int8-dynamic       8 bits, and 8-bit activations scaled per batch, while running (``dynamic``)
+int8-static        8 bits, and 8-bit activations of fixed scale, by NNCF (``static``)
+int8-weight-only   8 bits and a scale for every 32 values (``blockwise``)
+int4-weight-only   4 bits and a scale for every 32 values, tables too (``blockwise``)
 =================  =====================================================================
 
 Embedding tables are quantized per row in every integer precision (``tables``). LayerNorm, softmax,
@@ -14,15 +18,33 @@ pooling, heads after pooling and normalisation stay in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-WeightPrecision = Literal["fp32", "fp16", "int8"]
+from m2dexport.errors import CheckpointError
+
+WeightPrecision = Literal[
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8-dynamic",
+    "int8-static",
+    "int8-weight-only",
+    "int4-weight-only",
+]
 WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
+
+#: The oldest onnxruntime that runs a precision.
+MIN_ONNXRUNTIME: Mapping[str, str] = {"int8-weight-only": "1.22"}
+OLDEST_ONNXRUNTIME = "1.17"
+
+_HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -44,14 +66,39 @@ def quantize_weights(
         model: a graph with one output or with one output per depth.
         precision: a weight precision; "fp32" returns a plain copy.
         calibration: what activations are measured on; the precisions that need it refuse None.
+
+    Raises:
+        CheckpointError: when a weight holds NaN, or does not fit fp16.
+        UsageError: when a precision needs calibration texts and they are missing or too few.
+        MissingExtra: when the package that makes a precision is not installed.
     """
-    from m2dexport.weights import half, int8, tables
+    from m2dexport.weights import blockwise, dynamic, half, int8, static, tables
 
     model = model.clone()
-    if precision == "fp16":
-        half.store_half(model.graph, ir.DataType.FLOAT16)
+    _require_numbers(model.graph)
+    if precision in ("fp16", "bf16"):
+        half.store_half(model.graph, _HALF[precision])
     elif precision == "int8":
         int8.quantize_matmuls(model)
+    elif precision == "int8-dynamic":
+        dynamic.quantize_dynamic(model.graph)
+    elif precision == "int8-static":
+        model = static.quantize_static(model, calibration)
+    elif precision == "int8-weight-only":
+        blockwise.quantize_blockwise(model, 8)
+    elif precision == "int4-weight-only":
+        blockwise.quantize_blockwise(model, 4)
+        tables.quantize_tables_int4(model.graph)
+    if precision.startswith("int8"):
         tables.quantize_tables(model.graph)
     RemoveUnusedNodesPass()(model)
     return model
+
+
+def _require_numbers(graph: ir.Graph) -> None:
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        if np.isnan(tensor.numpy()).any():
+            raise CheckpointError(f"weight {name} holds NaN; repair or retrain the checkpoint.")

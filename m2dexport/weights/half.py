@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from m2dexport.errors import CheckpointError
 from m2dexport.surgery import array_of, constant, large_weights, replace, table_users
 
 
@@ -13,9 +15,17 @@ def store_half(graph: ir.Graph, dtype: ir.DataType) -> None:
 
     The cast of a constant is folded when onnxruntime loads the graph, so that what runs is the
     float32 graph; of an embedding table only the rows that a text uses are widened.
+
+    Raises:
+        CheckpointError: when a value is beyond the range of ``dtype``.
     """
     for value in large_weights(graph):
-        values = array_of(value).astype(dtype.numpy())
+        with np.errstate(over="ignore"):
+            values = array_of(value).astype(dtype.numpy())
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise CheckpointError(
+                f"weight {value.name} holds values beyond {dtype.name.lower()}; use bf16 or fp32."
+            )
         stored = constant(graph, f"{value.name}.{dtype.name.lower()}", values)
         for node in table_users(value):
             tape = Tape()

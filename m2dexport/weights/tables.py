@@ -1,4 +1,7 @@
-"""Embedding tables: 8 bits a value and one float32 scale a row, widened row by row."""
+"""Embedding tables: 8 bits a value and a scale a row, or 4 bits and a scale and offset a block.
+
+Only the rows that a text uses are widened, by standard operators.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,74 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from m2dexport.surgery import array_of, constant, large_weights, replace, table_users
+from m2dexport.weights.codes import BLOCK, quantize_blocks, symmetric_int8
 
 
 def quantize_tables(graph: ir.Graph) -> None:
     """Store every embedding table as symmetric int8 codes with a scale per row."""
     for value in large_weights(graph):
         nodes = table_users(value)
-        if not nodes:
-            continue
-        rows = array_of(value)
-        scale = (np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12) / 127).astype(
-            np.float32
+        if nodes:
+            _store_int8(graph, value, nodes)
+
+
+def quantize_tables_int4(graph: ir.Graph) -> None:
+    """Store every embedding table as uint4 codes with a float16 scale and offset per block of 32.
+
+    A table whose width is no multiple of 32 is stored in int8.
+    """
+    for value in large_weights(graph):
+        nodes = table_users(value)
+        ranks = {len(n.inputs[1].shape) if n.inputs[1].shape is not None else None for n in nodes}  # type: ignore[union-attr]
+        if nodes and array_of(value).shape[1] % BLOCK == 0 and None not in ranks:
+            _store_int4(graph, value, nodes)
+        elif nodes:
+            _store_int8(graph, value, nodes)
+
+
+def _store_int8(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
+    codes, scale = symmetric_int8(array_of(value), axis=1)
+    table = constant(graph, f"{value.name}.int8", codes)
+    scales = constant(graph, f"{value.name}.scale", scale)
+    for node in nodes:
+        tape = Tape()
+        row_scale = tape.op("Gather", [scales, node.inputs[1]], {"axis": 0})
+        row = tape.op("Gather", [table, node.inputs[1]], {"axis": 0})
+        wide = tape.op("Mul", [tape.op("Cast", [row], {"to": ir.DataType.FLOAT}), row_scale])
+        replace(graph, node, tape, wide)
+
+
+def _store_int4(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
+    """Unpack by shifts: the low halves of a block's 16 bytes are its first 16 values."""
+    blocks = quantize_blocks(array_of(value), 4)
+    half = BLOCK // 2
+    packed = blocks.codes[..., :half] | (blocks.codes[..., half:] << np.uint8(4))
+    table = constant(graph, f"{value.name}.int4", packed)
+    scale = constant(graph, f"{value.name}.scale", blocks.scale.astype(np.float16))
+    offsets = (-blocks.zero.astype(np.float32) * blocks.scale).astype(np.float16)
+    offset = constant(graph, f"{value.name}.offset", offsets)
+    four = constant(graph, "int4.shift", np.array(4, dtype=np.uint8))
+    for node in nodes:
+        ids = node.inputs[1]
+        assert ids is not None and ids.shape is not None
+        merged = np.array([0] * len(ids.shape) + [-1])
+        tape = Tape()
+        codes = tape.op("Gather", [table, ids], {"axis": 0})
+        low = tape.op(
+            "BitShift",
+            [tape.op("BitShift", [codes, four], {"direction": "LEFT"}), four],
+            {"direction": "RIGHT"},
         )
-        codes = np.clip(np.round(rows / scale), -127, 127).astype(np.int8)
-        table = constant(graph, f"{value.name}.int8", codes)
-        scales = constant(graph, f"{value.name}.scale", scale)
-        for node in nodes:
-            tape = Tape()
-            row_scale = tape.op("Gather", [scales, node.inputs[1]], {"axis": 0})
-            row = tape.op("Gather", [table, node.inputs[1]], {"axis": 0})
-            wide = tape.op("Mul", [tape.op("Cast", [row], {"to": ir.DataType.FLOAT}), row_scale])
-            replace(graph, node, tape, wide)
+        high = tape.op("BitShift", [codes, four], {"direction": "RIGHT"})
+        both = tape.op(
+            "Cast", [tape.op("Concat", [low, high], {"axis": -1})], {"to": ir.DataType.FLOAT}
+        )
+        step, start = (
+            tape.op(
+                "Cast", [tape.op("Gather", [part, ids], {"axis": 0})], {"to": ir.DataType.FLOAT}
+            )
+            for part in (scale, offset)
+        )
+        rows = tape.op("Add", [tape.op("Mul", [both, step]), start])
+        wide = tape.op("Reshape", [rows, constant(graph, f"int4.rows{len(ids.shape)}", merged)])
+        replace(graph, node, tape, wide)

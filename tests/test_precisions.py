@@ -1,0 +1,248 @@
+"""Every weight precision on every kind of architecture, and the gates that an artifact passes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_checkpoint
+from tiny_artifact import tiny_artifact, tiny_spec
+
+from m2dexport import cli, runtime
+from m2dexport.artifact import read_spec
+from m2dexport.build import build_artifact, quantize_artifact
+from m2dexport.checkpoint import open_checkpoint
+from m2dexport.data import calibration_texts
+from m2dexport.engines import onnxruntime as engine
+from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityError, UsageError
+from m2dexport.export import graph_from_checkpoint
+from m2dexport.graph import depth_graph, serialize_graph, vector_graph
+from m2dexport.parity import PROBES
+from m2dexport.rewrites import fuse_for_onnxruntime
+from m2dexport.surgery import table_users
+from m2dexport.weights import WEIGHT_PRECISIONS, CalibrationTokens, quantize_weights
+from m2dexport.weights.codes import BLOCK, pack_nibbles, quantize_blocks, symmetric_int8
+from m2dexport.weights.dynamic import quantize_dynamic as quantize_dynamic_here
+
+TEXTS = calibration_texts()[:100]
+FAMILIES = ("bert", "roberta", "modernbert", "qwen3", "gemma3_text", "t5", "deberta-v2")
+INVARIANT = tuple(w for w in WEIGHT_PRECISIONS if w not in ("int8-dynamic", "int8-static"))
+
+
+def small_checkpoint(folder: Path, model_type: str) -> Path:
+    """Wide enough that its matrices are worth quantizing: 64 x 64 is 4,096 values."""
+    if model_type == "t5":
+        config = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2}
+    else:
+        config = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    if model_type in ("qwen3", "gemma3_text"):
+        config |= {"head_dim": 16}
+    if model_type == "gemma3_text":
+        config |= {"layer_types": ["sliding_attention", "full_attention"]}
+    pooling = "lasttoken" if model_type == "qwen3" else "mean"
+    return tiny_checkpoint(folder, model_type, config=config, pooling=pooling)
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One fp32 artifact of every family, from which the precisions are made."""
+    artifacts = {}
+    for name in FAMILIES:
+        folder = tmp_path_factory.mktemp(name)
+        checkpoint = open_checkpoint(small_checkpoint(folder / "checkpoint", name))
+        artifacts[name] = build_artifact(checkpoint, 2, 64, folder / "fp32").path
+    return artifacts
+
+
+def quantized(artifact: Path, out: Path, weights: str, **options):  # type: ignore[no-untyped-def]
+    return quantize_artifact(
+        artifact,
+        out,
+        weights=weights,  # type: ignore[arg-type]
+        vectors="float32",
+        calibration=TEXTS,
+        min_coverage=options.pop("min_coverage", 0.45),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_precision_passes_the_gates_on_every_family(fp32, tmp_path, family) -> None:
+    sizes = {}
+    for weights in INVARIANT:
+        artifact = quantized(fp32[family], tmp_path / weights, weights)
+        assert artifact.spec.batch_invariant
+        assert artifact.spec.left_in_float32 == []
+        sizes[weights] = (artifact.path / "model.onnx").stat().st_size
+    assert sizes["fp32"] > sizes["bf16"] > sizes["int8-weight-only"]
+    assert sizes["int8-weight-only"] > sizes["int4-weight-only"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dynamic_int8_depends_on_the_batch_and_needs_a_flag(fp32, tmp_path, family) -> None:
+    with pytest.raises(ParityError, match=r"depends on its batch .* --allow-batch-dependent"):
+        quantized(fp32[family], tmp_path / "refused", "int8-dynamic")
+    assert list(tmp_path.iterdir()) == []
+    artifact = quantized(fp32[family], tmp_path / "a", "int8-dynamic", allow_batch_dependent=True)
+    assert not read_spec(artifact.path).batch_invariant
+    assert artifact.spec.parity["batch_codes"] < 0.999
+    encoder = runtime.load(artifact.path)  # one text at a time
+    alone = np.concatenate([encoder.encode([text]) for text in PROBES[:6]])
+    np.testing.assert_array_equal(encoder.encode(PROBES[:6]), alone)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_static_int8_passes_the_gates_on_every_family(fp32, tmp_path, family) -> None:
+    pytest.importorskip("nncf")
+    artifact = quantized(fp32[family], tmp_path / "a", "int8-static")
+    assert artifact.spec.batch_invariant
+    assert artifact.spec.provenance["nncf"]
+
+
+def test_static_int8_without_nncf_names_the_extra(fp32, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "nncf", None)
+    with pytest.raises(MissingExtra, match=r'pip install "m2dexport\[nncf\]"'):
+        quantized(fp32["bert"], tmp_path / "a", "int8-static")
+
+
+def test_an_uncalibrated_static_model_is_refused(fp32) -> None:
+    model = ir.load(fp32["bert"] / "model.onnx")
+    few = CalibrationTokens([[1, 2, 3]] * 3, 0)
+    for calibration, number in ((None, 0), (few, 3)):
+        with pytest.raises(UsageError, match=f"{number} calibration texts are too few"):
+            quantize_weights(model, "int8-static", calibration)
+
+
+def test_dynamic_int8_is_what_onnxruntime_makes(fp32, tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    graph = fp32["bert"] / "model.onnx"
+    quantize_dynamic(
+        graph,
+        tmp_path / "theirs.onnx",
+        per_channel=True,
+        op_types_to_quantize=["MatMul"],
+        extra_options={"WeightSymmetric": True},
+    )
+    ours = ir.load(graph)
+    quantize_dynamic_here(ours.graph)
+    ids = np.array([[5, 9, 20, 31, 7], [8, 6, 1, 0, 0]])
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    found, expected = (
+        engine.run(engine.load(model, threads=1), ids, mask)[0]
+        for model in (serialize_graph(ours), tmp_path / "theirs.onnx")
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_too_little_coverage_is_an_error_that_names_what_was_left(tmp_path: Path) -> None:
+    import torch
+
+    head = [torch.nn.Linear(32, 512)]
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head))
+    with pytest.raises(M2DError, match=r"needed; left in float32: .*head.*--min-coverage"):
+        build_artifact(checkpoint, 2, 512, tmp_path / "a", weights="int8", min_coverage=0.5)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(UsageError, match="--min-coverage 90 is no share"):
+        build_artifact(checkpoint, 2, 512, tmp_path / "a", weights="int8", min_coverage=90)
+
+
+def test_weights_that_hold_nan_or_exceed_half_are_named(fp32) -> None:
+    for spoiled, weights, message in (
+        (np.nan, "int8-weight-only", "holds NaN"),
+        (1e5, "fp16", "holds values beyond float16"),
+    ):
+        model = ir.load(fp32["bert"] / "model.onnx")
+        value = next(v for v in model.graph.initializers.values() if table_users(v))
+        array = value.const_value.numpy().copy()
+        array[0, 0] = spoiled
+        value.const_value = ir.tensor(array)
+        with pytest.raises(CheckpointError, match=f"weight {value.name} {message}"):
+            quantize_weights(model, weights, None)
+
+
+def test_an_onnxruntime_that_is_too_old_is_named(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "a", replace(tiny_spec(), min_onnxruntime="99.1"))
+    with pytest.raises(M2DError, match=r"needs onnxruntime 99\.1 or newer"):
+        runtime.load(artifact)
+
+
+def test_8_bit_blocks_state_the_onnxruntime_that_knows_them(fp32, tmp_path: Path) -> None:
+    artifact = quantized(fp32["bert"], tmp_path / "a", "int8-weight-only")
+    stored = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
+    assert stored["min_onnxruntime"] == "1.22"
+
+
+def test_int4_tables_give_the_rows_that_their_codes_stand_for() -> None:
+    model = graph_from_checkpoint(open_checkpoint(), (1,))
+    fuse_for_onnxruntime(model)
+    graph = vector_graph(depth_graph(model, 1), 384)
+    name, table = max(
+        ((n, v) for n, v in graph.graph.initializers.items() if table_users(v)),
+        key=lambda item: item[1].const_value.size,
+    )
+    rows = table.const_value.numpy()
+    blocks = quantize_blocks(rows, 4)
+    scale = blocks.scale.astype(np.float16).astype(np.float32)
+    offset = (-blocks.zero.astype(np.float32) * blocks.scale).astype(np.float16).astype(np.float32)
+    expected = (blocks.codes * scale + offset).reshape(rows.shape)
+    packed = quantize_weights(graph, "int4-weight-only", None)
+    gathered = [
+        n for n in packed.graph if n.op_type == "Gather" and n.inputs[0].name == f"{name}.int4"
+    ]
+    value = gathered[0].outputs[0]
+    while value.uses()[0].node.op_type != "Reshape":
+        value = value.uses()[0].node.outputs[0]
+    rows_out = value.uses()[0].node.outputs[0]
+    packed.graph.outputs[:] = [rows_out]
+    rows_out.type = ir.TensorType(ir.DataType.FLOAT)
+    session = engine.load(serialize_graph(packed), threads=1)
+    ids = np.array([[5, 700, 8499]])
+    found = engine.run(session, ids, np.ones_like(ids))[0]
+    np.testing.assert_allclose(found[0], expected[ids[0]], atol=1e-6)
+
+
+floats = st.floats(-100, 100, width=32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 3).flatmap(
+        lambda n: st.integers(1, 70).flatmap(
+            lambda k: st.lists(floats, min_size=n * k, max_size=n * k).map(
+                lambda values: np.array(values, dtype=np.float32).reshape(n, k)
+            )
+        )
+    ),
+    st.sampled_from([4, 8]),
+)
+def test_a_block_errs_by_less_than_its_range_allows(rows, bits) -> None:
+    blocks = quantize_blocks(rows, bits)
+    width = rows.shape[1]
+    padded = np.pad(rows, ((0, 0), (0, -width % BLOCK))).reshape(len(rows), -1, BLOCK)
+    values = (blocks.codes.astype(np.float32) - blocks.zero) * blocks.scale
+    largest = np.abs(padded).max(axis=-1)
+    mean_square = np.sqrt(np.square(values - padded).mean(axis=-1))
+    assert (mean_square <= largest * (0.005 if bits == 8 else 0.15) + 1e-6).all()
+
+
+@given(st.lists(st.integers(0, 15), min_size=2, max_size=40).filter(lambda c: len(c) % 2 == 0))
+def test_packed_nibbles_hold_the_first_of_a_pair_below(codes) -> None:
+    packed = pack_nibbles(np.array(codes, dtype=np.uint8))
+    assert [n for byte in packed.tolist() for n in (byte & 15, byte >> 4)] == codes
+
+
+def test_a_channel_of_zeros_stays_zero() -> None:
+    codes, scale = symmetric_int8(np.zeros((3, 4), dtype=np.float32), axis=0)
+    assert not codes.any()
+    assert (scale > 0).all()
+
+
+def test_the_command_line_offers_every_precision() -> None:
+    assert cli._WEIGHTS == WEIGHT_PRECISIONS
