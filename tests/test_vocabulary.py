@@ -233,6 +233,13 @@ def test_a_bpe_piece_stays_with_the_merges_that_make_it_and_no_others() -> None:
     assert pruned.tokenizer["model"]["merges"] == [["b", "c"], ["a", "bc"]]
 
 
+def test_a_word_that_is_looked_up_whole_stays_where_its_characters_could_not_spell_it() -> None:
+    tokenizer = json.loads(Tokenizer(models.BPE({"a": 0, "xa": 1}, [])).to_str())
+    assert prune_vocabulary(tokenizer, {}).rows == (0,)
+    tokenizer["model"]["ignore_merges"] = True
+    assert prune_vocabulary(tokenizer, {}).rows == (0, 1)
+
+
 def test_scores_and_the_price_of_an_unknown_character_stay() -> None:
     pieces = [("<unk>", 0.0), ("a", -3.0), ("b", -3.0), ("ab", -2.0), ("bb", -40.0), ("ba", -2.5)]
     tokenizer = json.loads(Tokenizer(models.Unigram(pieces, unk_id=0)).to_str())
