@@ -49,7 +49,7 @@ def test_every_precision_can_be_built_of_the_shipped_checkpoint(tmp_path, weight
     spec = read_spec(artifact.path)
     assert (spec.layers, spec.dim, spec.weights, spec.vectors) == (1, 36, weights, vectors)
     assert spec.batch_invariant
-    assert spec.coverage == 1 if weights == "fp32" else spec.coverage > 0.99
+    assert spec.coverage == 1 if weights == "fp32" else spec.coverage > 0.97
     assert (read_ranges(artifact.path) is not None) == (vectors == "int8")
     width = {"float32": 36, "int8": 36, "ubinary": 5}[vectors]
     assert runtime.load(artifact.path).encode(["one", "two"]).shape == (2, width)

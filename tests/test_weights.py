@@ -7,22 +7,29 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from m2dexport.codecs import normalize
 from m2dexport.data import calibration_texts
 from m2dexport.engines import onnxruntime as engine
+from m2dexport.errors import UsageError
 from m2dexport.graph import depth_graph, serialize_graph, vector_graph
 from m2dexport.runtime import encode_tokens, load_tokenizer
-from m2dexport.weights import quantize_weights
+from m2dexport.weights import CalibrationTokens, quantize_weights
 from m2dexport.weights.coverage import coverage
+from m2dexport.weights.int8 import quantize_matmuls
+from m2dexport.weights.rounding import round_weights
 
 DEPTH = 2
 TEXTS = calibration_texts()[:64]
+CALIBRATED_ON = calibration_texts()[64:300]
+Shipped = tuple[ir.Model, list[list[int]], CalibrationTokens]
 
 
 @pytest.fixture(scope="module")
-def shipped() -> tuple[ir.Model, list[list[int]]]:
-    """The first two layers of the shipped checkpoint as a graph, and tokenized texts."""
+def shipped() -> Shipped:
+    """The first two layers of the shipped checkpoint as a graph, texts, and calibration texts."""
     from m2dexport.checkpoint import open_checkpoint
     from m2dexport.export import graph_from_checkpoint
     from m2dexport.rewrites import fuse_for_onnxruntime
@@ -31,8 +38,12 @@ def shipped() -> tuple[ir.Model, list[list[int]]]:
     model = graph_from_checkpoint(checkpoint, (DEPTH,))
     fuse_for_onnxruntime(model)
     tokenizer = load_tokenizer((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(TEXTS))]
-    return vector_graph(depth_graph(model, DEPTH), checkpoint.dim), ids
+    ids, calibration = (
+        [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+        for texts in (TEXTS, CALIBRATED_ON)
+    )
+    graph = vector_graph(depth_graph(model, DEPTH), checkpoint.dim)
+    return graph, ids, CalibrationTokens(calibration, 0)
 
 
 def encode(model: ir.Model, ids: list[list[int]], batch_size: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -47,39 +58,41 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # type: ignore[type-ar
 
 
 def test_int8_vectors_stay_close_to_fp32(shipped) -> None:
-    graph, ids = shipped
+    graph, ids, calibration = shipped
     expected = encode(graph, ids, 16)
-    found = encode(quantize_weights(graph, "int8"), ids, 16)
-    assert cosines(expected, found).min() > 0.99
+    found = encode(quantize_weights(graph, "int8", calibration), ids, 16)
+    # Scales by the largest value alone, and plain rounding, leave a mean of 0.997 here.
+    assert cosines(expected, found).mean() > 0.999
+    assert cosines(expected, found).min() > 0.998
     assert not np.array_equal(expected, found)
 
 
 def test_fp16_stores_a_checkpoint_of_fp16_weights_without_loss(shipped) -> None:
-    graph, ids = shipped
+    graph, ids, _ = shipped
     found = encode(quantize_weights(graph, "fp16"), ids, 16)
     np.testing.assert_array_equal(found, encode(graph, ids, 16))
 
 
 @pytest.mark.parametrize("weights", ["fp32", "fp16", "int8"])
 def test_a_text_has_the_same_vector_alone_and_in_any_batch(shipped, weights) -> None:
-    graph, ids = shipped
-    model = quantize_weights(graph, weights)
+    graph, ids, calibration = shipped
+    model = quantize_weights(graph, weights, calibration)
     assert cosines(encode(model, ids, 1), encode(model, ids, len(ids))).min() >= 0.99999
 
 
 @pytest.mark.parametrize(("weights", "factor"), [("fp16", 0.51), ("int8", 0.28)])
 def test_files_shrink_as_the_precision_promises(shipped, weights, factor) -> None:
-    graph, _ = shipped
+    graph, _, calibration = shipped
     before = len(serialize_graph(graph))
-    assert len(serialize_graph(quantize_weights(graph, weights))) < factor * before
+    assert len(serialize_graph(quantize_weights(graph, weights, calibration))) < factor * before
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
 def test_coverage_is_computed_from_the_finished_graph(shipped, weights) -> None:
-    graph, _ = shipped
-    done = coverage(quantize_weights(graph, weights), weights)
-    assert done.share > 0.99
-    assert done.left == ()
+    graph, _, calibration = shipped
+    done = coverage(quantize_weights(graph, weights, calibration), weights)
+    assert done.share > (0.97 if weights == "int8" else 0.99)
+    assert all(name.endswith(".spikes") for name in done.left)
     # The same question put to a graph in which nothing was quantized names what was left.
     undone = coverage(graph, weights)
     assert undone.share == 0
@@ -87,9 +100,9 @@ def test_coverage_is_computed_from_the_finished_graph(shipped, weights) -> None:
 
 
 def test_quantizing_leaves_the_given_graph_as_it_was(shipped) -> None:
-    graph, _ = shipped
+    graph, _, calibration = shipped
     before = serialize_graph(graph)
-    quantize_weights(graph, "int8")
+    quantize_weights(graph, "int8", calibration)
     assert serialize_graph(graph) == before
 
 
@@ -102,6 +115,69 @@ def test_a_head_after_pooling_stays_in_float32(tmp_path: Path) -> None:
 
     head = [torch.nn.Linear(32, 512)]
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head))
-    model = quantize_weights(graph_from_checkpoint(checkpoint), "int8")
+    texts = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
+    model = quantize_weights(graph_from_checkpoint(checkpoint), "int8", texts)
     wide = [n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT]
     assert any("head" in name and name.endswith("weight") for name in wide)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 12))
+def test_no_input_can_saturate_the_kernels_of_a_cpu_without_vnni(
+    seed: int, rows: int, columns: int
+) -> None:
+    """These add the products of two neighbouring bytes, one of them unsigned, in 16 bits."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_t(2, (rows, columns)).astype(np.float32)
+    inputs = rng.standard_normal((64, rows)).astype(np.float32)
+    codes = round_weights(weight, inputs)[0].astype(int)
+    pairs = np.pad(codes, ((0, rows % 2), (0, 0))).reshape(-1, 2, columns)
+    worst = 255 * np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
+    assert worst.max() < 2**15
+
+
+def test_rounding_that_looks_at_the_inputs_beats_rounding_to_nearest() -> None:
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((48, 48)).astype(np.float32)
+    inputs = rng.standard_normal((512, 48)).astype(np.float32) @ mixing
+    weight = rng.standard_normal((48, 32)).astype(np.float32)
+    codes, scale = round_weights(weight, inputs)
+    step = np.abs(weight).max(axis=0) / 63  # 7 bits, the usual way to be exact without VNNI
+    nearest = np.round(weight / step) * step / scale
+    error, nearest_error = (
+        np.square(inputs @ (values * scale - weight)).mean() for values in (codes, nearest)
+    )
+    assert error < 0.7 * nearest_error
+
+
+def test_quantizing_twice_gives_the_same_bytes(shipped) -> None:
+    graph, _, calibration = shipped
+    first, second = (quantize_weights(graph, "int8", calibration) for _ in range(2))
+    assert serialize_graph(first) == serialize_graph(second)
+
+
+def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone() -> None:
+    """So that the profile, which quantizes all depths together, measures what is deployed."""
+    from m2dexport.checkpoint import open_checkpoint
+    from m2dexport.export import graph_from_checkpoint
+    from m2dexport.rewrites import fuse_for_onnxruntime
+
+    checkpoint = open_checkpoint()
+    model = graph_from_checkpoint(checkpoint, (1, 2))
+    fuse_for_onnxruntime(model)
+    tokenizer = load_tokenizer((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(CALIBRATED_ON))]
+    calibration = CalibrationTokens(ids, 0)
+    together = depth_graph(quantize_weights(model, "int8", calibration), 1)
+    alone = quantize_weights(depth_graph(model, 1), "int8", calibration)
+    np.testing.assert_allclose(
+        encode(together, ids[:20], 20), encode(alone, ids[:20], 20), atol=1e-5
+    )
+
+
+def test_calibration_texts_that_are_too_few_are_refused(shipped) -> None:
+    graph, ids, _ = shipped
+    with pytest.raises(UsageError, match="int8 weights need 256 or more"):
+        quantize_matmuls(graph.clone(), CalibrationTokens(ids[:2], 0))
+    with pytest.raises(UsageError, match="need calibration texts"):
+        quantize_weights(graph, "int8")

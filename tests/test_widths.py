@@ -154,7 +154,8 @@ def test_a_width_per_layer_is_exact_in_onnx(model_type: str, fused: int, tmp_pat
 def test_fewer_heads_of_bert_make_an_artifact(bert: Path, tmp_path: Path) -> None:
     """Its heads are nowhere but in the shapes of its weights; the build compares it with torch."""
     sub = quietly(open_checkpoint(bert), 2, 16, tmp_path / "sub", heads=[3, 2], ffn=[40])
-    artifact = build_artifact(sub, 2, 16, tmp_path / "artifact", weights="int8")
+    # Its matrices are too small to be quantized: min_coverage.
+    artifact = build_artifact(sub, 2, 16, tmp_path / "artifact", weights="int8", min_coverage=0)
     assert artifact.spec.parity["mean_cosine"] > 0.98
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, UsageError
 
 WeightPrecision = Literal[
     "fp32",
@@ -79,7 +79,9 @@ def quantize_weights(
     if precision in ("fp16", "bf16"):
         half.store_half(model.graph, _HALF[precision])
     elif precision == "int8":
-        int8.quantize_matmuls(model)
+        if calibration is None:
+            raise UsageError("int8 weights need calibration texts.")
+        int8.quantize_matmuls(model, calibration)
     elif precision == "int8-dynamic":
         dynamic.quantize_dynamic(model.graph)
     elif precision == "int8-static":
