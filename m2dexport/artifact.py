@@ -43,6 +43,7 @@ _DECIDING = (
     "layers",
     "dim",
     "weights",
+    "fitted_to",
     "vectors",
     "codec",
     "bit_order",
@@ -76,6 +77,7 @@ class ArtifactSpec:
     trained: bool | None  # whether training visited this (layers, dim); None: unknown
     space_id: str
     parity: dict[str, float]  # measured against the torch original when it was built
+    fitted_to: str | None  # sha256 of the texts that the weights were fitted to; None: to none
     clipping_rate: float | None  # share of held-out texts' values outside the ranges; None: none
     coverage: float  # share of the weight bytes that are stored below float32
     left_in_float32: list[str]  # names of the large weights that are not
@@ -156,6 +158,7 @@ def space_id_of(
     layers: int,
     dim: int,
     weights: str,
+    fitted_to: str | None,
     vectors: VectorPrecision,
     codec: int,
     bit_order: BitOrder,
@@ -186,6 +189,8 @@ def space_id_of(
         "tokenizer": _sha256(json.loads(tokenizer_json)),
         "max_length": max_length,
     }
+    if fitted_to is not None:
+        decides["fitted_to"] = fitted_to
     if vectors != "float32":
         decides["codec"] = codec
     if vectors in PER_BYTE:
@@ -211,6 +216,7 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
         layers=spec.layers,
         dim=spec.dim,
         weights=spec.weights,
+        fitted_to=spec.fitted_to,
         vectors=spec.vectors,
         codec=spec.codec,
         bit_order=spec.bit_order,

@@ -23,7 +23,7 @@ from m2dexport.artifact import (
     TOKENIZER,
     ArtifactSpec,
     read_spec,
-    space_id_of,
+    space_id_of_artifact,
 )
 from m2dexport.checkpoint import Checkpoint, weights_sha256
 from m2dexport.codecs import (
@@ -36,7 +36,7 @@ from m2dexport.codecs import (
     Ranges,
     VectorPrecision,
 )
-from m2dexport.data import calibration_texts
+from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
@@ -54,6 +54,7 @@ from m2dexport.runtime import load_tokenizer as read_tokenizer
 from m2dexport.slicing import slice_checkpoint
 from m2dexport.tokenizer import load_tokenizer
 from m2dexport.weights import (
+    CALIBRATED,
     MIN_ONNXRUNTIME,
     OLDEST_ONNXRUNTIME,
     WEIGHT_PRECISIONS,
@@ -238,7 +239,10 @@ def _finish(
         floats = encoder.encode(texts, batch_size=batch)
         ranges = codecs.calibrate_ranges(floats)
         clipping_rate = codecs.held_out_clipping_rate(floats)
-    coded = replace(source.spec, bit_order=bit_order, clipping_rate=clipping_rate)
+    fitted_to = texts_sha256(texts) if weights in CALIBRATED else None
+    coded = replace(
+        source.spec, bit_order=bit_order, clipping_rate=clipping_rate, fitted_to=fitted_to
+    )
     spec = _final_spec(replace(source, spec=coded), weights, vectors, ranges, parity, covered)
     finished = serialize_graph(coded_graph(graph, vectors, ranges, bit_order))
     expected = encoder.encode(PROBES, batch_size=batch)
@@ -308,6 +312,7 @@ def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: s
         trained=None if trained is None else (sub_model.layers, sub_model.dim) in trained,
         space_id="",
         parity={},
+        fitted_to=None,
         clipping_rate=None,
         coverage=1.0,
         left_in_float32=[],
@@ -330,27 +335,10 @@ def _final_spec(
 ) -> ArtifactSpec:
     spec = source.spec
     made_by = {"nncf": version("nncf")} if weights == "int8-static" else {}
-    space_id = space_id_of(
-        weights_sha256=spec.provenance["sub_model"],
-        layers=spec.layers,
-        dim=spec.dim,
-        weights=weights,
-        vectors=vectors,
-        codec=CODEC_VERSION,
-        bit_order=spec.bit_order,
-        ranges=ranges,
-        pooling=spec.pooling,
-        final_norm=spec.final_norm,
-        prompts=spec.prompts,
-        default_prompt=spec.default_prompt,
-        tokenizer_json=source.tokenizer_json,
-        max_length=spec.max_length,
-    )
-    return replace(
+    final = replace(
         spec,
         weights=weights,
         vectors=vectors,
-        space_id=space_id,
         batch_invariant=parity.batch_invariant,
         parity={name: float(value) for name, value in asdict(parity).items()},
         coverage=covered.share,
@@ -358,6 +346,7 @@ def _final_spec(
         min_onnxruntime=MIN_ONNXRUNTIME.get(weights, OLDEST_ONNXRUNTIME),
         provenance={**spec.provenance, **made_by},
     )
+    return replace(final, space_id=space_id_of_artifact(final, ranges, source.tokenizer_json))
 
 
 def tool_versions() -> dict[str, str]:

@@ -60,6 +60,7 @@ def tiny_spec(
         trained=None,
         space_id="",
         parity={"max_difference": 0.0},
+        fitted_to=None,
         clipping_rate=None,
         coverage=1.0,
         left_in_float32=[],

@@ -5,7 +5,7 @@ precision          weights, and what is computed with
 =================  =====================================================================
 fp32               as exported
 fp16, bf16         stored in half, computed with in float32 (``half``)
-int8               8 bits, and 8-bit activations whose scale depends on one token (``int8``)
+int8               8 bits, and 8-bit activations of fixed scale or one token's own (``int8``)
 int8-dynamic       8 bits, and 8-bit activations scaled per batch, while running (``dynamic``)
 int8-static        8 bits, and 8-bit activations of fixed scale, by NNCF (``static``)
 int8-weight-only   8 bits and a scale for every 32 values (``blockwise``)
@@ -39,6 +39,9 @@ WeightPrecision = Literal[
     "int4-weight-only",
 ]
 WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
+
+#: Precisions that are fitted to calibration texts.
+CALIBRATED = ("int8", "int8-static")
 
 #: The oldest onnxruntime that runs a precision.
 MIN_ONNXRUNTIME: Mapping[str, str] = {"int8-weight-only": "1.22"}
