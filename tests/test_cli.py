@@ -383,7 +383,7 @@ def test_a_kill_during_work_leaves_nothing(tmp_path: Path, by: signal.Signals) -
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "m2dexport.cli", "build", "--out", tmp_path / "out"],
+        [sys.executable, "-m", "m2dexport", "build", "--out", tmp_path / "out"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,18 @@
+"""The command line: parse, call the library, print."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+# Each of these adds its commands to the group.
+from m2dexport.cli import artifacts, bundles, checkpoints, profiles  # noqa: F401
+from m2dexport.cli.group import cli
+
+__all__ = ["cli", "main"]
+
+
+def main() -> None:
+    """Run the command line; a termination signal cleans up as an error does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    cli()

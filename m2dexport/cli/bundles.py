@@ -1,0 +1,131 @@
+"""Commands on bundles: bundle, verify, encode."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from m2dexport.cli.console import busy, count_texts, print_json
+from m2dexport.cli.group import cli
+from m2dexport.cli.options import PATH, calibration_option, json_option, texts_of, trust_options
+from m2dexport.errors import UsageError
+
+
+@cli.command()
+@click.argument("source", type=PATH, metavar="ARTIFACT|PROFILE.JSON")
+@click.option("--cell", metavar="ID", help="With a profile: the cell to build, as select names it.")
+@click.option(
+    "--model",
+    metavar="PATH|HUB-ID",
+    help="With a profile: where its checkpoint is now.  [default: where it was]",
+)
+@trust_options
+@calibration_option
+@click.option("--out", type=PATH, required=True, metavar="FILE.m2d", help="Bundle to write.")
+@json_option
+def bundle(
+    source: Path,
+    cell: str | None,
+    model: str | None,
+    calibration: Path | None,
+    out: Path,
+    as_json: bool,
+    **trust: bool,
+) -> None:
+    """Pack an artifact, or build and pack a profile's cell, into one archive for the device.
+
+    \b
+    Examples:
+      m2dexport bundle artifact --out edge.m2d
+      m2dexport bundle profile/profile.json --cell 4x128-int8-int8 --out edge.m2d
+    """
+    from m2dexport.bundle import write_bundle
+
+    if not source.exists():
+        raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
+    if source.is_dir() == (cell is not None):
+        raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
+    if cell is None:
+        info = write_bundle(source, out)
+    else:
+        from m2dexport.deploy import bundle_cell  # needs torch; packing an artifact does not
+
+        with busy("Building and packing"):
+            info = bundle_cell(
+                source, cell, out, model=model, calibration=texts_of(calibration), **trust
+            )
+    if as_json:
+        print_json(asdict(info))
+    else:
+        click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}")
+
+
+@cli.command()
+@click.argument("bundle_path", type=PATH, metavar="BUNDLE")
+@click.option(
+    "--vectors",
+    type=PATH,
+    metavar="FILE",
+    help="Vectors of an index (.npy, .jsonl) that must be of this bundle's space.",
+)
+@json_option
+def verify(bundle_path: Path, vectors: Path | None, as_json: bool) -> None:
+    """Check every byte of a BUNDLE, then run its golden texts on this machine.
+
+    \b
+    Examples:
+      m2dexport verify edge.m2d
+      m2dexport verify edge.m2d --vectors vectors.npy
+    """
+    from m2dexport.bundle import verify_bundle
+    from m2dexport.runtime import load
+    from m2dexport.streams import require_vectors_of
+
+    report = verify_bundle(bundle_path)
+    if vectors:
+        require_vectors_of(vectors, load(bundle_path).spec, bundle_path)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        click.echo(report.sentence())
+
+
+@cli.command()
+@click.argument("bundle_path", type=PATH, metavar="BUNDLE")
+@click.option("--in", "source", type=PATH, metavar="FILE", help="Texts.  [default: stdin]")
+@click.option(
+    "--out", type=PATH, metavar="FILE", help=".npy or .jsonl.  [default: JSONL to stdout]"
+)
+@click.option("--prompt", metavar="NAME", help="A prompt of the model, such as query.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores of this process]")
+def encode(
+    bundle_path: Path,
+    source: Path | None,
+    out: Path | None,
+    prompt: str | None,
+    batch_size: int,
+    threads: int | None,
+) -> None:
+    """Encode texts, one a line or JSONL with a "text" field, with a BUNDLE.
+
+    \b
+    Examples:
+      m2dexport encode edge.m2d --in texts.txt --out vectors.npy
+      echo "A man is playing a guitar." | m2dexport encode edge.m2d
+    """
+    from m2dexport.runtime import load
+    from m2dexport.streams import encode_stream
+
+    summary = encode_stream(
+        load(bundle_path, threads=threads),
+        source,
+        out,
+        prompt=prompt,
+        batch_size=batch_size,
+        on_progress=count_texts if out else lambda _: None,  # not among the rows of stdout
+    )
+    click.echo(("\r" if out and sys.stderr.isatty() else "") + summary.sentence(), err=True)

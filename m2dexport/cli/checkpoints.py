@@ -1,0 +1,177 @@
+"""Commands on checkpoints: inspect, slice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from m2dexport.cli.console import busy, print_json
+from m2dexport.cli.group import cli
+from m2dexport.cli.options import (
+    NUMBERS,
+    PATH,
+    PER_LAYER,
+    json_option,
+    model_options,
+    open_model,
+    texts_of,
+)
+from m2dexport.errors import UsageError
+
+_SHIPPED = Path()  # an option that takes a file of texts, given without one
+
+
+def _count_or_file(value: str) -> int | Path:
+    return int(value) if value.isdecimal() else Path(value)
+
+
+def _refuse_hidden(_context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise UsageError(
+            "--hidden cannot be cut: a LayerNorm takes its statistics over the whole hidden state, "
+            "so a prefix of it is not what the model computes; cut --dim, --heads or --ffn."
+        )
+
+
+@cli.command()
+@model_options
+@json_option
+def inspect(model: str | None, as_json: bool, **options: Any) -> None:
+    """Describe a checkpoint: family, depth, pooling, prompts, size per depth.
+
+    \b
+    Example:
+      m2dexport inspect --model sentence-transformers/all-MiniLM-L6-v2
+    """
+    from m2dexport.checkpoint import depth_sizes
+    from m2dexport.report import print_checkpoint
+
+    checkpoint = open_model(model, options)
+    sizes = depth_sizes(checkpoint)
+    if as_json:
+        print_json({**asdict(checkpoint), "depths": [asdict(size) for size in sizes]})
+    else:
+        print_checkpoint(checkpoint, sizes)
+
+
+@cli.command(name="slice")
+@model_options
+@click.option("--layers", type=NUMBERS, help="Depth to keep; several give a grid.  [default: all]")
+@click.option("--dim", type=NUMBERS, help="Leading width to keep; likewise.  [default: all]")
+@click.option(
+    "--heads", type=PER_LAYER, help="Attention heads to keep; several are one number a layer."
+)
+@click.option("--ffn", type=PER_LAYER, help="Feed-forward channels to keep; likewise.")
+@click.option(
+    "--reorder-by-importance",
+    "reorder",
+    is_flag=False,
+    flag_value=_SHIPPED,
+    type=PATH,
+    metavar="[FILE]",
+    help="Put the heads and channels first that matter most on these texts, one a line; without "
+    "FILE, the shipped ones.",
+)
+@click.option("--hidden", hidden=True, expose_value=False, callback=_refuse_hidden)
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder of the sub-model; of a grid, each is a folder in it, as in 6x128.  "
+    "[default: sub-model-6x128; sub-models]",
+)
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type to store.")
+@click.option(
+    "--final-norm",
+    type=click.Choice(["applied", "skipped"]),
+    help="Whether pre-LN families apply their final norm to the last kept layer.",
+)
+@click.option(
+    "--prune-vocab",
+    type=_count_or_file,
+    metavar="CORPUS|N",
+    help="Keep the pieces that the texts of a file (one a line) use, or the N most useful pieces.",
+)
+@json_option
+def slice_command(
+    model: str | None,
+    layers: tuple[int, ...] | None,
+    dim: tuple[int, ...] | None,
+    heads: tuple[int, ...] | None,
+    ffn: tuple[int, ...] | None,
+    reorder: Path | None,
+    out: Path | None,
+    dtype: str | None,
+    final_norm: Any,
+    prune_vocab: Path | int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Cut standalone sub-models that load in transformers and sentence-transformers.
+
+    \b
+    Examples:
+      m2dexport slice --layers 6 --dim 128
+      m2dexport slice --layers 2,4,6 --dim 64,128 --out grid
+      m2dexport slice --heads 8 --ffn 1024 --reorder-by-importance --out narrow
+      m2dexport slice --layers 2 --dim 64 --prune-vocab 4000
+    """
+    from m2dexport.checkpoint import PROVENANCE
+    from m2dexport.data import calibration_texts
+    from m2dexport.jsonfile import read_object
+    from m2dexport.pruning import plan_pruning
+    from m2dexport.slicing import slice_grid
+
+    checkpoint = open_model(model, options)
+    layers, dim = layers or (checkpoint.layers,), dim or (checkpoint.dim,)
+    one = f"sub-model-{layers[0]}x{dim[0]}"
+    with busy("Slicing"):
+        pruning = None
+        if isinstance(prune_vocab, int):
+            pruning = plan_pruning(checkpoint, size=prune_vocab)
+        elif prune_vocab:
+            pruning = plan_pruning(checkpoint, texts_of(prune_vocab))
+        sub_models = slice_grid(
+            checkpoint,
+            layers,
+            dim,
+            out or Path("sub-models" if len(layers) * len(dim) > 1 else one),
+            heads=heads,
+            ffn=ffn,
+            reorder=calibration_texts() if reorder == _SHIPPED else texts_of(reorder),
+            dtype=dtype,
+            final_norm=final_norm,
+            pruning=pruning,
+        )
+    pruned = [read_object(n.path / PROVENANCE).get("vocabulary") for n in sub_models]
+    if as_json:
+        facts = [{"layers": n.layers, "dim": n.dim, "path": n.path} for n in sub_models]
+        print_json(
+            [fact | ({"vocabulary": v} if v else {}) for fact, v in zip(facts, pruned, strict=True)]
+        )
+    else:
+        for sub_model in sub_models:
+            click.echo(
+                f"{sub_model.path}: {sub_model.layers} layers, {sub_model.dim} dims, "
+                f"{_folder_megabytes(sub_model.path):.1f} MB"
+            )
+        if pruned[0]:
+            click.echo(_vocabulary_sentence(pruned[0]))
+
+
+def _vocabulary_sentence(vocabulary: dict[str, Any]) -> str:
+    before, after = vocabulary["pieces"]
+    tokens = [
+        f"{old:.2f} before and {new:.2f} after on the {name} texts"
+        for name, (old, new) in vocabulary["tokens_per_text"].items()
+    ]
+    return (
+        f"vocabulary: {after:,} of {before:,} pieces, {vocabulary['bytes_saved'] / 1e6:.1f} MB "
+        f"saved; tokens per text: {', '.join(tokens)}"
+    )
+
+
+def _folder_megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

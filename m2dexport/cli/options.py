@@ -1,0 +1,160 @@
+"""Options that several commands share, and what their values are read into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from m2dexport.checkpoint import Checkpoint
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """One whole number or several: "6" or "2,4,6"."""
+
+    name = "N[,N...]"
+
+    def __init__(self, *, distinct: bool = True) -> None:
+        self.distinct = distinct
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = [int(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number or a list such as 2,4,6.", param, ctx)
+        return tuple(dict.fromkeys(numbers) if self.distinct else numbers)
+
+
+NUMBERS = _Numbers()
+PER_LAYER = _Numbers(distinct=False)
+PATH = click.Path(path_type=Path)
+
+
+def trust_options(command: F) -> F:
+    """Add the options that say what a checkpoint is trusted with."""
+    for option in (
+        click.option("--allow-pickle", is_flag=True, help="Accept pickled weights."),
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def model_options(command: F) -> F:
+    """Add the options that say which checkpoint a command works on."""
+    for option in (
+        click.option(
+            "--pooling",
+            metavar="MODE",
+            help="Declare the pooling (mean, cls, lasttoken) of a checkpoint that stores none.",
+        ),
+        click.option(
+            "--trained", metavar="N:D,...", help='Declare the trained grid, as in "2:32,4:64".'
+        ),
+        trust_options,
+        click.option(
+            "--model",
+            metavar="PATH|HUB-ID",
+            help="Checkpoint folder or hub id; without it, the checkpoint that ships.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+#: As ``weights.WEIGHT_PRECISIONS``, whose imports a device lacks; a test compares them.
+_WEIGHTS = (
+    *("fp32", "fp16", "bf16", "int8"),
+    *("int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"),
+)
+
+
+def weights_option(default: str | None = "fp32") -> Callable[[F], F]:
+    """Return the option of the weight precision."""
+    return click.option(
+        "--weights",
+        type=click.Choice(_WEIGHTS),
+        default=default,
+        show_default=default is not None,
+        help="Weight precision.",
+    )
+
+
+def vectors_option(default: str | None = "float32") -> Callable[[F], F]:
+    """Return the option of the vector precision."""
+    return click.option(
+        "--vectors",
+        type=click.Choice(["float32", "int8", "int8-symmetric", "int4", "ubinary", "binary"]),
+        default=default,
+        show_default=default is not None,
+        help="Vector precision.",
+    )
+
+
+bit_order_option = click.option(
+    "--bit-order",
+    type=click.Choice(["big", "little"]),
+    default="big",
+    show_default=True,
+    help="Where the first dim of a packed byte goes: highest or lowest bits.",
+)
+
+
+def gate_options(command: F) -> F:
+    """Add the options that loosen what an artifact must fulfil."""
+    for option in (
+        click.option(
+            "--allow-batch-dependent",
+            is_flag=True,
+            help="Accept weights with which a text's vector depends on its batch; the artifact "
+            "then runs one text at a time.",
+        ),
+        click.option(
+            "--min-coverage",
+            type=float,
+            default=0.9,
+            show_default=True,
+            help="Share of the weight bytes that must really be quantized.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+calibration_option = click.option(
+    "--calibration",
+    type=PATH,
+    metavar="FILE",
+    help="Texts, one a line, that freeze int8 and int4 ranges; without it, the shipped ones.",
+)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def open_model(model: str | None, options: dict[str, Any]) -> Checkpoint:
+    """Open the checkpoint that ``model_options`` name; tell what had to be assumed about it."""
+    from m2dexport.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(model, **options)
+    for sentence in checkpoint.assumed:
+        click.echo(f"Assumed: {sentence}", err=True)
+    return checkpoint
+
+
+def texts_of(path: Path | None) -> tuple[str, ...] | None:
+    """Return the texts of a file, one a line; None without a file."""
+    from m2dexport.data import read_texts
+
+    return None if path is None else read_texts(path)

@@ -1,0 +1,111 @@
+"""Commands that measure and choose: profile, select."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from m2dexport.cli.console import print_json, progress
+from m2dexport.cli.group import cli
+from m2dexport.cli.options import (
+    PATH,
+    calibration_option,
+    json_option,
+    model_options,
+    open_model,
+    texts_of,
+)
+
+
+@cli.command()
+@model_options
+@click.option(
+    "--eval",
+    "evaluation",
+    type=PATH,
+    multiple=True,
+    metavar="PATH",
+    help="STS pairs (.tsv, .csv, .jsonl) or a BEIR folder; several are averaged.  "
+    "[default: the shipped STS-B dev and LIMIT-small]",
+)
+@click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
+@calibration_option
+@click.option("--out", type=PATH, default=Path("profile"), show_default=True, help="Folder.")
+@json_option
+def profile(
+    model: str | None,
+    evaluation: tuple[Path, ...],
+    target: str | None,
+    calibration: Path | None,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure every (layers, dim, weights, vectors) cell: quality, latency, size, memory.
+
+    Writes profile.json, frontier.png and frontier.svg.
+
+    \b
+    Examples:
+      m2dexport profile
+      m2dexport profile --model my-checkpoint --eval sts.tsv --eval beir-folder --out profile
+    """
+    from m2dexport.budget import load_target
+    from m2dexport.data import calibration_texts
+    from m2dexport.quality import default_tasks, load_task
+    from m2dexport.report import print_profile, require_report_folder, write_report
+    from m2dexport.sweep import default_plan, plan_for, profile_checkpoint
+
+    require_report_folder(out)
+    tasks = [load_task(path) for path in evaluation] or default_tasks()
+    texts = texts_of(calibration) or calibration_texts()
+    checkpoint = open_model(model, options)
+    plan = plan_for(checkpoint, load_target(target)) if target else default_plan(checkpoint)
+    with progress() as on_progress:
+        result = profile_checkpoint(
+            checkpoint,
+            tasks,
+            texts,
+            plan,
+            model=model,
+            pooling=options["pooling"],
+            on_progress=on_progress,
+        )
+    written = write_report(result, out)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        print_profile(result)
+        click.echo("Wrote " + ", ".join(str(path) for path in written))
+
+
+@cli.command()
+@click.argument("profile", type=PATH, metavar="PROFILE.JSON")
+@click.option("--target", metavar="NAME|FILE", help="Take the budget from a target.")
+@click.option("--p50-ms", type=float, help="Median latency at most.")
+@click.option("--p95-ms", type=float, help="95th percentile of latency at most.")
+@click.option("--size-mb", type=float, help="Size of the files at most, in 10^6 bytes.")
+@click.option("--memory-mb", type=float, help="Peak memory at most, in 10^6 bytes.")
+@click.option("--vector-bytes", type=int, help="Bytes per stored vector at most.")
+@click.option("--min-quality", type=float, help="Quality at least, in points (0-100).")
+@click.option("--metric", help='What quality means: "mean", or one such as "stsb-dev/spearman".')
+@json_option
+def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> None:
+    """Name the best cell of a profile within a budget, and the limit that binds.
+
+    \b
+    Examples:
+      m2dexport select profile/profile.json --p95-ms 5 --size-mb 20
+      m2dexport select profile/profile.json --target edge-cpu
+    """
+    from m2dexport.budget import budget_from, select_cell
+    from m2dexport.manifest import read_profile
+    from m2dexport.report import print_selection
+
+    selection = select_cell(read_profile(profile), budget_from(target, **limits))
+    if as_json:
+        print_json({"cell": selection.cell.model_dump(mode="json"), "binding": selection.binding})
+    else:
+        print_selection(selection, profile)
