@@ -10,17 +10,18 @@ of its weight, and scales the exact integer sum back to float32.
   One scale per tensor, the usual choice, makes a text's vector depend on the texts beside it
   (onnxruntime issue 10111). GELU's output is not below -0.17, so it is shifted by that and needs
   no bit for the sign.
-* A few channels spike, and would leave the other channels of a token a handful of codes, and their
-  large weights the other weights likewise. They are multiplied in float32, as in LLM.int8()
-  (Dettmers et al. 2022).
+* A few channels may spike, and would leave the other channels of a token a handful of codes, and
+  their large weights the other weights likewise. Where it pays, they are multiplied in float32, as
+  in LLM.int8() (Dettmers et al. 2022).
 * Weights have one scale per output channel and are rounded so that errors cancel (``rounding``).
 * What quantization adds to a layer's mean output on the calibration texts is taken off its bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +31,7 @@ from onnx_ir.tape import Tape
 from m2dexport.surgery import CONTRIB, SMALL, array_of, constant, only_user, replace
 from m2dexport.weights import CalibrationTokens
 from m2dexport.weights.activations import collect_activations
+from m2dexport.weights.codes import symmetric_int8
 from m2dexport.weights.rounding import round_weights
 
 Floats = NDArray[np.float32]
@@ -38,13 +40,15 @@ _SMOOTHING = 0.85  # a in the module's formula
 _MARGIN = 1.15  # fixed ranges are this much wider than what the calibration texts show
 _ZERO = 128  # the code of 0.0 in signed inputs
 _GELU_FLOOR = 0.17  # GELU(x) >= -0.16998
-_TINY = np.float32(1e-12)
+_TINY = np.float32(1e-10)  # the scale of a token that is all zeros
 #: A channel spikes when it goes this far beyond the typical channel; so many at most are kept wide.
 _TOKEN_SPIKE = 2.0
 _FIXED_SPIKE = 3.0
 _MOST_SPIKES = 16
+#: Keeping spikes wide takes three more operators: their error without must be this many times more.
+_SPIKES_PAY = 1.25
 #: A fixed scale is faster; beyond this many times the error of per-token scales it is not used.
-_STATIC_MAX_ERROR = 4.0
+_FIXED_MAX_ERROR = 4.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class _TokenScales:
     @property
     def zero(self) -> int:
         return 0 if self.shift else _ZERO
+
+
+_Scales = TypeVar("_Scales", _FixedScales, _TokenScales)
 
 
 def quantize_matmuls(model: ir.Model, calibration: CalibrationTokens) -> None:
@@ -123,19 +130,58 @@ def _bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
 
 def _quantize_input(graph: ir.Graph, x: ir.Value, linears: Sequence[_Linear], rows: Floats) -> None:
     weights = [array_of(linear.weight) for linear in linears]
+    scales = _choose_scales(x, rows, np.concatenate(weights, axis=1))
     tape = Tape()
-    fixed = _fixed_scales(rows, np.concatenate(weights, axis=1)) if _is_normed(x) else None
-    if fixed is not None:
-        codes = _fixed_codes(graph, tape, x, fixed)
+    if isinstance(scales, _FixedScales):
+        codes = _fixed_codes(graph, tape, x, scales)
         graph.insert_before(linears[0].node, tape.nodes)
         for linear, weight in zip(linears, weights, strict=True):
-            _replace_fixed(graph, linear, weight, x, codes, fixed, rows)
+            _replace_fixed(graph, linear, weight, x, codes, scales, rows)
         return
-    scales = _token_scales(rows, _GELU_FLOOR if _is_gelu(x) else 0.0)
     token_codes = _token_codes(graph, tape, x, scales)
     graph.insert_before(linears[0].node, tape.nodes)
     for linear, weight in zip(linears, weights, strict=True):
         _replace_per_token(graph, linear, weight, x, token_codes, scales, rows)
+
+
+def _choose_scales(x: ir.Value, rows: Floats, weight: Floats) -> _FixedScales | _TokenScales:
+    """Return the fastest kind of scales whose error on the calibration rows is not much larger."""
+    shift = _GELU_FLOOR if _is_gelu(x) else 0.0
+    token, error = _with_spikes_that_pay(
+        lambda most: _token_scales(rows, shift, most), rows, weight
+    )
+    if not _is_normed(x):
+        return token
+    fixed, fixed_error = _with_spikes_that_pay(
+        lambda most: _fixed_scales(rows, weight, most), rows, weight
+    )
+    return fixed if fixed_error <= _FIXED_MAX_ERROR * error else token
+
+
+def _with_spikes_that_pay(
+    scales_of: Callable[[int], _Scales], rows: Floats, weight: Floats
+) -> tuple[_Scales, float]:
+    """Return the scales without spikes, or with, where that is much better, and their error."""
+    plain, wide = scales_of(0), scales_of(_MOST_SPIKES)
+    errors = [_error(rows, weight, scales) for scales in (plain, wide)]
+    return (wide, errors[1]) if errors[0] > _SPIKES_PAY * errors[1] else (plain, errors[0])
+
+
+def _error(rows: Floats, weight: Floats, scales: _FixedScales | _TokenScales) -> float:
+    """Return the square of what 8 bits, rounded to nearest, miss of the worst of the products.
+
+    A constant error does not count: it is taken off the bias. The mean over all tokens would not
+    see the few in which a channel spikes, and these decide about the worst text.
+    """
+    if isinstance(scales, _FixedScales):
+        seen, moved = _fixed_values(rows, scales), weight / scales.factor[:, None]
+    else:
+        codes, scale = _token_values(rows, scales)
+        seen, moved = codes * scale, weight
+    weight_codes, weight_scale = symmetric_int8(_narrow(moved, scales.spikes), axis=0)
+    error = rows @ weight - seen @ (weight_codes * weight_scale)
+    error -= rows[:, scales.spikes] @ weight[scales.spikes]
+    return float(np.square(error - error.mean(axis=0)).sum(axis=1).max())
 
 
 def _is_normed(x: ir.Value) -> bool:
@@ -154,22 +200,14 @@ def _is_gelu(x: ir.Value) -> bool:
     return node is not None and node.op_type == "Gelu"
 
 
-def _fixed_scales(rows: Floats, weight: Floats) -> _FixedScales | None:
-    """Return fixed scales, or None where per-token ones are so much better that they pay."""
+def _fixed_scales(rows: Floats, weight: Floats, most_spikes: int) -> _FixedScales:
     low, high = rows.min(axis=0), rows.max(axis=0)
     half = np.maximum((high - low) / 2 * np.float32(_MARGIN), np.float32(1e-6))
-    spikes = _spikes(half, _FIXED_SPIKE)
+    spikes = _spikes(half, _FIXED_SPIKE, most_spikes)
     half[spikes] = np.median(half)
     smooth = half**_SMOOTHING / np.maximum(np.abs(weight).max(axis=1), 1e-6) ** (1 - _SMOOTHING)
     factor = (127 / (half / smooth).max() / smooth).astype(np.float32)
-    fixed = _FixedScales(factor, -(low + high) / 2 * factor, spikes)
-    seen = (_fixed_values(rows, fixed) - fixed.centre) / factor
-    seen[:, spikes] = rows[:, spikes]
-    codes, scale = _token_values(rows, _token_scales(rows, 0.0))
-    error, token_error = (
-        float(np.square((found - rows) @ weight).mean()) for found in (seen, codes * scale)
-    )
-    return fixed if error <= _STATIC_MAX_ERROR * token_error else None
+    return _FixedScales(factor, -(low + high) / 2 * factor, spikes)
 
 
 def _fixed_values(rows: Floats, fixed: _FixedScales) -> Floats:
@@ -205,9 +243,9 @@ def _replace_fixed(
     replace(graph, end, tape, _with_spikes(graph, tape, result, linear, weight, x, fixed.spikes))
 
 
-def _token_scales(rows: Floats, shift: float) -> _TokenScales:
+def _token_scales(rows: Floats, shift: float, most_spikes: int) -> _TokenScales:
     largest = np.abs(rows + np.float32(shift)).max(axis=0)
-    spikes = _spikes(largest, _TOKEN_SPIKE)
+    spikes = _spikes(largest, _TOKEN_SPIKE, most_spikes)
     if not spikes.size:
         return _TokenScales(shift, float("inf"), spikes)
     # Above the largest of the other channels, so that a new text does not reach it there.
@@ -216,9 +254,9 @@ def _token_scales(rows: Floats, shift: float) -> _TokenScales:
     return _TokenScales(shift, cap, spikes)
 
 
-def _spikes(largest: Floats, factor: float) -> NDArray[np.int64]:
-    """Return the channels, 16 at most, that go beyond ``factor`` times the typical channel."""
-    order = np.argsort(-largest, kind="stable")[:_MOST_SPIKES]
+def _spikes(largest: Floats, factor: float, most: int) -> NDArray[np.int64]:
+    """Return the ``most`` or fewer channels beyond ``factor`` times the typical channel."""
+    order = np.argsort(-largest, kind="stable")[:most]
     found: NDArray[np.int64] = np.sort(order[largest[order] > factor * np.median(largest)])
     return found
 
@@ -250,8 +288,8 @@ def _with_spikes(
 def _token_values(rows: Floats, scales: _TokenScales) -> tuple[Floats, Floats]:
     """Mirror ``_token_codes`` in numpy: codes less their zero, (rows, in), and scale, (rows, 1)."""
     moved = rows + np.float32(scales.shift)
-    largest = np.minimum(np.abs(moved).max(axis=1, keepdims=True), np.float32(scales.cap))
-    scale = np.maximum(largest / np.float32(scales.levels), _TINY)
+    largest = np.clip(np.abs(moved).max(axis=1, keepdims=True), _TINY, np.float32(scales.cap))
+    scale = largest / np.float32(scales.levels)
     low = 0 if scales.shift else -scales.levels
     values: Floats = np.clip(np.round(moved / scale), low, scales.levels)
     return values, scale
@@ -268,13 +306,11 @@ def _token_codes(
     else:
         moved, magnitude = x, tape.op("Abs", [x])
     largest = tape.op("ReduceMax", [magnitude, last_axis], {"keepdims": 1})
-    if scales.spikes.size:
-        cap = constant(graph, f"{x.name}.cap", np.array(scales.cap, dtype=np.float32))
-        largest = tape.op("Min", [largest, cap])
+    tiny = constant(graph, "int8.tiny", np.array(_TINY))
+    cap = constant(graph, f"{x.name}.cap", np.array(scales.cap, dtype=np.float32))
     levels = scales.levels
     step = constant(graph, f"int8.step_{levels}", np.array(1 / levels, dtype=np.float32))
-    tiny = constant(graph, "int8.tiny", np.array(_TINY))
-    scale = tape.op("Max", [tape.op("Mul", [largest, step]), tiny])
+    scale = tape.op("Mul", [tape.op("Clip", [largest, tiny, cap]), step])
     units = tape.op("Div", [moved, scale])
     codes = tape.op("QuantizeLinear", [units, _one(graph), _zero(graph, scales.zero)])
     return codes, scale
