@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from tiny import tiny_checkpoint
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport import cli, runtime
+from m2dexport import runtime
 from m2dexport.artifact import read_spec
 from m2dexport.build import build_artifact, quantize_artifact
 from m2dexport.checkpoint import open_checkpoint
+from m2dexport.cli import options
 from m2dexport.data import calibration_texts
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityError, UsageError
@@ -245,4 +246,4 @@ def test_a_channel_of_zeros_stays_zero() -> None:
 
 
 def test_the_command_line_offers_every_precision() -> None:
-    assert cli._WEIGHTS == WEIGHT_PRECISIONS
+    assert options.WEIGHTS == WEIGHT_PRECISIONS

@@ -74,7 +74,7 @@ def model_options(command: F) -> F:
 
 
 #: As ``weights.WEIGHT_PRECISIONS``, whose imports a device lacks; a test compares them.
-_WEIGHTS = (
+WEIGHTS = (
     *("fp32", "fp16", "bf16", "int8"),
     *("int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"),
 )
@@ -84,7 +84,7 @@ def weights_option(default: str | None = "fp32") -> Callable[[F], F]:
     """Return the option of the weight precision."""
     return click.option(
         "--weights",
-        type=click.Choice(_WEIGHTS),
+        type=click.Choice(WEIGHTS),
         default=default,
         show_default=default is not None,
         help="Weight precision.",
