@@ -44,6 +44,7 @@ _DECIDING = (
     "dim",
     "weights",
     "fitted_to",
+    "kept_sha256",
     "vectors",
     "codec",
     "bit_order",
@@ -78,6 +79,7 @@ class ArtifactSpec:
     space_id: str
     parity: dict[str, float]  # measured against the torch original when it was built
     fitted_to: str | None  # sha256 of the texts that the weights were fitted to; None: to none
+    kept_sha256: str | None  # of the weights that --max-drop kept in float32; None: of none
     clipping_rate: float | None  # share of held-out texts' values outside the ranges; None: none
     coverage: float  # share of the weight bytes that are stored below float32
     left_in_float32: list[str]  # names of the large weights that are not
@@ -159,6 +161,7 @@ def space_id_of(
     dim: int,
     weights: str,
     fitted_to: str | None,
+    kept_sha256: str | None,
     vectors: VectorPrecision,
     codec: int,
     bit_order: BitOrder,
@@ -191,6 +194,8 @@ def space_id_of(
     }
     if fitted_to is not None:
         decides["fitted_to"] = fitted_to
+    if kept_sha256 is not None:
+        decides["kept_sha256"] = kept_sha256
     if vectors != "float32":
         decides["codec"] = codec
     if vectors in PER_BYTE:
@@ -217,6 +222,7 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
         dim=spec.dim,
         weights=spec.weights,
         fitted_to=spec.fitted_to,
+        kept_sha256=spec.kept_sha256,
         vectors=spec.vectors,
         codec=spec.codec,
         bit_order=spec.bit_order,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
 from m2dexport.licenses import license_files
+from m2dexport.mixed import Mixture, QualityLimit, mix_precision
 from m2dexport.parity import (
     PROBES,
     Parity,
@@ -49,6 +51,7 @@ from m2dexport.parity import (
     require_batch_invariance,
     require_parity,
 )
+from m2dexport.progress import OnProgress
 from m2dexport.runtime import Encoder
 from m2dexport.runtime import load_tokenizer as read_tokenizer
 from m2dexport.slicing import slice_checkpoint
@@ -63,6 +66,7 @@ from m2dexport.weights import (
     quantize_weights,
 )
 from m2dexport.weights.coverage import Coverage, coverage
+from m2dexport.weights.units import sha256_of_weights
 
 #: Share of the weight bytes that a quantized artifact must store below float32.
 MIN_COVERAGE = 0.9
@@ -79,6 +83,7 @@ class Artifact:
     path: Path
     spec: ArtifactSpec
     size_bytes: int  # of all files together
+    mixture: Mixture | None  # where a limit of quality chose what stays in float32
 
 
 def build_artifact(
@@ -93,6 +98,8 @@ def build_artifact(
     calibration: Sequence[str] | None = None,
     min_coverage: float = MIN_COVERAGE,
     allow_batch_dependent: bool = False,
+    limit: QualityLimit | None = None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Artifact:
     """Slice, export, quantize and check; write the folder only if it reproduces the original.
 
@@ -109,20 +116,23 @@ def build_artifact(
         min_coverage: share of the weight bytes, 0..1, that must really be quantized, if any are.
         allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
             artifact then runs one text at a time.
+        limit: how far quantized weights may drop quality; it decides which stay in float32.
+        on_progress: told about the search for those.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
         CheckpointError: when the architecture cannot be exported.
         ParityError: when the artifact does not reproduce the torch original, or a text's vector
             depends on its batch; ``out`` is not made.
-        M2DError: when too little of the weights could be quantized.
+        M2DError: when too little of the weights could be quantized, or quality drops further than
+            the limit whatever stays in float32.
     """
     from m2dexport.export import graph_from_checkpoint
     from m2dexport.reference import Reference
     from m2dexport.rewrites import fuse_for_onnxruntime
 
     require_new(out)
-    _check_options(weights, vectors, bit_order, min_coverage)
+    _check_options(weights, vectors, bit_order, min_coverage, limit)
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         sub_model = slice_checkpoint(checkpoint, layers, dim, Path(scratch) / "sub-model")
         all_depths = graph_from_checkpoint(sub_model, (layers,))
@@ -134,8 +144,8 @@ def build_artifact(
         spec = _first_spec(checkpoint, sub_model, tokenizer_json)
     expected = codecs.truncate(reference, dim)
     source = _Source(graph, spec, tokenizer_json, expected, checkpoint.licenses)
-    gates = _Gates(min_coverage, allow_batch_dependent)
-    return _finish(source, out, weights, vectors, bit_order, calibration, gates)
+    gates = _Gates(min_coverage, allow_batch_dependent, limit)
+    return _finish(source, out, weights, vectors, bit_order, calibration, gates, on_progress)
 
 
 def quantize_artifact(
@@ -148,6 +158,8 @@ def quantize_artifact(
     calibration: Sequence[str] | None = None,
     min_coverage: float = MIN_COVERAGE,
     allow_batch_dependent: bool = False,
+    limit: QualityLimit | None = None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Artifact:
     """Write an artifact in other precisions, from one in fp32 weights and float32 vectors.
 
@@ -162,15 +174,18 @@ def quantize_artifact(
         min_coverage: share of the weight bytes, 0..1, that must really be quantized, if any are.
         allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
             artifact then runs one text at a time.
+        limit: how far quantized weights may drop quality; it decides which stay in float32.
+        on_progress: told about the search for those.
 
     Raises:
         UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
         ParityError: when the result does not reproduce the artifact, or a text's vector depends
             on its batch; ``out`` is not made.
-        M2DError: when too little of the weights could be quantized.
+        M2DError: when too little of the weights could be quantized, or quality drops further than
+            the limit whatever stays in float32.
     """
     require_new(out)
-    _check_options(weights, vectors, bit_order, min_coverage)
+    _check_options(weights, vectors, bit_order, min_coverage, limit)
     spec = read_spec(artifact)
     if (spec.weights, spec.vectors) != ("fp32", "float32"):
         raise UsageError(
@@ -181,8 +196,8 @@ def quantize_artifact(
     expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
     graph = ir.load(artifact / GRAPH)
     source = _Source(graph, spec, tokenizer_json, expected, license_files(artifact))
-    gates = _Gates(min_coverage, allow_batch_dependent)
-    return _finish(source, out, weights, vectors, bit_order, calibration, gates)
+    gates = _Gates(min_coverage, allow_batch_dependent, limit)
+    return _finish(source, out, weights, vectors, bit_order, calibration, gates, on_progress)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> str:
@@ -211,6 +226,7 @@ class _Gates:
 
     min_coverage: float
     allow_batch_dependent: bool
+    limit: QualityLimit | None
 
 
 def _finish(
@@ -221,11 +237,15 @@ def _finish(
     bit_order: BitOrder,
     calibration: Sequence[str] | None,
     gates: _Gates,
+    on_progress: OnProgress,
 ) -> Artifact:
     texts = calibration_texts() if calibration is None else calibration
     graph = quantize_weights(source.graph, weights, _tokenized(source, texts))
-    covered = coverage(graph, weights)
-    _require_coverage(covered, gates.min_coverage, out)
+    mixture = None
+    if gates.limit is not None:
+        graph, mixture = _mix(source, graph, weights, texts, gates.limit, on_progress)
+    kept = mixture.kept if mixture else frozenset()
+    _require_coverage(coverage(graph, weights, without=kept), gates.min_coverage, out)
     encoder = Encoder(source.spec, source.tokenizer_json, serialize_graph(graph))
     probes = encoder.tokenize(PROBES)
     embedded = embed_probes(encoder.run, probes, source.spec.pad_id, source.spec.max_length)
@@ -241,8 +261,13 @@ def _finish(
         clipping_rate = codecs.held_out_clipping_rate(floats)
     fitted_to = texts_sha256(texts) if weights in CALIBRATED else None
     coded = replace(
-        source.spec, bit_order=bit_order, clipping_rate=clipping_rate, fitted_to=fitted_to
+        source.spec,
+        bit_order=bit_order,
+        clipping_rate=clipping_rate,
+        fitted_to=fitted_to,
+        kept_sha256=sha256_of_weights(source.graph.graph, kept),
     )
+    covered = coverage(graph, weights)
     spec = _final_spec(replace(source, spec=coded), weights, vectors, ranges, parity, covered)
     finished = serialize_graph(coded_graph(graph, vectors, ranges, bit_order))
     expected = encoder.encode(PROBES, batch_size=batch)
@@ -255,7 +280,24 @@ def _finish(
             (folder / RANGES).write_text(ranges.to_json(), encoding="utf-8")
         for path in source.licenses:
             shutil.copyfile(path, folder / path.name)
-    return Artifact(out, spec, sum(path.stat().st_size for path in out.iterdir()))
+    return Artifact(out, spec, sum(path.stat().st_size for path in out.iterdir()), mixture)
+
+
+def _mix(
+    source: _Source,
+    graph: ir.Model,
+    weights: WeightPrecision,
+    texts: Sequence[str],
+    limit: QualityLimit,
+    on_progress: OnProgress,
+) -> tuple[ir.Model, Mixture]:
+    # The final specification says what was measured; until then, what is known of the precision.
+    spec = replace(source.spec, batch_invariant=weights != "int8-dynamic")
+
+    def load(model: ir.Model) -> Encoder:
+        return Encoder(spec, source.tokenizer_json, serialize_graph(model))
+
+    return mix_precision(source.graph, graph, load, texts, limit, on_progress)
 
 
 def _tokenized(source: _Source, texts: Sequence[str]) -> CalibrationTokens:
@@ -313,6 +355,7 @@ def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: s
         space_id="",
         parity={},
         fitted_to=None,
+        kept_sha256=None,
         clipping_rate=None,
         coverage=1.0,
         left_in_float32=[],
@@ -373,7 +416,9 @@ def pad_id(checkpoint: Checkpoint) -> int:
     return int(load_tokenizer(checkpoint.path).pad_token_id or 0)
 
 
-def _check_options(weights: str, vectors: str, bit_order: str, min_coverage: float) -> None:
+def _check_options(
+    weights: str, vectors: str, bit_order: str, min_coverage: float, limit: QualityLimit | None
+) -> None:
     if not 0 <= min_coverage <= 1:
         raise UsageError(f"--min-coverage {min_coverage:g} is no share; give one from 0 to 1.")
     if weights not in WEIGHT_PRECISIONS:
@@ -391,4 +436,13 @@ def _check_options(weights: str, vectors: str, bit_order: str, min_coverage: flo
     if bit_order != "big" and vectors not in PER_BYTE:
         raise UsageError(
             f"--bit-order goes with packed vectors ({', '.join(PER_BYTE)}), not {vectors}."
+        )
+    if limit is not None and not 0 <= limit.max_drop < math.inf:
+        raise UsageError(
+            f"--max-drop {limit.max_drop:g} is no number of points; give 0 or more, such as 0.5."
+        )
+    if limit is not None and not weights.startswith("int"):
+        raise UsageError(
+            f"--max-drop goes with integer weights, such as int8, not with {weights}, which keeps "
+            "no layer apart."
         )

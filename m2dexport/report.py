@@ -16,6 +16,7 @@ from m2dexport.manifest import Cell, Profile, write_profile
 if TYPE_CHECKING:
     from m2dexport.budget import Selection
     from m2dexport.checkpoint import Checkpoint, DepthSize
+    from m2dexport.mixed import Mixture
 
 PROFILE = "profile.json"
 PICTURES = ("frontier.png", "frontier.svg")
@@ -139,6 +140,32 @@ def print_selection(selection: Selection, profile_path: Path) -> None:
     path = shlex.quote(str(profile_path))
     console.print(
         f"Next: m2dexport bundle {path} --cell {cell.id} --out {cell.id}.m2d", markup=False
+    )
+
+
+def print_mixture(mixture: Mixture, weights: str) -> None:
+    """Print how sensitive each unit is, which of them stay in float32, and what that gives."""
+    table = _table("weights", "of all bytes", "1 - cosine", "stored in")
+    for unit in mixture.units:
+        more = f" and {len(unit.weights) - 1} more" if len(unit.weights) > 1 else ""
+        table.add_row(
+            unit.name + more,
+            f"{unit.share:.1%}",
+            f"{unit.sensitivity:.1e}",
+            "float32" if unit.kept else weights,
+        )
+    table.add_row(
+        "embedding tables",
+        f"{mixture.tables_share:.1%}",
+        f"{mixture.tables_sensitivity:.1e}",
+        weights,
+    )
+    console = _console()
+    console.print(table)
+    console.print(
+        f"quality: {mixture.fp32_quality:.2f} in fp32, {mixture.quantized_quality:.2f} in "
+        f"{weights}, {mixture.mixed_quality:.2f} mixed; --max-drop {mixture.max_drop:g} allows "
+        f"{mixture.fp32_quality - mixture.max_drop:.2f}"
     )
 
 

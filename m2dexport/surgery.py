@@ -28,6 +28,16 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
+def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """Return the Add of a constant of one axis that alone uses a node, and that constant."""
+    add = only_user(node.outputs[0], "Add")
+    for value in add.inputs if add is not None else ():
+        if value is not None and value.const_value is not None and len(value.shape or ()) == 1:
+            assert add is not None
+            return add, value
+    return None
+
+
 def scalar_of(value: ir.Value | None) -> float | None:
     """Return a constant of one element as a number, None for anything else."""
     tensor = value.const_value if value is not None else None
@@ -91,7 +101,12 @@ def weight_matmuls(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value, ir.Value]]:
 
 
 def replace(graph: ir.Graph, node: ir.Node, tape: Tape, result: ir.Value) -> None:
-    """Put the tape's nodes in the place of ``node``, whose users then use ``result``."""
+    """Put the tape's nodes in the place of ``node``, whose users then use ``result``.
+
+    The result takes over the name, so that a value is found by it whatever computes it.
+    """
+    replaced = node.outputs[0]
     graph.insert_before(node, tape.nodes)
-    node.outputs[0].replace_all_uses_with(result)
+    replaced.replace_all_uses_with(result)
     graph.remove(node, safe=True)
+    result.name = replaced.name

@@ -11,7 +11,7 @@ import datetime
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -36,6 +36,7 @@ from m2dexport.latency import Footprint, LatencyPoint, measure_footprint, measur
 from m2dexport.machine import read_machine
 from m2dexport.manifest import Cell, Profile, cell_id
 from m2dexport.parity import PROBES, Embedded, embed_probes, measure_parity, require_parity
+from m2dexport.progress import OnProgress
 from m2dexport.quality import Task, evaluate
 from m2dexport.reference import Reference
 from m2dexport.rewrites import fuse_for_onnxruntime
@@ -48,8 +49,6 @@ from m2dexport.weights import (
 )
 
 Floats = NDArray[np.float32]
-#: Called with a step's name, how much of it is done, and how much there is.
-OnProgress = Callable[[str, int, int], None]
 
 _BATCH = 32
 _SMALLEST_DIM = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,12 +16,17 @@ from m2dexport.cli.options import (
     calibration_option,
     gate_options,
     json_option,
+    limit_of,
+    limit_options,
     model_options,
     open_model,
     texts_of,
     vectors_option,
     weights_option,
 )
+
+if TYPE_CHECKING:
+    from m2dexport.build import Artifact
 
 
 @cli.command()
@@ -33,6 +38,7 @@ from m2dexport.cli.options import (
 @bit_order_option
 @click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @calibration_option
+@limit_options
 @gate_options
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
 @json_option
@@ -45,6 +51,8 @@ def build(
     bit_order: Any,
     engine: str,
     calibration: Path | None,
+    max_drop: float | None,
+    evaluation: tuple[Path, ...],
     min_coverage: float,
     allow_batch_dependent: bool,
     out: Path,
@@ -54,13 +62,15 @@ def build(
     """Build an artifact: one graph from token ids to the final vector, checked against torch.
 
     \b
-    Example:
+    Examples:
       m2dexport build --layers 4 --dim 128 --weights int8 --vectors int8 --out artifact
+      m2dexport build --weights int4-weight-only --max-drop 0.5 --out artifact
     """
     from m2dexport.build import build_artifact
 
+    limit = limit_of(max_drop, evaluation)
     checkpoint = open_model(model, options)
-    with busy("Building"):
+    with busy("Building") as on_progress:
         artifact = build_artifact(
             checkpoint,
             checkpoint.layers if layers is None else layers,
@@ -72,6 +82,8 @@ def build(
             calibration=texts_of(calibration),
             min_coverage=min_coverage,
             allow_batch_dependent=allow_batch_dependent,
+            limit=limit,
+            on_progress=on_progress,
         )
     _print_artifact(artifact, "torch", as_json)
 
@@ -82,6 +94,7 @@ def build(
 @vectors_option("int8")
 @bit_order_option
 @calibration_option
+@limit_options
 @gate_options
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
 @json_option
@@ -91,6 +104,8 @@ def quantize(
     vectors: Any,
     bit_order: Any,
     calibration: Path | None,
+    max_drop: float | None,
+    evaluation: tuple[Path, ...],
     min_coverage: float,
     allow_batch_dependent: bool,
     out: Path,
@@ -104,7 +119,8 @@ def quantize(
     """
     from m2dexport.build import quantize_artifact
 
-    with busy("Quantizing"):
+    limit = limit_of(max_drop, evaluation)
+    with busy("Quantizing") as on_progress:
         result = quantize_artifact(
             artifact,
             out,
@@ -114,11 +130,15 @@ def quantize(
             calibration=texts_of(calibration),
             min_coverage=min_coverage,
             allow_batch_dependent=allow_batch_dependent,
+            limit=limit,
+            on_progress=on_progress,
         )
     _print_artifact(result, str(artifact), as_json)
 
 
-def _print_artifact(artifact: Any, original: str, as_json: bool) -> None:
+def _print_artifact(artifact: Artifact, original: str, as_json: bool) -> None:
+    from m2dexport.report import print_mixture
+
     if as_json:
         print_json(asdict(artifact))
         return
@@ -133,3 +153,5 @@ def _print_artifact(artifact: Any, original: str, as_json: bool) -> None:
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
         f"alone against in a batch: {parity['batch_cosine']:.6f}{clipped}"
     )
+    if artifact.mixture is not None:
+        print_mixture(artifact.mixture, spec.weights)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from m2dexport.sweep import OnProgress
+    from m2dexport.progress import OnProgress
 
 
 def print_json(value: Any) -> None:
@@ -41,16 +41,16 @@ def progress() -> Iterator[OnProgress]:
 
 
 @contextmanager
-def busy(what: str) -> Iterator[None]:
-    """Show on a terminal that work of an unknown length goes on."""
+def busy(what: str) -> Iterator[OnProgress]:
+    """Show on a terminal that work of an unknown length goes on, and the steps it tells about."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield
+        yield lambda *_: None
         return
-    with console.status(f"{what} ..."):
-        yield
+    with console.status(f"{what} ...") as status:
+        yield lambda step, done, total: status.update(f"{what}: {step}, {done} of {total} ...")
 
 
 def count_texts(done: int) -> None:

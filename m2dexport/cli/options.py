@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from m2dexport.errors import UsageError
+
 if TYPE_CHECKING:
     from m2dexport.checkpoint import Checkpoint
+    from m2dexport.mixed import QualityLimit
+    from m2dexport.quality import Task
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -111,6 +115,33 @@ bit_order_option = click.option(
 )
 
 
+evaluation_option = click.option(
+    "--eval",
+    "evaluation",
+    type=PATH,
+    multiple=True,
+    metavar="PATH",
+    help="STS pairs (.tsv, .csv, .jsonl) or a BEIR folder; several are averaged.  "
+    "[default: the shipped STS-B dev and LIMIT-small]",
+)
+
+
+def limit_options(command: F) -> F:
+    """Add the options that decide which layers stay in float32."""
+    for option in (
+        evaluation_option,
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            help="Keep the most sensitive layers in float32, so that quality on --eval drops by at "
+            "most so many points below fp32.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def gate_options(command: F) -> F:
     """Add the options that loosen what an artifact must fulfil."""
     for option in (
@@ -158,3 +189,19 @@ def texts_of(path: Path | None) -> tuple[str, ...] | None:
     from m2dexport.data import read_texts
 
     return None if path is None else read_texts(path)
+
+
+def tasks_of(evaluation: tuple[Path, ...]) -> tuple[Task, ...]:
+    """Return the evaluation data of these files; without any, what ships."""
+    from m2dexport.quality import default_tasks, load_task
+
+    return tuple(load_task(path) for path in evaluation) or default_tasks()
+
+
+def limit_of(max_drop: float | None, evaluation: tuple[Path, ...]) -> QualityLimit | None:
+    """Return the limit that ``limit_options`` name; None without --max-drop."""
+    from m2dexport.mixed import QualityLimit
+
+    if max_drop is None and evaluation:
+        raise UsageError("--eval goes with --max-drop, which says how far quality may drop.")
+    return None if max_drop is None else QualityLimit(max_drop, tasks_of(evaluation))

@@ -12,24 +12,18 @@ from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
     calibration_option,
+    evaluation_option,
     json_option,
     model_options,
     open_model,
+    tasks_of,
     texts_of,
 )
 
 
 @cli.command()
 @model_options
-@click.option(
-    "--eval",
-    "evaluation",
-    type=PATH,
-    multiple=True,
-    metavar="PATH",
-    help="STS pairs (.tsv, .csv, .jsonl) or a BEIR folder; several are averaged.  "
-    "[default: the shipped STS-B dev and LIMIT-small]",
-)
+@evaluation_option
 @click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
 @calibration_option
 @click.option("--out", type=PATH, default=Path("profile"), show_default=True, help="Folder.")
@@ -54,12 +48,11 @@ def profile(
     """
     from m2dexport.budget import load_target
     from m2dexport.data import calibration_texts
-    from m2dexport.quality import default_tasks, load_task
     from m2dexport.report import print_profile, require_report_folder, write_report
     from m2dexport.sweep import default_plan, plan_for, profile_checkpoint
 
     require_report_folder(out)
-    tasks = [load_task(path) for path in evaluation] or default_tasks()
+    tasks = tasks_of(evaluation)
     texts = texts_of(calibration) or calibration_texts()
     checkpoint = open_model(model, options)
     plan = plan_for(checkpoint, load_target(target)) if target else default_plan(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,10 +23,13 @@ class Coverage:
     left: tuple[str, ...]  # weights of 4096 values or more that stayed in float32, largest first
 
 
-def coverage(model: ir.Model, precision: WeightPrecision) -> Coverage:
+def coverage(
+    model: ir.Model, precision: WeightPrecision, without: Collection[str] = ()
+) -> Coverage:
     """Compute from the finished graph the share of its weight bytes that are really quantized.
 
     Packed codes count by the bytes they take, and so do the scales and offsets of the same weight.
+    Weights named in ``without`` are left out of account.
     """
     if precision == "fp32":
         return Coverage(1.0, ())
@@ -36,7 +40,7 @@ def coverage(model: ir.Model, precision: WeightPrecision) -> Coverage:
     wide: dict[str, int] = {}
     for name, tensor in weights.items():
         stem, _, part = name.rpartition(".")
-        if tensor is None:
+        if tensor is None or name in without:
             continue
         if name in codes or (part in _PARTS and stem in coded):
             narrow += tensor.nbytes

@@ -28,7 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
-from m2dexport.surgery import CONTRIB, SMALL, array_of, constant, only_user, replace
+from m2dexport.surgery import CONTRIB, SMALL, array_of, bias_of, constant, replace
 from m2dexport.weights import CalibrationTokens
 from m2dexport.weights.activations import collect_activations
 from m2dexport.weights.codes import symmetric_int8
@@ -115,17 +115,8 @@ def _inputs(graph: ir.Graph) -> dict[ir.Value, list[_Linear]]:
             continue
         if weight.const_value.size < SMALL or x.shape is None or len(x.shape) != 3:
             continue
-        found.setdefault(x, []).append(_Linear(node, weight, _bias_of(node)))
+        found.setdefault(x, []).append(_Linear(node, weight, bias_of(node)))
     return found
-
-
-def _bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    add = only_user(node.outputs[0], "Add")
-    for value in add.inputs if add is not None else ():
-        if value is not None and value.const_value is not None and len(value.shape or ()) == 1:
-            assert add is not None
-            return add, value
-    return None
 
 
 def _quantize_input(graph: ir.Graph, x: ir.Value, linears: Sequence[_Linear], rows: Floats) -> None:
