@@ -31,7 +31,13 @@ from m2dexport.cli.options import (
 @weights_option()
 @vectors_option()
 @bit_order_option
-@click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["onnx", "openvino"]),
+    default="onnx",
+    show_default=True,
+    help="What will run it: ONNX Runtime, or OpenVINO.",
+)
 @calibration_option
 @gate_options
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
@@ -69,6 +75,7 @@ def build(
             weights=weights,
             vectors=vectors,
             bit_order=bit_order,
+            engine=engine,
             calibration=texts_of(calibration),
             min_coverage=min_coverage,
             allow_batch_dependent=allow_batch_dependent,
