@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from m2dexport.artifact import GRAPH, RANGES, SPEC, TOKENIZER, ArtifactSpec
+from m2dexport.artifact import GRAPH_FILES, RANGES, SPEC, TOKENIZER, ArtifactSpec
 from m2dexport.codecs import PER_BYTE
 from m2dexport.errors import BundleError, M2DError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
-REQUIRED = frozenset({SPEC, GOLDEN, MANIFEST, GRAPH, TOKENIZER})
-KNOWN = REQUIRED | {RANGES}
+REQUIRED = frozenset({SPEC, GOLDEN, MANIFEST, TOKENIZER})
+GRAPHS = frozenset(name for names in GRAPH_FILES.values() for name in names)
+KNOWN = REQUIRED | GRAPHS | {RANGES}
 
 _LIMIT = (1 << 32) - 1  # of a ZIP archive without the 64-bit extension
 _SMALL_LIMIT = 1 << 28  # bytes of any entry but the graph
@@ -169,7 +170,7 @@ def _require_plain_entry(info: zipfile.ZipInfo, path: Path) -> None:
         raise BundleError(f"{path}: {name!r} is a link, a folder or has a mode of its own.")
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise BundleError(f"{path}: {name!r} is compressed; a bundle stores files as they are.")
-    if info.file_size > _SMALL_LIMIT and name != GRAPH:
+    if info.file_size > _SMALL_LIMIT and name not in GRAPHS:
         raise BundleError(f"{path}: {name!r} is larger than {_SMALL_LIMIT:,} bytes.")
 
 
@@ -243,7 +244,11 @@ def _check_names(files: Mapping[str, bytes], manifest: dict[str, Any], path: Pat
     for name in sorted(set(files) - KNOWN):
         raise BundleError(f"{path} holds {name!r}, which does not belong into a bundle.")
     told = set(manifest["files"]) | {MANIFEST}
-    for name in sorted((REQUIRED | told) - set(files)):
+    engine = next((key for key, names in GRAPH_FILES.items() if names[0] in files), "onnx")
+    required = REQUIRED | set(GRAPH_FILES[engine])
+    for name in sorted(GRAPHS & set(files) - required):
+        raise BundleError(f"{path} holds {name!r} beside the graph of engine {engine}.")
+    for name in sorted((required | told) - set(files)):
         raise BundleError(f"{path} lacks {name!r}; build the bundle anew.")
     for name in sorted(set(files) - told):
         raise BundleError(f"{path} holds {name!r}, which its manifest does not tell of.")

@@ -2,7 +2,8 @@
 
 ::
 
-    model.onnx      int64 (batch, sequence) input_ids and attention_mask -> sentence_embedding
+    model.onnx      int64 (batch, sequence) input_ids and attention_mask -> sentence_embedding;
+                    model.xml and model.bin, the same as an OpenVINO IR, where that is the engine
     tokenizer.json  truncates at the model's maximum length, does not pad
     ranges.json     the frozen ranges, of int8 and int4 vectors alone
     artifact.json   the specification below
@@ -33,7 +34,12 @@ from m2dexport.codecs import (
 from m2dexport.errors import UsageError
 
 FORMAT = 1
-GRAPH = "model.onnx"
+#: Engine -> the files of its graph, the one that names the others first.
+GRAPH_FILES: Mapping[str, tuple[str, ...]] = {
+    "onnx": ("model.onnx",),
+    "openvino": ("model.xml", "model.bin"),
+}
+GRAPH = GRAPH_FILES["onnx"][0]
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
 SPEC = "artifact.json"
@@ -61,7 +67,7 @@ class ArtifactSpec:
     """Everything a runtime must know about an artifact beside its graph and tokenizer."""
 
     format: int
-    engine: str  # "onnx"
+    engine: str  # a key of GRAPH_FILES
     layers: int
     dim: int
     weights: str  # a precision of ``weights``: fp32, int8, int4-weight-only, ...
@@ -83,7 +89,7 @@ class ArtifactSpec:
     clipping_rate: float | None  # share of held-out texts' values outside the ranges; None: none
     coverage: float  # share of the weight bytes that are stored below float32
     left_in_float32: list[str]  # names of the large weights that are not
-    min_onnxruntime: str  # the oldest version that runs the graph, such as "1.17"
+    min_engine: str  # the oldest version of the engine that runs the graph, such as "1.17"
     provenance: dict[str, str]  # checkpoint and tool versions
 
     def to_json(self) -> str:
@@ -117,20 +123,22 @@ def spec_from_json(text: str, where: object) -> ArtifactSpec:
 def _check(spec: ArtifactSpec, where: object) -> None:
     """Refuse values that would fail, or mislead, far from where they are stored."""
     known = (
-        spec.engine == "onnx" and spec.vectors in VECTOR_PRECISIONS and spec.bit_order in BIT_ORDERS
+        spec.engine in GRAPH_FILES
+        and spec.vectors in VECTOR_PRECISIONS
+        and spec.bit_order in BIT_ORDERS
     )
     sizes = all(type(n) is int and n >= 1 for n in (spec.layers, spec.dim, spec.max_length))
     prompts = isinstance(spec.prompts, dict) and all(
         isinstance(prompt, str) for prompt in spec.prompts.values()
     )
     flags = isinstance(spec.batch_invariant, bool) and type(spec.pad_id) is int
-    oldest = re.fullmatch(r"\d+(\.\d+)*", str(spec.min_onnxruntime))
+    oldest = re.fullmatch(r"\d+(\.\d+)*", str(spec.min_engine))
     if not (known and sizes and prompts and flags and oldest):
         raise UsageError(
             f"{where} holds values that this version does not know: engine {spec.engine!r}, "
             f"vectors {spec.vectors!r}, bit_order {spec.bit_order!r}, layers {spec.layers!r}, dim "
             f"{spec.dim!r}, max_length {spec.max_length!r}, pad_id {spec.pad_id!r}, "
-            f"min_onnxruntime {spec.min_onnxruntime!r} or a prompt."
+            f"min_engine {spec.min_engine!r} or a prompt."
         )
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
         raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")

@@ -19,6 +19,7 @@ from m2dexport import __version__, codecs
 from m2dexport.artifact import (
     FORMAT,
     GRAPH,
+    GRAPH_FILES,
     RANGES,
     SPEC,
     TOKENIZER,
@@ -38,6 +39,7 @@ from m2dexport.codecs import (
     VectorPrecision,
 )
 from m2dexport.data import calibration_texts, texts_sha256
+from m2dexport.engines import engine_module, engine_version
 from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
@@ -58,12 +60,11 @@ from m2dexport.slicing import slice_checkpoint
 from m2dexport.tokenizer import load_tokenizer
 from m2dexport.weights import (
     CALIBRATED,
-    MIN_ONNXRUNTIME,
-    OLDEST_ONNXRUNTIME,
-    WEIGHT_PRECISIONS,
+    ENGINE_PRECISIONS,
     CalibrationTokens,
     WeightPrecision,
     quantize_weights,
+    require_precision,
 )
 from m2dexport.weights.coverage import Coverage, coverage
 from m2dexport.weights.units import sha256_of_weights
@@ -95,6 +96,7 @@ def build_artifact(
     weights: WeightPrecision = "fp32",
     vectors: VectorPrecision = "float32",
     bit_order: BitOrder = "big",
+    engine: str = "onnx",
     calibration: Sequence[str] | None = None,
     min_coverage: float = MIN_COVERAGE,
     allow_batch_dependent: bool = False,
@@ -111,6 +113,7 @@ def build_artifact(
         weights: one of ``weights.WEIGHT_PRECISIONS``.
         vectors: one of ``codecs.VECTOR_PRECISIONS``.
         bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
+        engine: "onnx" or "openvino".
         calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
             None takes the shipped ones.
         min_coverage: share of the weight bytes, 0..1, that must really be quantized, if any are.
@@ -126,22 +129,23 @@ def build_artifact(
             depends on its batch; ``out`` is not made.
         M2DError: when too little of the weights could be quantized, or quality drops further than
             the limit whatever stays in float32.
+        MissingExtra: when the engine is not installed.
     """
     from m2dexport.export import graph_from_checkpoint
     from m2dexport.reference import Reference
-    from m2dexport.rewrites import fuse_for_onnxruntime
+    from m2dexport.rewrites import fuse_for_engine
 
     require_new(out)
-    _check_options(weights, vectors, bit_order, min_coverage, limit)
+    _check_options(engine, weights, vectors, bit_order, min_coverage, limit)
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         sub_model = slice_checkpoint(checkpoint, layers, dim, Path(scratch) / "sub-model")
         all_depths = graph_from_checkpoint(sub_model, (layers,))
-        fuse_for_onnxruntime(all_depths)
+        fuse_for_engine(all_depths, engine)
         graph = vector_graph(depth_graph(all_depths, layers), dim)
         prompt = default_prompt(sub_model)
         reference = Reference(sub_model, (layers,)).encode(PROBES, prompt=prompt)[layers]
         tokenizer_json = tokenizer_of(sub_model)
-        spec = _first_spec(checkpoint, sub_model, tokenizer_json)
+        spec = _first_spec(checkpoint, sub_model, engine, tokenizer_json)
     expected = codecs.truncate(reference, dim)
     source = _Source(graph, spec, tokenizer_json, expected, checkpoint.licenses)
     gates = _Gates(min_coverage, allow_batch_dependent, limit)
@@ -185,12 +189,17 @@ def quantize_artifact(
             the limit whatever stays in float32.
     """
     require_new(out)
-    _check_options(weights, vectors, bit_order, min_coverage, limit)
     spec = read_spec(artifact)
+    _check_options(spec.engine, weights, vectors, bit_order, min_coverage, limit)
     if (spec.weights, spec.vectors) != ("fp32", "float32"):
         raise UsageError(
             f"{artifact} is already quantized (weights={spec.weights}, vectors={spec.vectors}); "
             "start from one built with fp32 weights and float32 vectors."
+        )
+    if spec.engine != "onnx":
+        raise UsageError(
+            f"{artifact} was built for {spec.engine}, and quantize takes ONNX artifacts; build "
+            f"with --engine {spec.engine} --weights {weights} --vectors {vectors} instead."
         )
     tokenizer_json = (artifact / TOKENIZER).read_text(encoding="utf-8")
     expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
@@ -240,13 +249,14 @@ def _finish(
     on_progress: OnProgress,
 ) -> Artifact:
     texts = calibration_texts() if calibration is None else calibration
-    graph = quantize_weights(source.graph, weights, _tokenized(source, texts))
+    engine = source.spec.engine
+    graph = quantize_weights(source.graph, weights, _tokenized(source, texts), engine=engine)
     mixture = None
     if gates.limit is not None:
         graph, mixture = _mix(source, graph, weights, texts, gates.limit, on_progress)
     kept = mixture.kept if mixture else frozenset()
     _require_coverage(coverage(graph, weights, without=kept), gates.min_coverage, out)
-    encoder = Encoder(source.spec, source.tokenizer_json, serialize_graph(graph))
+    encoder = Encoder(source.spec, source.tokenizer_json, *graph_files(graph, engine))
     probes = encoder.tokenize(PROBES)
     embedded = embed_probes(encoder.run, probes, source.spec.pad_id, source.spec.max_length)
     parity = measure_parity(source.expected, embedded)
@@ -259,7 +269,7 @@ def _finish(
         floats = encoder.encode(texts, batch_size=batch)
         ranges = codecs.calibrate_ranges(floats)
         clipping_rate = codecs.held_out_clipping_rate(floats)
-    fitted_to = texts_sha256(texts) if weights in CALIBRATED else None
+    fitted_to = texts_sha256(texts) if weights in CALIBRATED[engine] else None
     coded = replace(
         source.spec,
         bit_order=bit_order,
@@ -269,11 +279,12 @@ def _finish(
     )
     covered = coverage(graph, weights)
     spec = _final_spec(replace(source, spec=coded), weights, vectors, ranges, parity, covered)
-    finished = serialize_graph(coded_graph(graph, vectors, ranges, bit_order))
+    finished = graph_files(coded_graph(graph, vectors, ranges, bit_order), engine)
     expected = encoder.encode(PROBES, batch_size=batch)
-    _require_equal_codes(expected, Encoder(spec, source.tokenizer_json, finished), ranges, out)
+    _require_equal_codes(expected, Encoder(spec, source.tokenizer_json, *finished), ranges, out)
     with atomic_folder(out) as folder:
-        (folder / GRAPH).write_bytes(finished)
+        for name, content in zip(GRAPH_FILES[engine], finished, strict=True):
+            (folder / name).write_bytes(content)
         (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
         (folder / SPEC).write_text(spec.to_json(), encoding="utf-8")
         if ranges:
@@ -295,9 +306,15 @@ def _mix(
     spec = replace(source.spec, batch_invariant=weights != "int8-dynamic")
 
     def load(model: ir.Model) -> Encoder:
-        return Encoder(spec, source.tokenizer_json, serialize_graph(model))
+        return Encoder(spec, source.tokenizer_json, *graph_files(model, spec.engine))
 
     return mix_precision(source.graph, graph, load, texts, limit, on_progress)
+
+
+def graph_files(graph: ir.Model, engine: str) -> tuple[bytes, ...]:
+    """Return the content of the engine's files of a graph, in the order of ``GRAPH_FILES``."""
+    files: tuple[bytes, ...] = engine_module(engine).files_from_onnx(serialize_graph(graph))
+    return files
 
 
 def _tokenized(source: _Source, texts: Sequence[str]) -> CalibrationTokens:
@@ -332,12 +349,14 @@ def _require_equal_codes(
         )
 
 
-def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: str) -> ArtifactSpec:
+def _first_spec(
+    checkpoint: Checkpoint, sub_model: Checkpoint, engine: str, tokenizer_json: str
+) -> ArtifactSpec:
     """Return the specification of the fp32 float32 artifact, with parity still to be measured."""
     trained = checkpoint.trained
     return ArtifactSpec(
         format=FORMAT,
-        engine="onnx",
+        engine=engine,
         layers=sub_model.layers,
         dim=sub_model.dim,
         weights="fp32",
@@ -359,11 +378,11 @@ def _first_spec(checkpoint: Checkpoint, sub_model: Checkpoint, tokenizer_json: s
         clipping_rate=None,
         coverage=1.0,
         left_in_float32=[],
-        min_onnxruntime=OLDEST_ONNXRUNTIME,
+        min_engine=ENGINE_PRECISIONS[engine]["fp32"],
         provenance={
             "checkpoint": weights_sha256(checkpoint),
             "sub_model": weights_sha256(sub_model),
-            **tool_versions(),
+            **tool_versions(engine),
         },
     )
 
@@ -386,21 +405,21 @@ def _final_spec(
         parity={name: float(value) for name, value in asdict(parity).items()},
         coverage=covered.share,
         left_in_float32=list(covered.left),
-        min_onnxruntime=MIN_ONNXRUNTIME.get(weights, OLDEST_ONNXRUNTIME),
+        min_engine=ENGINE_PRECISIONS[spec.engine][weights],
         provenance={**spec.provenance, **made_by},
     )
     return replace(final, space_id=space_id_of_artifact(final, ranges, source.tokenizer_json))
 
 
-def tool_versions() -> dict[str, str]:
+def tool_versions(engine: str = "onnx") -> dict[str, str]:
     """Return the versions of what decides an artifact's content."""
-    import onnxruntime
     import torch
     import transformers
 
+    package, installed = engine_version(engine)
     return {
         "m2dexport": __version__,
-        "onnxruntime": onnxruntime.__version__,
+        package: installed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -417,14 +436,17 @@ def pad_id(checkpoint: Checkpoint) -> int:
 
 
 def _check_options(
-    weights: str, vectors: str, bit_order: str, min_coverage: float, limit: QualityLimit | None
+    engine: str,
+    weights: str,
+    vectors: str,
+    bit_order: str,
+    min_coverage: float,
+    limit: QualityLimit | None,
 ) -> None:
+    engine_module(engine)  # an unknown or missing one is refused before any work
+    require_precision(weights, engine)
     if not 0 <= min_coverage <= 1:
         raise UsageError(f"--min-coverage {min_coverage:g} is no share; give one from 0 to 1.")
-    if weights not in WEIGHT_PRECISIONS:
-        raise UsageError(
-            f"--weights {weights!r} is unknown; choose from {', '.join(WEIGHT_PRECISIONS)}."
-        )
     if vectors not in VECTOR_PRECISIONS:
         raise UsageError(
             f"--vectors {vectors!r} is unknown; choose from {', '.join(VECTOR_PRECISIONS)}."

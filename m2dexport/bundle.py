@@ -15,7 +15,7 @@ from m2dexport.archive import (
     open_bundle,
     write_archive,
 )
-from m2dexport.artifact import GRAPH, RANGES, SPEC, TOKENIZER
+from m2dexport.artifact import GRAPH_FILES, RANGES, SPEC, TOKENIZER, ArtifactSpec
 from m2dexport.codecs import LEVELS, Ranges, ranges_from_json
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import atomic_file, require_new
@@ -82,7 +82,7 @@ def write_bundle(folder: Path, out: Path) -> BundleInfo:
     """
     require_new(out)
     spec = artifact.read_spec(folder)
-    files = _artifact_files(folder, spec.vectors in LEVELS)
+    files = _artifact_files(folder, spec)
     ranges = _ranges(files)
     encoders = [encoder_from_files(files, folder, threads=threads) for threads in (1, 2)]
     files[GOLDEN] = golden.golden_json(*golden.golden_of(encoders[0], encoders[1], ranges))
@@ -139,8 +139,9 @@ def _verify(files: Mapping[str, bytes], path: Path, threads: int | None) -> Veri
     )
 
 
-def _artifact_files(folder: Path, ranged: bool) -> dict[str, bytes]:
-    names = [SPEC, TOKENIZER, GRAPH, *([RANGES] if ranged else [])]
+def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
+    ranges = [RANGES] if spec.vectors in LEVELS else []
+    names = [SPEC, TOKENIZER, *GRAPH_FILES[spec.engine], *ranges]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder} is not an artifact: it has no {missing[0]}; build makes one.")

@@ -70,6 +70,7 @@ def bundle_cell(
             Path(scratch) / "artifact",
             weights=cell.weights,
             vectors=cell.vectors,
+            engine=cell.engine,
             calibration=calibration,
             allow_batch_dependent="batch_dependent" in cell.flags,
         )

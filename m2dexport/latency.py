@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.engines import engine_module
 from m2dexport.errors import M2DError
+
+_Run = Callable[[NDArray[np.int64], NDArray[np.int64]], object]
 
 _SEED = 0
 _WARM_UP_LIMIT = 50
@@ -40,7 +42,7 @@ class LatencyPoint:
 class Footprint:
     """What one process needs to load a graph and run it at the largest shape of the grid."""
 
-    peak_memory_bytes: int  # of the whole process: Python, numpy, onnxruntime, graph, buffers
+    peak_memory_bytes: int  # of the whole process: Python, numpy, engine, graph, buffers
     load_ms: float  # from file to a session that can run
 
 
@@ -52,6 +54,7 @@ def measure_latency(
     threads: int,
     provider: str,
     repeats: int,
+    engine: str = "onnx",
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[LatencyPoint, ...]]:
     """Time every graph at every shape; in each round every candidate runs once.
@@ -60,28 +63,31 @@ def measure_latency(
     not included.
 
     Args:
-        graphs: candidate name -> ONNX file.
+        graphs: candidate name -> the first file of its graph.
         shapes: (batch, sequence) pairs; every token is real, none is padding.
         vocab_size: token ids are drawn below this.
         threads: intra-op threads of each session.
         provider: the execution provider.
         repeats: timed rounds per shape.
+        engine: the engine of all of them.
         on_step: called once a candidate and shape.
     """
+    load, run = engine_module(engine).load, engine_module(engine).run
     points: dict[str, list[LatencyPoint]] = {name: [] for name in graphs}
     for group in _groups(graphs):
-        sessions = {
-            name: engine.load(graphs[name], threads=threads, provider=provider) for name in group
+        runs = {
+            name: partial(run, load(graphs[name], threads=threads, provider=provider))
+            for name in group
         }
         for batch, sequence in shapes:
             ids, mask = _inputs(batch, sequence, vocab_size)
-            for session in sessions.values():
-                _warm_up(session, ids, mask)
+            for run_once in runs.values():
+                _warm_up(run_once, ids, mask)
             times: dict[str, list[float]] = {name: [] for name in group}
             for turn in range(repeats):
                 first = turn % len(group)  # no candidate always follows the same one
                 for name in (*group[first:], *group[:first]):
-                    times[name].append(_timed(sessions[name], ids, mask))
+                    times[name].append(_timed(runs[name], ids, mask))
             for name, taken in times.items():
                 p50, p95 = np.percentile(taken, (50, 95))
                 points[name].append(LatencyPoint(batch, sequence, float(p50), float(p95), repeats))
@@ -90,14 +96,20 @@ def measure_latency(
 
 
 def measure_footprint(
-    graph: Path, shape: tuple[int, int], *, vocab_size: int, threads: int, provider: str
+    graph: Path,
+    shape: tuple[int, int],
+    *,
+    vocab_size: int,
+    threads: int,
+    provider: str,
+    engine: str = "onnx",
 ) -> Footprint:
     """Load and run a graph in a process of its own, and report what that took.
 
     Raises:
         M2DError: when the process fails.
     """
-    arguments = [str(graph), provider, *(str(n) for n in (*shape, vocab_size, threads))]
+    arguments = [engine, str(graph), provider, *(str(n) for n in (*shape, vocab_size, threads))]
     finished = subprocess.run(
         [sys.executable, "-m", "m2dexport.latency", *arguments],
         capture_output=True,
@@ -110,14 +122,19 @@ def measure_footprint(
     return Footprint(**json.loads(finished.stdout))
 
 
+def graph_bytes(graph: Path) -> int:
+    """Return the size of a graph, given its first file: an OpenVINO IR has a second beside it."""
+    return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.stem}.*"))
+
+
 def _groups(graphs: Mapping[str, Path]) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     size = 0
     for name, path in graphs.items():
-        size += path.stat().st_size
+        size += graph_bytes(path)
         if groups[-1] and size > _GROUP_BYTES:
             groups.append([])
-            size = path.stat().st_size
+            size = graph_bytes(path)
         groups[-1].append(name)
     return groups
 
@@ -129,22 +146,20 @@ def _inputs(
     return ids, np.ones_like(ids)
 
 
-def _warm_up(
-    session: ort.InferenceSession, ids: NDArray[np.int64], mask: NDArray[np.int64]
-) -> None:
+def _warm_up(run: _Run, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> None:
     """Run until one window of runs is about as fast as the window before it."""
     previous = float("inf")
     for _ in range(_WARM_UP_LIMIT // _WARM_UP_WINDOW):
-        window = float(np.median([_timed(session, ids, mask) for _ in range(_WARM_UP_WINDOW)]))
+        window = float(np.median([_timed(run, ids, mask) for _ in range(_WARM_UP_WINDOW)]))
         if previous / _STEADY <= window <= previous * _STEADY:
             return
         previous = window
 
 
-def _timed(session: ort.InferenceSession, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> float:
+def _timed(run: _Run, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> float:
     """Return the milliseconds of one run."""
     start = time.perf_counter()
-    engine.run(session, ids, mask)
+    run(ids, mask)
     return (time.perf_counter() - start) * 1e3
 
 
@@ -161,15 +176,17 @@ def _peak_memory() -> int:
 
 
 def _report_footprint(
-    graph: str, provider: str, batch: int, sequence: int, vocab_size: int, threads: int
+    engine: str, graph: str, provider: str, batch: int, sequence: int, vocab_size: int, threads: int
 ) -> str:
+    module = engine_module(engine)
     start = time.perf_counter()
-    session = engine.load(Path(graph), threads=threads, provider=provider)
+    session = module.load(Path(graph), threads=threads, provider=provider)
     load_ms = (time.perf_counter() - start) * 1e3
-    engine.run(session, *_inputs(batch, sequence, vocab_size))
+    module.run(session, *_inputs(batch, sequence, vocab_size))
     return json.dumps({"peak_memory_bytes": _peak_memory(), "load_ms": load_ms})
 
 
 if __name__ == "__main__":
-    _, path, name, *numbers = sys.argv
-    sys.stdout.write(_report_footprint(path, name, *(int(number) for number in numbers)))
+    _, engine, path, provider, *rest = sys.argv
+    numbers = [int(number) for number in rest]
+    sys.stdout.write(_report_footprint(engine, path, provider, *numbers))

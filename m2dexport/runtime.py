@@ -1,4 +1,4 @@
-"""Text in, final vector out: numpy, tokenizers and onnxruntime, without torch or a network."""
+"""Text in, final vector out: numpy, tokenizers and one engine, without torch or a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m2dexport import artifact
 from m2dexport.archive import open_bundle
 from m2dexport.artifact import ArtifactSpec
 from m2dexport.codecs import code_dtype, code_width
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.engines import engine_module, require_version
 from m2dexport.errors import BundleError, M2DError, UsageError
 
 #: A batch holds at most this many tokens, padding included: longer texts make smaller batches.
@@ -37,7 +37,7 @@ class Encoder:
     Args:
         spec: the artifact's specification.
         tokenizer_json: content of its tokenizer.json.
-        graph: its ONNX graph, a file or bytes.
+        graph: the files of its graph, or their bytes, in the order of ``artifact.GRAPH_FILES``.
         threads: intra-op threads; None takes what this process may use.
     """
 
@@ -45,14 +45,14 @@ class Encoder:
         self,
         spec: ArtifactSpec,
         tokenizer_json: str,
-        graph: Path | bytes,
-        *,
+        *graph: Path | bytes,
         threads: int | None = None,
     ) -> None:
-        engine.require_version(spec.min_onnxruntime)
         self.spec = spec
         self._tokenizer = load_tokenizer(tokenizer_json)
-        self._session = engine.load(graph, threads=threads)
+        self._engine = engine_module(spec.engine)
+        require_version(spec.engine, spec.min_engine)
+        self._session = self._engine.load(*graph, threads=threads)
 
     def encode(
         self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32
@@ -85,7 +85,8 @@ class Encoder:
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[Any]:
         """Return the final vectors of int64 (batch, sequence) ids and mask, one row a text."""
-        return engine.run(self._session, input_ids, attention_mask)[0]
+        vectors: NDArray[Any] = self._engine.run(self._session, input_ids, attention_mask)[0]
+        return vectors
 
     def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[list[int]]:
         """Return the token ids of each text, cut at the maximum length, specials included."""
@@ -133,7 +134,8 @@ def load(path: str | Path, *, threads: int | None = None) -> Encoder:
     if path.is_dir():
         spec = artifact.read_spec(path)
         tokenizer_json = (path / artifact.TOKENIZER).read_text(encoding="utf-8")
-        return Encoder(spec, tokenizer_json, path / artifact.GRAPH, threads=threads)
+        graph = (path / name for name in artifact.GRAPH_FILES[spec.engine])
+        return Encoder(spec, tokenizer_json, *graph, threads=threads)
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
     return encoder_from_files(open_bundle(path), path, threads=threads)
@@ -155,9 +157,12 @@ def encoder_from_files(
     try:
         spec = artifact.spec_from_json(files[artifact.SPEC].decode(), path / artifact.SPEC)
         tokenizer_json = files[artifact.TOKENIZER].decode()
+        graph = [files[name] for name in artifact.GRAPH_FILES[spec.engine]]
     except (UsageError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
-    return Encoder(spec, tokenizer_json, files[artifact.GRAPH], threads=threads)
+    except KeyError as error:
+        raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
+    return Encoder(spec, tokenizer_json, *graph, threads=threads)
 
 
 def load_tokenizer(tokenizer_json: str) -> tokenizers.Tokenizer:

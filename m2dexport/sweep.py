@@ -23,29 +23,38 @@ import tokenizers
 from numpy.typing import NDArray
 
 from m2dexport import codecs, manifest
+from m2dexport.artifact import GRAPH_FILES
 from m2dexport.budget import LATENCY_NOISE, QUALITY_NOISE, Target, frontier
-from m2dexport.build import default_prompt, pad_id, tokenizer_of, tool_versions
+from m2dexport.build import default_prompt, graph_files, pad_id, tokenizer_of, tool_versions
 from m2dexport.checkpoint import Checkpoint, weights_sha256
 from m2dexport.codecs import VectorPrecision
 from m2dexport.data import texts_sha256
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.engines import engine_module, usable_cores
+from m2dexport.engines.onnxruntime import CPU
 from m2dexport.errors import UsageError
 from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import depth_graph, serialize_graph, tail_bytes, vector_graph
-from m2dexport.latency import Footprint, LatencyPoint, measure_footprint, measure_latency
+from m2dexport.graph import depth_graph, tail_bytes, vector_graph
+from m2dexport.latency import (
+    Footprint,
+    LatencyPoint,
+    graph_bytes,
+    measure_footprint,
+    measure_latency,
+)
 from m2dexport.machine import read_machine
 from m2dexport.manifest import Cell, Profile, cell_id
 from m2dexport.parity import PROBES, Embedded, embed_probes, measure_parity, require_parity
 from m2dexport.progress import OnProgress
 from m2dexport.quality import Task, evaluate
 from m2dexport.reference import Reference
-from m2dexport.rewrites import fuse_for_onnxruntime
+from m2dexport.rewrites import fuse_for_engine
 from m2dexport.runtime import encode_tokens, load_tokenizer
 from m2dexport.slicing import UntrainedWarning, slice_checkpoint
 from m2dexport.weights import (
     CalibrationTokens,
     WeightPrecision,
     quantize_weights,
+    require_precision,
 )
 
 Floats = NDArray[np.float32]
@@ -63,8 +72,9 @@ class Plan:
     weights: tuple[WeightPrecision, ...] = ("fp32", "fp16", "int8")
     vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
-    threads: int = field(default_factory=engine.usable_cores)
-    provider: str = engine.CPU
+    threads: int = field(default_factory=usable_cores)
+    engine: str = "onnx"
+    provider: str = CPU
     repeats: int = 30  # timed runs of each graph at each shape
 
 
@@ -81,12 +91,9 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
 
     Raises:
         UsageError: when the target's engine is not one that can be measured here.
+        MissingExtra: when it is not installed.
     """
-    if target.engine != "onnx":
-        raise UsageError(
-            f"the engine {target.engine} cannot be profiled by this version; choose a target of "
-            "engine onnx."
-        )
+    engine_module(target.engine)  # refused before any work
     default = default_plan(checkpoint)
     return Plan(
         layers=target.grid.layers or default.layers,
@@ -95,6 +102,7 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         vectors=target.grid.vectors or default.vectors,
         shapes=target.latency.shapes if target.latency else default.shapes,
         threads=target.threads or default.threads,
+        engine=target.engine,
         provider=target.provider,
     )
 
@@ -131,7 +139,7 @@ def profile_checkpoint(
     return Profile(
         format=manifest.FORMAT,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        tools=tool_versions(),
+        tools=tool_versions(plan.engine),
         machine=read_machine(plan.threads),
         checkpoint=manifest.CheckpointInfo(
             model=model,
@@ -193,16 +201,18 @@ def _measure(
     with _timed(seconds, "quality"):
         for weights in plan.weights:
             graph = quantize_weights(
-                source.graph, weights, corpus.calibration_tokens(source.pad_id)
+                source.graph,
+                weights,
+                corpus.calibration_tokens(source.pad_id),
+                engine=plan.engine,
             )
             surface, dependent = _one_pass(graph, weights, source, corpus, plan, on_progress)
             batch_dependent.update(f"{depth}-{weights}" for depth in dependent)
             quality.update(_qualities(surface, weights, corpus, plan))
             for depth in plan.layers:
-                path = folder / f"{depth}-{weights}.onnx"
                 one_depth = vector_graph(depth_graph(graph, depth), checkpoint.dim)
-                path.write_bytes(serialize_graph(one_depth))
-                graphs[path.stem] = path
+                name = f"{depth}-{weights}"
+                graphs[name] = _write(one_depth, plan.engine, folder / name)
     with _timed(seconds, "latency"):
         latency = _latencies(graphs, checkpoint, plan, on_progress)
     with _timed(seconds, "memory"):
@@ -211,7 +221,7 @@ def _measure(
         quality=quality,
         latency=latency,
         footprints=footprints,
-        sizes={n: p.stat().st_size + source.tokenizer_bytes for n, p in graphs.items()},
+        sizes={n: graph_bytes(path) + source.tokenizer_bytes for n, path in graphs.items()},
         tail_sizes={
             (dim, vectors): tail_bytes(checkpoint.dim, dim, vectors)
             for dim, vectors in product(plan.dims, plan.vectors)
@@ -253,7 +263,7 @@ def _export(checkpoint: Checkpoint, folder: Path, plan: Plan) -> _Source:
         warnings.simplefilter("ignore", UntrainedWarning)
         full = slice_checkpoint(checkpoint, checkpoint.layers, checkpoint.dim, folder)
     graph = graph_from_checkpoint(full, plan.layers)
-    fuse_for_onnxruntime(graph)
+    fuse_for_engine(graph, plan.engine)
     tokenizer_json = tokenizer_of(full)
     prompt = default_prompt(full)
     return _Source(
@@ -301,7 +311,9 @@ def _one_pass(
     Raises:
         ParityError: when a depth of the graph does not reproduce the torch original.
     """
-    session = engine.load(serialize_graph(graph), threads=plan.threads, provider=plan.provider)
+    engine = engine_module(plan.engine)
+    files = graph_files(graph, plan.engine)
+    session = engine.load(*files, threads=plan.threads, provider=plan.provider)
     done = 0
 
     def run(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
@@ -326,6 +338,14 @@ def _one_pass(
     vectors = encode_tokens(run, corpus.ids, source.pad_id, 1 if dependent else _BATCH)
     assert vectors is not None
     return {depth: vectors[:, index] for index, depth in enumerate(plan.layers)}, dependent
+
+
+def _write(graph: ir.Model, engine: str, stem: Path) -> Path:
+    """Write the engine's files of a graph; returns the first, which loads with the others."""
+    paths = [stem.with_suffix(Path(name).suffix) for name in GRAPH_FILES[engine]]
+    for path, content in zip(paths, graph_files(graph, engine), strict=True):
+        path.write_bytes(content)
+    return paths[0]
 
 
 def _qualities(
@@ -366,6 +386,7 @@ def _latencies(
         [(batch, min(length, checkpoint.max_length)) for batch, length in plan.shapes],
         vocab_size=checkpoint.vocab_size,
         threads=plan.threads,
+        engine=plan.engine,
         provider=plan.provider,
         repeats=plan.repeats,
         on_step=step,
@@ -383,6 +404,7 @@ def _footprints(
             (largest[0], min(largest[1], checkpoint.max_length)),
             vocab_size=checkpoint.vocab_size,
             threads=plan.threads,
+            engine=plan.engine,
             provider=plan.provider,
         )
         on_progress("memory", done, len(graphs))
@@ -408,7 +430,7 @@ def _cells(
             dim=dim,
             weights=weights,
             vectors=vectors,
-            engine="onnx",
+            engine=plan.engine,
             provider=plan.provider,
             quality=quality,
             mean_quality=float(
@@ -467,6 +489,8 @@ def _flags(
 
 
 def _check_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> None:
+    for weights in plan.weights:
+        require_precision(weights, plan.engine)
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")
     names = [task.name for task in tasks]

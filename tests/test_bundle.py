@@ -18,7 +18,7 @@ from tiny_artifact import tiny_artifact, tiny_graph, tiny_spec
 
 from m2dexport import archive, golden
 from m2dexport.archive import GOLDEN, MANIFEST, manifest_json, open_bundle, write_archive
-from m2dexport.artifact import GRAPH, SPEC, TOKENIZER, spec_from_json
+from m2dexport.artifact import GRAPH, RANGES, SPEC, TOKENIZER, spec_from_json
 from m2dexport.bundle import verify_bundle, write_bundle
 from m2dexport.codecs import BIT_ORDERS, PER_BYTE, VECTOR_PRECISIONS
 from m2dexport.errors import BundleError, UsageError
@@ -91,7 +91,7 @@ def test_any_zip_reader_reads_a_bundle(packed: Path) -> None:
             packed
         )
         assert {info.date_time for info in stream.infolist()} == {FIRST_DAY}
-        assert stream.namelist() == sorted(archive.KNOWN)
+        assert stream.namelist() == sorted({*archive.REQUIRED, GRAPH, RANGES})
 
 
 def test_archive_bytes_are_pinned(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport.engines.onnxruntime import CPU, usable_cores
+from m2dexport.engines import usable_cores
+from m2dexport.engines.onnxruntime import CPU
 from m2dexport.errors import M2DError
 from m2dexport.latency import measure_footprint, measure_latency
 

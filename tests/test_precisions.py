@@ -169,7 +169,7 @@ def test_weights_that_hold_nan_or_exceed_half_are_named(fp32) -> None:
 
 
 def test_an_onnxruntime_that_is_too_old_is_named(tmp_path: Path) -> None:
-    artifact = tiny_artifact(tmp_path / "a", replace(tiny_spec(), min_onnxruntime="99.1"))
+    artifact = tiny_artifact(tmp_path / "a", replace(tiny_spec(), min_engine="99.1"))
     with pytest.raises(M2DError, match=r"needs onnxruntime 99\.1 or newer"):
         runtime.load(artifact)
 
@@ -177,7 +177,7 @@ def test_an_onnxruntime_that_is_too_old_is_named(tmp_path: Path) -> None:
 def test_8_bit_blocks_state_the_onnxruntime_that_knows_them(fp32, tmp_path: Path) -> None:
     artifact = quantized(fp32["bert"], tmp_path / "a", "int8-weight-only")
     stored = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
-    assert stored["min_onnxruntime"] == "1.22"
+    assert stored["min_engine"] == "1.22"
 
 
 def test_int4_tables_give_the_rows_that_their_codes_stand_for() -> None:

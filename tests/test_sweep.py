@@ -13,6 +13,7 @@ from m2dexport.budget import Target, load_target
 from m2dexport.build import build_artifact
 from m2dexport.checkpoint import open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
+from m2dexport.engines import onnxruntime
 from m2dexport.errors import UsageError
 from m2dexport.manifest import Profile
 from m2dexport.quality import StsTask, Task, evaluate, load_task
@@ -103,14 +104,14 @@ def test_a_cell_promises_what_its_artifact_keeps(profile, tasks, tmp_path: Path,
 def test_the_quality_surface_is_one_pass_per_weight_precision(tasks, monkeypatch) -> None:
     """Each text goes through the transformer once, whatever the number of layers and dims."""
     rows = 0
-    run = sweep.engine.run
+    run = onnxruntime.run
 
     def counting(session, input_ids, mask):
         nonlocal rows
         rows += len(input_ids)
         return run(session, input_ids, mask)
 
-    monkeypatch.setattr(sweep.engine, "run", counting)
+    monkeypatch.setattr(onnxruntime, "run", counting)
     monkeypatch.setattr(
         sweep, "measure_latency", lambda graphs, *_, **__: dict.fromkeys(graphs, ())
     )
@@ -141,7 +142,7 @@ def test_a_target_sets_threads_shapes_and_grid() -> None:
 
 def test_a_target_of_an_engine_that_cannot_run_here_is_refused() -> None:
     target: Target = load_target("server-gpu")
-    with pytest.raises(UsageError, match="tensorrt cannot be profiled"):
+    with pytest.raises(UsageError, match="tensorrt cannot be run; choose from onnx, openvino"):
         plan_for(open_checkpoint(), target)
 
 

@@ -64,7 +64,7 @@ def tiny_spec(
         clipping_rate=None,
         coverage=1.0,
         left_in_float32=[],
-        min_onnxruntime="1.17",
+        min_engine="1.17",
         provenance={"sub_model": "0" * 64, "m2dexport": "0.1.0"},
     )
 

@@ -36,7 +36,13 @@ if TYPE_CHECKING:
 @weights_option()
 @vectors_option()
 @bit_order_option
-@click.option("--engine", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["onnx", "openvino"]),
+    default="onnx",
+    show_default=True,
+    help="What will run it: ONNX Runtime, or OpenVINO.",
+)
 @calibration_option
 @limit_options
 @gate_options
@@ -79,6 +85,7 @@ def build(
             weights=weights,
             vectors=vectors,
             bit_order=bit_order,
+            engine=engine,
             calibration=texts_of(calibration),
             min_coverage=min_coverage,
             allow_batch_dependent=allow_batch_dependent,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from m2dexport.engines import threads_for
 from m2dexport.errors import M2DError, UsageError
 
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
+
+
+def files_from_onnx(graph: bytes) -> tuple[bytes]:
+    """Return the ONNX graph, which is all that this engine needs."""
+    return (graph,)
 
 
 def load(
@@ -30,8 +35,6 @@ def load(
         UsageError: when the provider is not in this build of onnxruntime, or threads < 1.
         M2DError: when onnxruntime refuses the graph or the provider does not load.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads cannot run anything; ask for 1 or more.")
     if provider not in ort.get_available_providers():
         raise UsageError(
             f"{provider} is not in this onnxruntime; it has "
@@ -39,7 +42,7 @@ def load(
         )
     _disable_telemetry()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = min(threads or usable_cores(), usable_cores())
+    options.intra_op_num_threads = threads_for(threads)
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads burn the cores that other processes on the device need.
@@ -72,35 +75,6 @@ def run(
     except Exception as error:
         raise M2DError(f"onnxruntime failed while running: {_first_line(error)}") from error
     return outputs
-
-
-def require_version(oldest: str) -> None:
-    """Refuse a graph that this onnxruntime is too old for.
-
-    Args:
-        oldest: the version that knows every operator of the graph, such as "1.22".
-
-    Raises:
-        M2DError: when the installed version is older.
-    """
-    needed = tuple(int(part) for part in oldest.split("."))
-    found = tuple(int(part) for part in ort.__version__.split(".")[: len(needed)])
-    if found < needed:
-        raise M2DError(
-            f"the graph needs onnxruntime {oldest} or newer and {ort.__version__} is installed; "
-            "upgrade onnxruntime, or build with other weights, such as int8."
-        )
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity mask within its cgroup's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return cores
 
 
 def _disable_telemetry() -> None:

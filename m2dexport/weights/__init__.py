@@ -14,6 +14,9 @@ int4-weight-only   4 bits and a scale for every 32 values, tables too (``blockwi
 
 Embedding tables are quantized per row in every integer precision (``tables``). LayerNorm, softmax,
 pooling, heads after pooling and normalisation stay in float32.
+
+OpenVINO computes with float32 activations in every precision (``openvino``), and lacks those that
+are made of 8-bit activations.
 """
 
 from __future__ import annotations
@@ -40,12 +43,19 @@ WeightPrecision = Literal[
 ]
 WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
 
-#: Precisions that are fitted to calibration texts.
-CALIBRATED = ("int8", "int8-static")
+#: Engine -> the precisions that are fitted to calibration texts.
+CALIBRATED: Mapping[str, tuple[WeightPrecision, ...]] = {
+    "onnx": ("int8", "int8-static"),
+    "openvino": (),
+}
 
-#: The oldest onnxruntime that runs a precision.
-MIN_ONNXRUNTIME: Mapping[str, str] = {"int8-weight-only": "1.22"}
-OLDEST_ONNXRUNTIME = "1.17"
+#: Engine -> the precisions that it runs, and the oldest version of it that does.
+ENGINE_PRECISIONS: Mapping[str, Mapping[WeightPrecision, str]] = {
+    "onnx": {**dict.fromkeys(WEIGHT_PRECISIONS, "1.17"), "int8-weight-only": "1.22"},
+    "openvino": dict.fromkeys(
+        ("fp32", "fp16", "bf16", "int8", "int8-weight-only", "int4-weight-only"), "2026.4"
+    ),
+}
 
 _HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -58,8 +68,24 @@ class CalibrationTokens:
     pad_id: int
 
 
+def require_precision(precision: str, engine: str) -> None:
+    """Refuse weights that are unknown, or that an engine does not run.
+
+    Raises:
+        UsageError: naming those that it runs.
+    """
+    known = ENGINE_PRECISIONS[engine]
+    if precision not in known:
+        runs = "is unknown" if precision not in WEIGHT_PRECISIONS else f"does not run on {engine}"
+        raise UsageError(f"--weights {precision!r} {runs}; choose from {', '.join(known)}.")
+
+
 def quantize_weights(
-    model: ir.Model, precision: WeightPrecision, calibration: CalibrationTokens | None = None
+    model: ir.Model,
+    precision: WeightPrecision,
+    calibration: CalibrationTokens | None = None,
+    *,
+    engine: str = "onnx",
 ) -> ir.Model:
     """Return a copy of a float32 graph with its weights in another precision.
 
@@ -69,18 +95,23 @@ def quantize_weights(
         model: a graph with one output or with one output per depth.
         precision: a weight precision; "fp32" returns a plain copy.
         calibration: what activations are measured on; the precisions that need it refuse None.
+        engine: the engine that will run it; "openvino" takes a graph of standard operators alone.
 
     Raises:
         CheckpointError: when a weight holds NaN, or does not fit fp16.
-        UsageError: when a precision needs calibration texts and they are missing or too few.
+        UsageError: when the engine does not run the precision, or the calibration texts that it
+            needs are missing or too few.
         MissingExtra: when the package that makes a precision is not installed.
     """
-    from m2dexport.weights import blockwise, dynamic, half, int8, static, tables
+    from m2dexport.weights import blockwise, dynamic, half, int8, openvino, static, tables
 
+    require_precision(precision, engine)
     model = model.clone()
     _require_numbers(model.graph)
     if precision in ("fp16", "bf16"):
         half.store_half(model.graph, _HALF[precision])
+    elif engine == "openvino":
+        openvino.narrow_matrices(model.graph, precision)
     elif precision == "int8":
         if calibration is None:
             raise UsageError("int8 weights need calibration texts.")
@@ -93,8 +124,9 @@ def quantize_weights(
         blockwise.quantize_blockwise(model, 8)
     elif precision == "int4-weight-only":
         blockwise.quantize_blockwise(model, 4)
+    if precision == "int4-weight-only":
         tables.quantize_tables_int4(model.graph)
-    if precision.startswith("int8"):
+    elif precision.startswith("int8"):
         tables.quantize_tables(model.graph)
     RemoveUnusedNodesPass()(model)
     return model

@@ -1,0 +1,246 @@
+"""OpenVINO: the same vectors, files and promises as on ONNX Runtime."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from tiny_artifact import tiny_graph, tiny_ranges
+
+pytest.importorskip("openvino", reason="an extra: m2dexport[openvino]")
+
+from m2dexport import runtime
+from m2dexport.artifact import GRAPH_FILES, read_spec
+from m2dexport.build import Artifact, build_artifact, quantize_artifact
+from m2dexport.bundle import open_bundle, verify_bundle, write_bundle
+from m2dexport.checkpoint import open_checkpoint
+from m2dexport.codecs import LEVELS, VECTOR_PRECISIONS
+from m2dexport.data import calibration_texts, default_task_paths
+from m2dexport.engines import engine_module
+from m2dexport.engines import onnxruntime as ort
+from m2dexport.engines import openvino as engine
+from m2dexport.errors import BundleError, M2DError, MissingExtra, UsageError
+from m2dexport.export import graph_from_checkpoint
+from m2dexport.graph import depth_graph, serialize_graph, vector_graph
+from m2dexport.parity import PROBES
+from m2dexport.quality import load_task
+from m2dexport.surgery import array_of
+from m2dexport.sweep import Plan, profile_checkpoint
+from m2dexport.weights import quantize_weights
+from m2dexport.weights.coverage import coverage
+
+IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
+MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+
+
+@pytest.fixture(scope="module")
+def graph() -> ir.Model:
+    """The first layer of the shipped checkpoint in standard operators."""
+    checkpoint = open_checkpoint()
+    return vector_graph(depth_graph(graph_from_checkpoint(checkpoint, (1,)), 1), checkpoint.dim)
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """One layer of the shipped checkpoint, int8 weights and vectors; read only."""
+    out = tmp_path_factory.mktemp("openvino") / "artifact"
+    return build_artifact(
+        open_checkpoint(), 1, 36, out, weights="int8", vectors="int8", engine="openvino"
+    )
+
+
+def run(graph: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    session = engine.load(*engine.files_from_onnx(serialize_graph(graph)), threads=1)
+    return engine.run(session, ids, mask)[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    checkpoint = open_checkpoint(request.getfixturevalue(family))
+    vectors = {}
+    for name in ("onnx", "openvino"):
+        artifact = build_artifact(checkpoint, 2, 20, tmp_path / name, engine=name)
+        assert read_spec(artifact.path).engine == name
+        assert {*GRAPH_FILES[name], "artifact.json", "tokenizer.json"} == {
+            path.name for path in artifact.path.iterdir()
+        }
+        vectors[name] = runtime.load(artifact.path).encode(PROBES)
+    np.testing.assert_allclose(vectors["openvino"], vectors["onnx"], atol=1e-5)
+
+
+def test_an_int8_artifact_keeps_what_int8_promises(int8: Artifact) -> None:
+    spec = read_spec(int8.path)
+    assert spec.batch_invariant
+    assert spec.parity["mean_cosine"] > 0.999
+    assert spec.coverage > 0.99
+    encoder = runtime.load(int8.path)
+    alone = np.concatenate([encoder.encode([text]) for text in PROBES])
+    assert (encoder.encode(PROBES) == alone).mean() >= 0.999
+
+
+def test_a_bundle_verifies_and_encodes(int8: Artifact, tmp_path: Path) -> None:
+    write_bundle(int8.path, tmp_path / "a.m2d")
+    assert verify_bundle(tmp_path / "a.m2d").space_id == int8.spec.space_id
+    found = runtime.load(tmp_path / "a.m2d").encode(PROBES)
+    np.testing.assert_array_equal(found, runtime.load(int8.path).encode(PROBES))
+
+
+def test_a_bundle_of_another_engine_than_it_tells_is_refused(
+    int8: Artifact, tmp_path: Path
+) -> None:
+    write_bundle(int8.path, tmp_path / "a.m2d")
+    files = open_bundle(tmp_path / "a.m2d")
+    files["artifact.json"] = files["artifact.json"].replace(b'"openvino",', b'"onnx",', 1)
+    with pytest.raises(BundleError, match=r"lacks 'model\.onnx', the graph of engine onnx"):
+        runtime.encoder_from_files(files, tmp_path / "a.m2d")
+
+
+def test_matrices_are_quantized_within_half_a_step(graph: ir.Model) -> None:
+    quantized = quantize_weights(graph, "int8", engine="openvino")
+    done = coverage(quantized, "int8")
+    assert done.share > 0.99
+    assert done.left == ()
+    constants = quantized.graph.initializers
+    names = [name.removesuffix(".uint8") for name in constants if name.endswith(".uint8")]
+    assert len(names) == 6  # of a layer
+    for name in names:
+        codes, scale, zero = (
+            constants[f"{name}.{part}"].const_value.numpy().astype(np.float32)
+            for part in ("uint8", "scale", "zero")
+        )
+        off = np.abs((codes - zero) * scale - array_of(graph.graph.initializers[name]))
+        assert (off <= scale * 1.001).all()
+        assert (off <= scale * 0.501).mean() > 0.99  # the rest are the ends of a channel's range
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int8"])
+def test_padding_changes_no_vector(graph: ir.Model, weights) -> None:
+    model = quantize_weights(graph, weights, engine="openvino")
+    alone = run(model, IDS[1:, :3], MASK[1:, :3])[0]
+    for width in (4, 40):
+        ids, mask = (np.pad(a[1:, :3], ((0, 0), (0, width - 3))) for a in (IDS, MASK))
+        found = run(model, ids, mask)[0]
+        assert float(found @ alone) >= 0.99999
+
+
+def test_the_same_graph_makes_the_same_bytes() -> None:
+    """Also after OpenVINO has numbered other nodes in this process."""
+    first = engine.files_from_onnx(tiny_graph(12, "float32", None))
+    engine.files_from_onnx(tiny_graph(8, "ubinary", None))
+    assert engine.files_from_onnx(tiny_graph(12, "float32", None)) == first
+
+
+@pytest.mark.parametrize("vectors", VECTOR_PRECISIONS)
+def test_a_model_loads_from_files_and_from_bytes(tmp_path: Path, vectors) -> None:
+    """And its codes are those of the same graph on ONNX Runtime."""
+    graph = tiny_graph(12, vectors, tiny_ranges(12) if vectors in LEVELS else None)
+    files = engine.files_from_onnx(graph)
+    for name, content in zip(GRAPH_FILES["openvino"], files, strict=True):
+        (tmp_path / name).write_bytes(content)
+    expected = ort.run(ort.load(graph), IDS, MASK)[0]
+    xml, binary = (tmp_path / name for name in GRAPH_FILES["openvino"])
+    for given in ((xml,), (xml, binary), files):
+        (found,) = engine.run(engine.load(*given), IDS, MASK)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert found.dtype == expected.dtype
+
+
+def test_nothing_is_computed_below_float32_unasked() -> None:
+    session = engine.load(*engine.files_from_onnx(tiny_graph(12, "float32", None)), threads=1)
+    read = session.compiled.get_property
+    assert read("INFERENCE_PRECISION_HINT").to_string() == "f32"
+    assert read("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
+    assert read("INFERENCE_NUM_THREADS") == 1
+
+
+def test_another_reader_is_told_not_to_quantize_activations(graph: ir.Model) -> None:
+    import openvino
+
+    model = quantize_weights(graph, "int8", engine="openvino")
+    xml, weights = engine.files_from_onnx(serialize_graph(model))
+    core = openvino.Core()
+    read = core.read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
+    compiled = core.compile_model(read, "CPU")
+    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
+
+
+def test_one_session_serves_several_threads() -> None:
+    session = engine.load(*engine.files_from_onnx(tiny_graph(12, "float32", None)), threads=1)
+    expected = engine.run(session, IDS, MASK)[0]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: engine.run(session, IDS, MASK)[0], range(40)))
+    for vectors in found:
+        np.testing.assert_array_equal(vectors, expected)
+
+
+def test_a_profile_has_cells_of_the_engine(tmp_path: Path) -> None:
+    plan = Plan((1,), (32,), ("fp32", "int8"), ("float32",), ((1, 8),), 1, "openvino", "CPU", 3)
+    tasks = [load_task(default_task_paths()[1])]
+    cells = profile_checkpoint(open_checkpoint(), tasks, calibration_texts()[:120], plan).cells
+    assert [cell.engine for cell in cells] == ["openvino", "openvino"]
+    assert cells[1].size_bytes < 0.35 * cells[0].size_bytes  # model.bin is counted
+    assert abs(cells[1].mean_quality - cells[0].mean_quality) < 1
+    assert all(cell.p50_ms > 0 and cell.load_ms > 0 for cell in cells)
+
+
+def test_an_openvino_artifact_is_not_quantized_again(int8: Artifact, tmp_path: Path) -> None:
+    spec = int8.path / "artifact.json"
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    text = spec.read_text().replace('"weights": "int8"', '"weights": "fp32"')
+    (plain / "artifact.json").write_text(text.replace('"vectors": "int8"', '"vectors": "float32"'))
+    with pytest.raises(UsageError, match="build with --engine openvino --weights int8"):
+        quantize_artifact(plain, tmp_path / "out", weights="int8", vectors="int8")
+
+
+@pytest.mark.parametrize("damaged", ["model.xml", "model.bin"])
+def test_a_damaged_model_is_one_sentence(tmp_path: Path, damaged: str) -> None:
+    made = engine.files_from_onnx(tiny_graph(12, "float32", None))
+    files = dict(zip(GRAPH_FILES["openvino"], made, strict=True))
+    files[damaged] = files[damaged][:100]
+    with pytest.raises(M2DError, match="OpenVINO cannot load the model: ") as caught:
+        engine.load(*files.values())
+    assert "\n" not in str(caught.value)
+    assert "src/" not in str(caught.value)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    files = engine.files_from_onnx(tiny_graph(12, "float32", None))
+    with pytest.raises(UsageError, match="ABACUS is no OpenVINO device of this machine; it has"):
+        engine.load(*files, provider="ABACUS")
+
+
+def test_an_operator_that_openvino_does_not_know_is_one_sentence() -> None:
+    import onnx
+
+    model = onnx.load_from_string(tiny_graph(12, "float32", None))
+    model.graph.node[-1].op_type = "Abacus"
+    with pytest.raises(M2DError, match="OpenVINO cannot read the graph: ") as caught:
+        engine.files_from_onnx(model.SerializeToString())
+    assert "\n" not in str(caught.value)
+
+
+def test_without_openvino_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "m2dexport.engines.openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtra, match=r'run: pip install "m2dexport\[openvino\]"'):
+        engine_module("openvino")
+
+
+def test_a_device_needs_no_onnxruntime(int8: Artifact, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from m2dexport.runtime import load\n"
+        "print(load(sys.argv[1], threads=1).encode(['a']).shape)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(int8.path)], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, "(1, 36)"), ran.stderr
