@@ -44,7 +44,7 @@ from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
 from m2dexport.licenses import license_files
-from m2dexport.mixed import Mixture, QualityLimit, mix_precision
+from m2dexport.mixed import MIXABLE, Mixture, QualityLimit, mix_precision
 from m2dexport.parity import (
     PROBES,
     Parity,
@@ -463,8 +463,7 @@ def _check_options(
         raise UsageError(
             f"--max-drop {limit.max_drop:g} is no number of points; give 0 or more, such as 0.5."
         )
-    if limit is not None and not weights.startswith("int"):
+    if limit is not None and weights not in MIXABLE:
         raise UsageError(
-            f"--max-drop goes with integer weights, such as int8, not with {weights}, which keeps "
-            "no layer apart."
+            f"--max-drop goes with --weights {', '.join(MIXABLE)}, not with {weights}."
         )

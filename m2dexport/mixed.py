@@ -29,6 +29,8 @@ from m2dexport.weights.units import restore, units_of
 
 Floats = NDArray[np.float32]
 
+#: Precisions that keep a layer in float32 on request; int8-static decides for itself.
+MIXABLE = ("int8", "int8-dynamic", "int8-weight-only", "int4-weight-only")
 #: Texts that sensitivities are measured on, at most.
 _TEXTS = 256
 

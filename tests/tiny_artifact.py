@@ -61,6 +61,7 @@ def tiny_spec(
         space_id="",
         parity={"max_difference": 0.0},
         fitted_to=None,
+        kept_sha256=None,
         clipping_rate=None,
         coverage=1.0,
         left_in_float32=[],

@@ -1,0 +1,206 @@
+"""Mixed precision: which layers stay in float32 so that quality drops by so many points at most."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_checkpoint
+
+from m2dexport import runtime
+from m2dexport.build import build_artifact
+from m2dexport.checkpoint import open_checkpoint
+from m2dexport.cli import cli
+from m2dexport.data import calibration_texts
+from m2dexport.engines import onnxruntime as engine
+from m2dexport.export import graph_from_checkpoint
+from m2dexport.graph import depth_graph, serialize_graph, vector_graph
+from m2dexport.mixed import MIXABLE, fewest
+from m2dexport.rewrites import fuse_for_onnxruntime
+from m2dexport.weights import CalibrationTokens, quantize_weights
+from m2dexport.weights.coverage import coverage
+from m2dexport.weights.tables import quantize_tables
+from m2dexport.weights.units import restore, units_of
+
+TEXTS = calibration_texts()[:120]
+TOKENS = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
+IDS = np.array([[5, 9, 20, 31, 7], [8, 6, 11, 0, 0]])
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+DEPTH = ("--layers", 1, "--dim", 64)
+
+
+def m2d(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def mixed(out: Path, weights: str, max_drop: float, own_pairs: Path, *more: object) -> dict:  # type: ignore[type-arg]
+    """Build the first layer of the shipped checkpoint through the command line; return its JSON."""
+    limit = ("--weights", weights, "--max-drop", max_drop, "--eval", own_pairs)
+    result = m2d("build", *DEPTH, *limit, "--out", out, "--json", *more)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def kept_units(artifact: dict) -> list[str]:  # type: ignore[type-arg]
+    return [unit["name"] for unit in artifact["mixture"]["units"] if unit["kept"]]
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first layer of the shipped checkpoint in fp32; its vectors are what the pairs score."""
+    out = tmp_path_factory.mktemp("fp32") / "artifact"
+    return build_artifact(open_checkpoint(), 1, 64, out).path
+
+
+@pytest.fixture(scope="module")
+def own_pairs(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs scored by the fp32 model itself: it has 100 points, and any change costs some."""
+    vectors = runtime.load(fp32).encode(TEXTS)
+    path = tmp_path_factory.mktemp("eval") / "pairs.tsv"
+    path.write_text(
+        "".join(
+            f"{float(vectors[i] @ vectors[i + 1])}\t{TEXTS[i]}\t{TEXTS[i + 1]}\n"
+            for i in range(len(TEXTS) - 1)
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+@cache
+def shipped() -> ir.Model:
+    model = graph_from_checkpoint(open_checkpoint(), (2,))
+    fuse_for_onnxruntime(model)
+    return vector_graph(depth_graph(model, 2), 64)
+
+
+@cache
+def quantized(weights: str) -> ir.Model:
+    return quantize_weights(shipped(), weights, TOKENS)  # type: ignore[arg-type]
+
+
+def vectors_of(model: ir.Model) -> np.ndarray:  # type: ignore[type-arg]
+    return engine.run(engine.load(serialize_graph(model), threads=1), IDS, MASK)[0]
+
+
+@pytest.mark.parametrize("weights", MIXABLE)
+@settings(deadline=None, max_examples=10)
+@given(data=st.data())
+def test_exactly_the_kept_weights_stay_in_float32(weights, data) -> None:
+    units = units_of(shipped().graph)
+    kept = data.draw(st.sets(st.sampled_from([name for unit in units.values() for name in unit])))
+    model = restore(quantized(weights), shipped(), kept)
+    left = coverage(model, weights).left
+    assert {name for name in left if not name.endswith(".spikes")} == kept
+
+
+@pytest.mark.parametrize("model_type", ["bert", "albert", "modernbert", "qwen3", "t5"])
+def test_keeping_all_units_leaves_nothing_but_tables_quantized(tmp_path: Path, model_type) -> None:
+    wide = {"d_model": 64, "d_ff": 128} if model_type == "t5" else {"hidden_size": 64}
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", model_type, config=wide))
+    original = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 64)
+    tables_alone = original.clone()
+    quantize_tables(tables_alone.graph)
+    every = [name for unit in units_of(original.graph).values() for name in unit]
+    assert every
+    found = vectors_of(restore(quantize_weights(original, "int8", TOKENS), original, every))
+    np.testing.assert_allclose(found, vectors_of(tables_alone), atol=1e-6)
+
+
+def test_the_weights_that_share_an_input_are_one_unit() -> None:
+    sizes = [len(weights) for weights in units_of(shipped().graph).values()]
+    assert sizes == [3, 1, 1, 1] * 2  # query, key and value; attention's output; feed-forward
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_limit_never_keeps_more(drops, one, other) -> None:
+    """However unevenly quality falls; and what is returned was measured to fit."""
+    asked: set[int] = set()
+
+    def fewest_within(limit: float) -> float:
+        def fits(count: int) -> bool:
+            asked.add(count)
+            return drops[count] <= limit
+
+        found = fewest(fits, len(drops) - 1)
+        assert found is None or (found in asked and drops[found] <= limit)
+        return float("inf") if found is None else found
+
+    assert fewest_within(max(one, other)) <= fewest_within(min(one, other))
+
+
+def test_the_layers_that_stay_are_told_and_bundled(tmp_path, own_pairs, fp32) -> None:
+    found = mixed(tmp_path / "a", "int8-dynamic", 0.01, own_pairs, "--allow-batch-dependent")
+    units, spec = found["mixture"]["units"], found["spec"]
+    kept = [name for unit in units if unit["kept"] for name in unit["weights"]]
+    assert 0 < len(kept_units(found)) < len(units)
+    assert sorted(spec["left_in_float32"]) == sorted(kept)
+    assert spec["coverage"] < 0.9  # and yet not refused: these were decided
+    turns = [unit["sensitivity"] for unit in units]
+    assert turns == sorted(turns, reverse=True)
+    assert [unit["kept"] for unit in units] == sorted((u["kept"] for u in units), reverse=True)
+    assert found["mixture"]["fp32_quality"] == pytest.approx(100)
+    assert found["mixture"]["mixed_quality"] >= 100 - 0.01
+    assert m2d("bundle", tmp_path / "a", "--out", tmp_path / "a.m2d").exit_code == 0
+    verified = m2d("verify", tmp_path / "a.m2d")
+    assert verified.exit_code == 0, verified.output
+
+
+def test_a_limit_that_int8_keeps_gives_plain_int8(tmp_path, own_pairs, fp32) -> None:
+    found = mixed(tmp_path / "a", "int8-weight-only", 50, own_pairs)
+    assert kept_units(found) == []
+    plain = build_artifact(open_checkpoint(), 1, 64, tmp_path / "b", weights="int8-weight-only")
+    assert plain.spec.space_id == found["spec"]["space_id"]
+    for name in ("model.onnx", "artifact.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (plain.path / name).read_bytes()
+
+
+def test_what_stays_decides_the_space_however_it_was_made(tmp_path, own_pairs, fp32) -> None:
+    strict, loose = (
+        mixed(tmp_path / str(limit), "int8-dynamic", limit, own_pairs, "--allow-batch-dependent")
+        for limit in (0.01, 50)
+    )
+    assert set(kept_units(loose)) < set(kept_units(strict))
+    assert strict["spec"]["space_id"] != loose["spec"]["space_id"]
+    limit = ("--weights", "int8-dynamic", "--max-drop", 0.01, "--eval", own_pairs)
+    again = ("--vectors", "float32", "--out", tmp_path / "q", "--allow-batch-dependent")
+    result = m2d("quantize", fp32, *limit, *again)
+    assert result.exit_code == 0, result.output
+    assert strict["spec"]["space_id"] == runtime.load(tmp_path / "q").spec.space_id
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert [row[-1] for row in table[3:-2]] == [
+        "float32" if unit["kept"] else "int8-dynamic" for unit in strict["mixture"]["units"]
+    ]
+    assert "--max-drop 0.01 allows 99.99" in result.stdout
+
+
+def test_tables_that_cost_too_much_are_an_error_that_says_how_much(tmp_path, own_pairs) -> None:
+    limit = ("--weights", "int4-weight-only", "--max-drop", 0, "--eval", own_pairs)
+    result = m2d("build", *DEPTH, *limit, "--out", tmp_path / "a")
+    assert result.exit_code == 1
+    assert "points when nothing but the embedding tables is quantized" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--weights", "int8", "--max-drop", "-1"), "--max-drop -1 is no number of points"),
+        (("--weights", "int8", "--max-drop", "nan"), "--max-drop nan is no number of points"),
+        (("--weights", "fp16", "--max-drop", "1"), "--max-drop goes with --weights int8, "),
+        (("--weights", "int8", "--eval", "pairs.tsv"), "--eval goes with --max-drop"),
+    ],
+)
+def test_a_limit_that_means_nothing_is_a_usage_error(tmp_path, fp32, options, told) -> None:
+    for command in (("build", *DEPTH), ("quantize", fp32)):
+        result = m2d(*command, *options, "--out", tmp_path / "a")
+        assert result.exit_code == 2, result.output
+        assert told in result.stderr
