@@ -13,7 +13,7 @@ be put back.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +105,8 @@ def mix_precision(
     turns: dict[str, float] = {}
     for unit in weights:
         on_progress("measuring sensitivities", len(turns), len(weights))
-        others = [other for other in weights if other != unit]
-        turns[unit] = _turn(tables_only, encode(keeping(others)))
+        alone = encode(keeping([other for other in weights if other != unit]))
+        turns[unit] = _turn(tables_only, alone)
     order = sorted(weights, key=lambda unit: -turns[unit])
     fp32 = _quality(load(original), limit.tasks)
     qualities: dict[int, float] = {}  # by how many units stay in float32
@@ -124,13 +124,13 @@ def mix_precision(
             f"embedding tables is quantized, and --max-drop allows {limit.max_drop:g}; allow more, "
             "or choose other weights, such as fp16."
         )
-    sizes = _sizes(original.graph)
+    share = _shares(original.graph)
     mixture = Mixture(
         units=tuple(
-            Unit(unit, weights[unit], _share(sizes, weights[unit]), turns[unit], index < count)
+            Unit(unit, weights[unit], share(weights[unit]), turns[unit], kept=index < count)
             for index, unit in enumerate(order)
         ),
-        tables_share=_share(sizes, _tables(original.graph)),
+        tables_share=share(_tables(original.graph)),
         tables_sensitivity=_turn(encode(original), tables_only),
         max_drop=limit.max_drop,
         fp32_quality=fp32,
@@ -170,19 +170,16 @@ def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:
     return float(np.mean(points))
 
 
-def _sizes(graph: ir.Graph) -> dict[str, int]:
-    """Return the bytes of every float32 weight."""
+def _shares(graph: ir.Graph) -> Callable[[Sequence[str]], float]:
+    """Return a function from names to their weights' share of the bytes of all in float32."""
     tensors = {name: value.const_value for name, value in graph.initializers.items()}
-    return {
+    sizes = {
         name: tensor.nbytes
         for name, tensor in tensors.items()
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT
     }
+    return lambda names: sum(sizes[name] for name in names) / sum(sizes.values())
 
 
 def _tables(graph: ir.Graph) -> list[str]:
     return [str(value.name) for value in large_weights(graph) if table_users(value)]
-
-
-def _share(sizes: Mapping[str, int], names: Sequence[str]) -> float:
-    return sum(sizes.get(name, 0) for name in names) / sum(sizes.values())

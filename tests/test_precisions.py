@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_checkpoint
+from tiny import small_checkpoint, tiny_checkpoint
 from tiny_artifact import tiny_artifact, tiny_spec
 
 from m2dexport import runtime
@@ -34,20 +34,6 @@ from m2dexport.weights.dynamic import quantize_dynamic as quantize_dynamic_here
 TEXTS = calibration_texts()[:100]
 FAMILIES = ("bert", "roberta", "modernbert", "qwen3", "gemma3_text", "t5", "deberta-v2")
 INVARIANT = tuple(w for w in WEIGHT_PRECISIONS if w not in ("int8-dynamic", "int8-static"))
-
-
-def small_checkpoint(folder: Path, model_type: str) -> Path:
-    """Wide enough that its matrices are worth quantizing: 64 x 64 is 4,096 values."""
-    if model_type == "t5":
-        config = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2}
-    else:
-        config = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    if model_type in ("qwen3", "gemma3_text"):
-        config |= {"head_dim": 16}
-    if model_type == "gemma3_text":
-        config |= {"layer_types": ["sliding_attention", "full_attention"]}
-    pooling = "lasttoken" if model_type == "qwen3" else "mean"
-    return tiny_checkpoint(folder, model_type, config=config, pooling=pooling)
 
 
 @pytest.fixture(scope="module")

@@ -302,3 +302,17 @@ def _write_modules(
     settings = {"prompts": dict(prompts or {}), "default_prompt_name": None}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": MAX_LENGTH}))
+
+
+def small_checkpoint(folder: Path, model_type: str) -> Path:
+    """Wide enough that its matrices are worth quantizing: 64 x 64 is 4,096 values."""
+    if model_type == "t5":
+        config = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2}
+    else:
+        config = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    if model_type in ("qwen3", "gemma3_text"):
+        config |= {"head_dim": 16}
+    if model_type == "gemma3_text":
+        config |= {"layer_types": ["sliding_attention", "full_attention"]}
+    pooling = "lasttoken" if model_type == "qwen3" else "mean"
+    return tiny_checkpoint(folder, model_type, config=config, pooling=pooling)
