@@ -93,3 +93,10 @@ def pack_nibbles(codes: Codes) -> Codes:
     """Return 4-bit codes two to a byte along the last axis, the first of a pair in the low half."""
     packed: Codes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
     return packed
+
+
+def pack_halves(codes: Codes) -> Codes:
+    """Return 4-bit codes two to a byte, the first half of the last axis in the low halves."""
+    half = codes.shape[-1] // 2
+    packed: Codes = codes[..., :half] | (codes[..., half:] << np.uint8(4))
+    return packed

@@ -16,7 +16,8 @@ from onnx_ir.tape import Tape
 
 from m2dexport.surgery import array_of, constant, weight_matmuls
 from m2dexport.weights import WeightPrecision
-from m2dexport.weights.codes import BLOCK, Floats, quantize_blocks
+from m2dexport.weights.codes import BLOCK, Floats, pack_halves, quantize_blocks
+from m2dexport.weights.tables import unpacked_halves
 
 
 def narrow_matrices(graph: ir.Graph, precision: WeightPrecision) -> None:
@@ -60,9 +61,8 @@ def _store_blockwise(graph: ir.Graph, bits: Literal[4, 8]) -> None:
         if bits == 8:
             wide = _widened(tape, constant(graph, name, blocks.codes))
         else:
-            half = BLOCK // 2
-            packed = blocks.codes[..., :half] | (blocks.codes[..., half:] << np.uint8(4))
-            wide = _unpacked(graph, tape, constant(graph, name, packed))
+            packed = constant(graph, name, pack_halves(blocks.codes))
+            wide = unpacked_halves(graph, tape, packed)
         zero = _widened(tape, constant(graph, f"{weight.name}.zero", blocks.zero))
         scale = constant(graph, f"{weight.name}.scale", blocks.scale)
         values = tape.op("Mul", [tape.op("Sub", [wide, zero]), scale])
@@ -82,15 +82,6 @@ def _replace(graph: ir.Graph, weight: ir.Value, tape: Tape, wide: ir.Value) -> N
 
 def _widened(tape: Tape, codes: ir.Value) -> ir.Value:
     return tape.op("Cast", [codes], {"to": ir.DataType.FLOAT})
-
-
-def _unpacked(graph: ir.Graph, tape: Tape, packed: ir.Value) -> ir.Value:
-    """Return the float32 codes of bytes whose low halves are a block's first 16 values."""
-    both = _widened(tape, packed)
-    sixteen = constant(graph, "int4.sixteen", np.array(16, dtype=np.float32))
-    high = tape.op("Floor", [tape.op("Div", [both, sixteen])])
-    low = tape.op("Sub", [both, tape.op("Mul", [high, sixteen])])
-    return tape.op("Concat", [low, high], {"axis": -1})
 
 
 def _quantized(weight: Floats) -> tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]:

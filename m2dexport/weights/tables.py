@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from m2dexport.surgery import array_of, constant, large_weights, replace, table_users
-from m2dexport.weights.codes import BLOCK, quantize_blocks, symmetric_int8
+from m2dexport.weights.codes import BLOCK, pack_halves, quantize_blocks, symmetric_int8
 
 
 def quantize_tables(graph: ir.Graph) -> None:
@@ -35,6 +35,18 @@ def quantize_tables_int4(graph: ir.Graph) -> None:
             _store_int8(graph, value, nodes)
 
 
+def unpacked_halves(graph: ir.Graph, tape: Tape, packed: ir.Value) -> ir.Value:
+    """Return the float32 codes (..., BLOCK) of bytes (..., BLOCK / 2) of ``codes.pack_halves``.
+
+    By arithmetic and not by shifts: OpenVINO's of uint8 do not drop the high bits.
+    """
+    both = tape.op("Cast", [packed], {"to": ir.DataType.FLOAT})
+    sixteen = constant(graph, "int4.sixteen", np.array(16, dtype=np.float32))
+    high = tape.op("Floor", [tape.op("Div", [both, sixteen])])
+    low = tape.op("Sub", [both, tape.op("Mul", [high, sixteen])])
+    return tape.op("Concat", [low, high], {"axis": -1})
+
+
 def _store_int8(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
     codes, scale = symmetric_int8(array_of(value), axis=1)
     table = constant(graph, f"{value.name}.int8", codes)
@@ -48,30 +60,18 @@ def _store_int8(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
 
 
 def _store_int4(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
-    """Unpack by shifts: the low halves of a block's 16 bytes are its first 16 values."""
     blocks = quantize_blocks(array_of(value), 4)
-    half = BLOCK // 2
-    packed = blocks.codes[..., :half] | (blocks.codes[..., half:] << np.uint8(4))
-    table = constant(graph, f"{value.name}.int4", packed)
+    table = constant(graph, f"{value.name}.int4", pack_halves(blocks.codes))
     scale = constant(graph, f"{value.name}.scale", blocks.scale.astype(np.float16))
     offsets = (-blocks.zero.astype(np.float32) * blocks.scale).astype(np.float16)
     offset = constant(graph, f"{value.name}.offset", offsets)
-    four = constant(graph, "int4.shift", np.array(4, dtype=np.uint8))
     for node in nodes:
         ids = node.inputs[1]
         assert ids is not None and ids.shape is not None
         merged = np.array([0] * len(ids.shape) + [-1])
         tape = Tape()
         codes = tape.op("Gather", [table, ids], {"axis": 0})
-        low = tape.op(
-            "BitShift",
-            [tape.op("BitShift", [codes, four], {"direction": "LEFT"}), four],
-            {"direction": "RIGHT"},
-        )
-        high = tape.op("BitShift", [codes, four], {"direction": "RIGHT"})
-        both = tape.op(
-            "Cast", [tape.op("Concat", [low, high], {"axis": -1})], {"to": ir.DataType.FLOAT}
-        )
+        both = unpacked_halves(graph, tape, codes)
         step, start = (
             tape.op(
                 "Cast", [tape.op("Gather", [part, ids], {"axis": 0})], {"to": ir.DataType.FLOAT}
