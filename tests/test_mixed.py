@@ -76,9 +76,9 @@ def own_pairs(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def shipped() -> ir.Model:
-    model = graph_from_checkpoint(open_checkpoint(), (2,))
+    model = graph_from_checkpoint(open_checkpoint(), (1,))
     fuse_for_onnxruntime(model)
-    return vector_graph(depth_graph(model, 2), 64)
+    return vector_graph(depth_graph(model, 1), 64)
 
 
 @cache
@@ -101,7 +101,7 @@ def test_exactly_the_kept_weights_stay_in_float32(weights, data) -> None:
     assert {name for name in left if not name.endswith(".spikes")} == kept
 
 
-@pytest.mark.parametrize("model_type", ["bert", "albert", "modernbert", "qwen3", "t5"])
+@pytest.mark.parametrize("model_type", ["albert", "qwen3", "t5"])
 def test_keeping_all_units_leaves_nothing_but_tables_quantized(tmp_path: Path, model_type) -> None:
     checkpoint = open_checkpoint(small_checkpoint(tmp_path / "m", model_type))
     original = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 64)
@@ -115,7 +115,7 @@ def test_keeping_all_units_leaves_nothing_but_tables_quantized(tmp_path: Path, m
 
 def test_the_weights_that_share_an_input_are_one_unit() -> None:
     sizes = [len(weights) for weights in units_of(shipped().graph).values()]
-    assert sizes == [3, 1, 1, 1] * 2  # query, key and value; attention's output; feed-forward
+    assert sizes == [3, 1, 1, 1]  # query, key and value; attention's output; feed-forward
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0, 1), st.floats(0, 1))

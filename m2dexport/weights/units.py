@@ -44,6 +44,8 @@ def restore(quantized: ir.Model, original: ir.Model, kept: Collection[str]) -> i
             continue
         tape = Tape()
         end, result = node, tape.op("MatMul", [values[x.name], _copy(graph, weight)])
+        # As the original, whose names are distinct: a new name may be that of a weight to come.
+        result.name = node.outputs[0].name
         bias = bias_of(node)
         if bias is not None:
             end, addend = bias
