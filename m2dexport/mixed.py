@@ -119,11 +119,7 @@ def mix_precision(
 
     count = fewest(fits, len(order))
     if count is None:
-        raise M2DError(
-            f"quality drops by {fp32 - qualities[len(order)]:.2f} points when nothing but the "
-            f"embedding tables is quantized, and --max-drop allows {limit.max_drop:g}; allow more, "
-            "or choose other weights, such as fp16."
-        )
+        raise _tables_cost_too_much(fp32 - qualities[len(order)], limit)
     share = _shares(original.graph)
     mixture = Mixture(
         units=tuple(
@@ -138,6 +134,14 @@ def mix_precision(
         mixed_quality=qualities[count],
     )
     return keeping(order[:count]), mixture
+
+
+def _tables_cost_too_much(drop: float, limit: QualityLimit) -> M2DError:
+    return M2DError(
+        f"quality drops by {drop:.2f} points when nothing but the embedding tables is quantized, "
+        f"and --max-drop allows {limit.max_drop:g}; allow more, or choose other weights, such as "
+        "fp16."
+    )
 
 
 def fewest(fits: Callable[[int], bool], most: int) -> int | None:
