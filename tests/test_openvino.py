@@ -21,17 +21,17 @@ from m2dexport.bundle import open_bundle, verify_bundle, write_bundle
 from m2dexport.checkpoint import open_checkpoint
 from m2dexport.codecs import LEVELS, VECTOR_PRECISIONS
 from m2dexport.data import calibration_texts, default_task_paths
-from m2dexport.engines import engine_module
+from m2dexport.engines import engine_module, require_version
 from m2dexport.engines import onnxruntime as ort
 from m2dexport.engines import openvino as engine
-from m2dexport.errors import BundleError, M2DError, MissingExtra, UsageError
+from m2dexport.errors import BundleError, M2DError, MissingExtra, ParityError, UsageError
 from m2dexport.export import graph_from_checkpoint
 from m2dexport.graph import depth_graph, serialize_graph, vector_graph
 from m2dexport.parity import PROBES
 from m2dexport.quality import load_task
 from m2dexport.surgery import array_of
 from m2dexport.sweep import Plan, profile_checkpoint
-from m2dexport.weights import quantize_weights
+from m2dexport.weights import ENGINE_PRECISIONS, quantize_weights
 from m2dexport.weights.coverage import coverage
 
 IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
@@ -83,6 +83,72 @@ def test_an_int8_artifact_keeps_what_int8_promises(int8: Artifact) -> None:
     encoder = runtime.load(int8.path)
     alone = np.concatenate([encoder.encode([text]) for text in PROBES])
     assert (encoder.encode(PROBES) == alone).mean() >= 0.999
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_every_precision_of_openvino_passes_the_gates(family: str, tmp_path: Path, request) -> None:
+    checkpoint = open_checkpoint(request.getfixturevalue(family))
+    for weights, oldest in ENGINE_PRECISIONS["openvino"].items():
+        built = build_artifact(
+            checkpoint,
+            2,
+            32,
+            tmp_path / weights,
+            weights=weights,
+            engine="openvino",
+            min_coverage=0,
+        )
+        assert built.spec.batch_invariant
+        assert built.spec.min_engine == oldest
+        assert built.spec.fitted_to is None
+
+
+def test_blocks_give_the_vectors_of_the_codes_on_onnxruntime(graph: ir.Model) -> None:
+    """The same codes; onnxruntime also rounds activations."""
+    for weights, cosine in (("int8-weight-only", 0.999), ("int4-weight-only", 0.995)):
+        found = run(quantize_weights(graph, weights, engine="openvino"), IDS, MASK)
+        session = ort.load(serialize_graph(quantize_weights(graph, weights)), threads=1)
+        expected = ort.run(session, IDS, MASK)[0]
+        assert float((found * expected).sum(axis=1).min()) >= cosine
+
+
+def test_narrow_weights_make_small_files(graph: ir.Model) -> None:
+    sizes = {
+        weights: sum(map(len, engine.files_from_onnx(serialize_graph(model))))
+        for weights in ("fp32", "fp16", "int8-weight-only", "int4-weight-only")
+        for model in [quantize_weights(graph, weights, engine="openvino")]
+    }
+    assert sizes["fp16"] < 0.51 * sizes["fp32"]
+    assert sizes["int8-weight-only"] < 0.3 * sizes["fp32"]
+    assert sizes["int4-weight-only"] < 0.2 * sizes["fp32"]
+
+
+@pytest.mark.parametrize("weights", ["int8-dynamic", "int8-static"])
+def test_a_precision_that_openvino_lacks_is_refused_with_those_it_has(tmp_path, weights) -> None:
+    with pytest.raises(UsageError, match=f"'{weights}' does not run on openvino; choose from fp32"):
+        build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", weights=weights, engine="openvino")
+    plan = Plan((1,), (32,), ("fp32", weights), engine="openvino", provider="CPU")
+    with pytest.raises(UsageError, match="does not run on openvino"):
+        tasks = [load_task(default_task_paths()[1])]
+        profile_checkpoint(open_checkpoint(), tasks, calibration_texts(), plan)
+
+
+def test_an_openvino_that_is_too_old_is_named() -> None:
+    with pytest.raises(M2DError, match=r"needs openvino 9999\.1 or newer and \d"):
+        require_version("openvino", "9999.1")
+
+
+def test_weights_that_depend_on_the_batch_are_refused(tmp_path: Path, monkeypatch) -> None:
+    """The gate measures what the engine returns."""
+
+    def spoiled(session, ids, mask):  # type: ignore[no-untyped-def]
+        return [vectors + np.float32(3e-4 * len(ids)) for vectors in run_really(session, ids, mask)]
+
+    run_really = engine.run
+    monkeypatch.setattr(engine, "run", spoiled)
+    with pytest.raises(ParityError, match="depends on its batch"):
+        build_artifact(open_checkpoint(), 1, 384, tmp_path / "a", weights="int8", engine="openvino")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_bundle_verifies_and_encodes(int8: Artifact, tmp_path: Path) -> None:
