@@ -28,7 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
-from m2dexport.surgery import CONTRIB, SMALL, array_of, bias_of, constant, replace
+from m2dexport.surgery import CONTRIB, array_of, bias_of, constant, replace, weight_matmuls
 from m2dexport.weights import CalibrationTokens
 from m2dexport.weights.activations import collect_activations
 from m2dexport.weights.codes import symmetric_int8
@@ -109,12 +109,7 @@ def quantize_matmuls(model: ir.Model, calibration: CalibrationTokens) -> None:
 def _inputs(graph: ir.Graph) -> dict[ir.Value, list[_Linear]]:
     """Return the values that MatMuls of constants take, each with these MatMuls, in order."""
     found: dict[ir.Value, list[_Linear]] = {}
-    for node in graph:
-        x, weight = (*node.inputs, None, None)[:2]
-        if node.op_type != "MatMul" or x is None or weight is None or weight.const_value is None:
-            continue
-        if weight.const_value.size < SMALL or x.shape is None or len(x.shape) != 3:
-            continue
+    for node, x, weight in weight_matmuls(graph):
         found.setdefault(x, []).append(_Linear(node, weight, bias_of(node)))
     return found
 
