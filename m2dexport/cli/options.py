@@ -43,38 +43,41 @@ PER_LAYER = _Numbers(distinct=False)
 PATH = click.Path(path_type=Path)
 
 
-def trust_options(command: F) -> F:
-    """Add the options that say what a checkpoint is trusted with."""
-    for option in (
-        click.option("--allow-pickle", is_flag=True, help="Accept pickled weights."),
-        click.option(
-            "--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings."
-        ),
-    ):
-        command = option(command)
-    return command
+def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return one decorator that adds several options; ``--help`` shows the last of them first."""
+
+    def decorate(command: F) -> F:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def model_options(command: F) -> F:
-    """Add the options that say which checkpoint a command works on."""
-    for option in (
-        click.option(
-            "--pooling",
-            metavar="MODE",
-            help="Declare the pooling (mean, cls, lasttoken) of a checkpoint that stores none.",
-        ),
-        click.option(
-            "--trained", metavar="N:D,...", help='Declare the trained grid, as in "2:32,4:64".'
-        ),
-        trust_options,
-        click.option(
-            "--model",
-            metavar="PATH|HUB-ID",
-            help="Checkpoint folder or hub id; without it, the checkpoint that ships.",
-        ),
-    ):
-        command = option(command)
-    return command
+#: The options that say what a checkpoint is trusted with.
+trust_options = _together(
+    click.option("--allow-pickle", is_flag=True, help="Accept pickled weights."),
+    click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings."),
+)
+
+
+#: The options that say which checkpoint a command works on.
+model_options = _together(
+    click.option(
+        "--pooling",
+        metavar="MODE",
+        help="Declare the pooling (mean, cls, lasttoken) of a checkpoint that stores none.",
+    ),
+    click.option(
+        "--trained", metavar="N:D,...", help='Declare the trained grid, as in "2:32,4:64".'
+    ),
+    trust_options,
+    click.option(
+        "--model",
+        metavar="PATH|HUB-ID",
+        help="Checkpoint folder or hub id; without it, the checkpoint that ships.",
+    ),
+)
 
 
 #: As ``weights.WEIGHT_PRECISIONS``, whose imports a device lacks; a test compares them.
@@ -126,41 +129,35 @@ evaluation_option = click.option(
 )
 
 
-def limit_options(command: F) -> F:
-    """Add the options that decide which layers stay in float32."""
-    for option in (
-        evaluation_option,
-        click.option(
-            "--max-drop",
-            type=float,
-            metavar="POINTS",
-            help="Keep the most sensitive layers in float32, so that quality on --eval drops by at "
-            "most so many points below fp32.",
-        ),
-    ):
-        command = option(command)
-    return command
+#: The options that decide which layers stay in float32.
+limit_options = _together(
+    evaluation_option,
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="Keep the most sensitive layers in float32, so that quality on --eval drops by at "
+        "most so many points below fp32.",
+    ),
+)
 
 
-def gate_options(command: F) -> F:
-    """Add the options that loosen what an artifact must fulfil."""
-    for option in (
-        click.option(
-            "--allow-batch-dependent",
-            is_flag=True,
-            help="Accept weights with which a text's vector depends on its batch; the artifact "
-            "then runs one text at a time.",
-        ),
-        click.option(
-            "--min-coverage",
-            type=float,
-            default=0.9,
-            show_default=True,
-            help="Share of the weight bytes that must really be quantized.",
-        ),
-    ):
-        command = option(command)
-    return command
+#: The options that loosen what an artifact must fulfil.
+gate_options = _together(
+    click.option(
+        "--allow-batch-dependent",
+        is_flag=True,
+        help="Accept weights with which a text's vector depends on its batch; the artifact "
+        "then runs one text at a time.",
+    ),
+    click.option(
+        "--min-coverage",
+        type=float,
+        default=0.9,
+        show_default=True,
+        help="Share of the weight bytes that must really be quantized.",
+    ),
+)
 
 
 calibration_option = click.option(
