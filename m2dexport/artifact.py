@@ -31,6 +31,7 @@ from m2dexport.codecs import (
     ranges_from_json,
     require_codec,
 )
+from m2dexport.engines import ISAS, Isa
 from m2dexport.errors import UsageError
 
 FORMAT = 1
@@ -49,6 +50,7 @@ _DECIDING = (
     "layers",
     "dim",
     "weights",
+    "isa",
     "fitted_to",
     "kept_sha256",
     "vectors",
@@ -71,6 +73,7 @@ class ArtifactSpec:
     layers: int
     dim: int
     weights: str  # a precision of ``weights``: fp32, int8, int4-weight-only, ...
+    isa: Isa  # where its 8-bit products are exact at full speed (``weights.saturation``)
     vectors: VectorPrecision
     codec: int  # codecs.CODEC_VERSION when it was made
     bit_order: BitOrder  # of packed vectors; "big" for the others
@@ -126,6 +129,7 @@ def _check(spec: ArtifactSpec, where: object) -> None:
         spec.engine in GRAPH_FILES
         and spec.vectors in VECTOR_PRECISIONS
         and spec.bit_order in BIT_ORDERS
+        and spec.isa in ISAS
     )
     sizes = all(type(n) is int and n >= 1 for n in (spec.layers, spec.dim, spec.max_length))
     prompts = isinstance(spec.prompts, dict) and all(
@@ -136,9 +140,9 @@ def _check(spec: ArtifactSpec, where: object) -> None:
     if not (known and sizes and prompts and flags and oldest):
         raise UsageError(
             f"{where} holds values that this version does not know: engine {spec.engine!r}, "
-            f"vectors {spec.vectors!r}, bit_order {spec.bit_order!r}, layers {spec.layers!r}, dim "
-            f"{spec.dim!r}, max_length {spec.max_length!r}, pad_id {spec.pad_id!r}, "
-            f"min_engine {spec.min_engine!r} or a prompt."
+            f"isa {spec.isa!r}, vectors {spec.vectors!r}, bit_order {spec.bit_order!r}, layers "
+            f"{spec.layers!r}, dim {spec.dim!r}, max_length {spec.max_length!r}, pad_id "
+            f"{spec.pad_id!r}, min_engine {spec.min_engine!r} or a prompt."
         )
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
         raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")
@@ -168,6 +172,7 @@ def space_id_of(
     layers: int,
     dim: int,
     weights: str,
+    isa: Isa,
     fitted_to: str | None,
     kept_sha256: str | None,
     vectors: VectorPrecision,
@@ -200,6 +205,8 @@ def space_id_of(
         "tokenizer": _sha256(json.loads(tokenizer_json)),
         "max_length": max_length,
     }
+    if weights == "int8" and isa != "portable":  # the others' codes do not depend on it
+        decides["isa"] = isa
     if fitted_to is not None:
         decides["fitted_to"] = fitted_to
     if kept_sha256 is not None:
@@ -229,6 +236,7 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
         layers=spec.layers,
         dim=spec.dim,
         weights=spec.weights,
+        isa=spec.isa,
         fitted_to=spec.fitted_to,
         kept_sha256=spec.kept_sha256,
         vectors=spec.vectors,

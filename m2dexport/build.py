@@ -39,12 +39,18 @@ from m2dexport.codecs import (
     VectorPrecision,
 )
 from m2dexport.data import calibration_texts, texts_sha256
-from m2dexport.engines import engine_module, engine_version
+from m2dexport.engines import ISAS, Isa, engine_module, engine_version
 from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
-from m2dexport.graph import coded_graph, depth_graph, serialize_graph, vector_graph
+from m2dexport.graph import (
+    coded_graph,
+    depth_graph,
+    full_width,
+    serialize_graph,
+    vector_graph,
+)
 from m2dexport.licenses import license_files
-from m2dexport.mixed import MIXABLE, Mixture, QualityLimit, mix_precision
+from m2dexport.mixed import MIXABLE, Mixture, QualityLimit, close_gap, mix_precision
 from m2dexport.parity import (
     PROBES,
     Parity,
@@ -67,6 +73,7 @@ from m2dexport.weights import (
     require_precision,
 )
 from m2dexport.weights.coverage import Coverage, coverage
+from m2dexport.weights.saturation import isa_of
 from m2dexport.weights.units import sha256_of_weights
 
 #: Share of the weight bytes that a quantized artifact must store below float32.
@@ -84,7 +91,7 @@ class Artifact:
     path: Path
     spec: ArtifactSpec
     size_bytes: int  # of all files together
-    mixture: Mixture | None  # where a limit of quality chose what stays in float32
+    mixture: Mixture | None  # where some weights had to stay in float32, or a limit was given
 
 
 def build_artifact(
@@ -94,6 +101,7 @@ def build_artifact(
     out: Path,
     *,
     weights: WeightPrecision = "fp32",
+    isa: Isa = "portable",
     vectors: VectorPrecision = "float32",
     bit_order: BitOrder = "big",
     engine: str = "onnx",
@@ -111,6 +119,7 @@ def build_artifact(
         dim: leading width to keep.
         out: the folder to write; it must not exist.
         weights: one of ``weights.WEIGHT_PRECISIONS``.
+        isa: which processors int8 weights are made for, one of ``engines.ISAS``.
         vectors: one of ``codecs.VECTOR_PRECISIONS``.
         bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
         engine: "onnx" or "openvino".
@@ -120,6 +129,7 @@ def build_artifact(
         allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
             artifact then runs one text at a time.
         limit: how far quantized weights may drop quality; it decides which stay in float32.
+            Without, those of int8 do that ``mixed.close_gap`` names, usually none.
         on_progress: told about the search for those.
 
     Raises:
@@ -127,8 +137,8 @@ def build_artifact(
         CheckpointError: when the architecture cannot be exported.
         ParityError: when the artifact does not reproduce the torch original, or a text's vector
             depends on its batch; ``out`` is not made.
-        M2DError: when too little of the weights could be quantized, or quality drops further than
-            the limit whatever stays in float32.
+        M2DError: when too little of the weights could be quantized, or the limit, or int8's floor
+            of fidelity, is not kept whatever stays in float32.
         MissingExtra: when the engine is not installed.
     """
     from m2dexport.export import graph_from_checkpoint
@@ -136,7 +146,7 @@ def build_artifact(
     from m2dexport.rewrites import fuse_for_engine
 
     require_new(out)
-    _check_options(engine, weights, vectors, bit_order, min_coverage, limit)
+    _check_options(engine, weights, isa, vectors, bit_order, min_coverage, limit)
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         sub_model = slice_checkpoint(checkpoint, layers, dim, Path(scratch) / "sub-model")
         all_depths = graph_from_checkpoint(sub_model, (layers,))
@@ -148,8 +158,10 @@ def build_artifact(
         spec = _first_spec(checkpoint, sub_model, engine, tokenizer_json)
     expected = codecs.truncate(reference, dim)
     source = _Source(graph, spec, tokenizer_json, expected, checkpoint.licenses)
+    texts = calibration_texts() if calibration is None else calibration
+    recipe = _Recipe(weights, isa, vectors, bit_order, texts)
     gates = _Gates(min_coverage, allow_batch_dependent, limit)
-    return _finish(source, out, weights, vectors, bit_order, calibration, gates, on_progress)
+    return _finish(source, out, recipe, gates, on_progress)
 
 
 def quantize_artifact(
@@ -157,6 +169,7 @@ def quantize_artifact(
     out: Path,
     *,
     weights: WeightPrecision,
+    isa: Isa = "portable",
     vectors: VectorPrecision,
     bit_order: BitOrder = "big",
     calibration: Sequence[str] | None = None,
@@ -171,6 +184,7 @@ def quantize_artifact(
         artifact: an artifact folder of fp32 weights and float32 vectors, as ``build`` makes it.
         out: the folder to write; it must not exist.
         weights: one of ``weights.WEIGHT_PRECISIONS``.
+        isa: which processors int8 weights are made for, one of ``engines.ISAS``.
         vectors: one of ``codecs.VECTOR_PRECISIONS``.
         bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
         calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
@@ -179,18 +193,19 @@ def quantize_artifact(
         allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
             artifact then runs one text at a time.
         limit: how far quantized weights may drop quality; it decides which stay in float32.
+            Without, those of int8 do that ``mixed.close_gap`` names, usually none.
         on_progress: told about the search for those.
 
     Raises:
         UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
         ParityError: when the result does not reproduce the artifact, or a text's vector depends
             on its batch; ``out`` is not made.
-        M2DError: when too little of the weights could be quantized, or quality drops further than
-            the limit whatever stays in float32.
+        M2DError: when too little of the weights could be quantized, or the limit, or int8's floor
+            of fidelity, is not kept whatever stays in float32.
     """
     require_new(out)
     spec = read_spec(artifact)
-    _check_options(spec.engine, weights, vectors, bit_order, min_coverage, limit)
+    _check_options(spec.engine, weights, isa, vectors, bit_order, min_coverage, limit)
     if (spec.weights, spec.vectors) != ("fp32", "float32"):
         raise UsageError(
             f"{artifact} is already quantized (weights={spec.weights}, vectors={spec.vectors}); "
@@ -205,8 +220,10 @@ def quantize_artifact(
     expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
     graph = ir.load(artifact / GRAPH)
     source = _Source(graph, spec, tokenizer_json, expected, license_files(artifact))
+    texts = calibration_texts() if calibration is None else calibration
+    recipe = _Recipe(weights, isa, vectors, bit_order, texts)
     gates = _Gates(min_coverage, allow_batch_dependent, limit)
-    return _finish(source, out, weights, vectors, bit_order, calibration, gates, on_progress)
+    return _finish(source, out, recipe, gates, on_progress)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> str:
@@ -230,6 +247,17 @@ class _Source:
 
 
 @dataclass(frozen=True)
+class _Recipe:
+    """How its artifact is to be quantized."""
+
+    weights: WeightPrecision
+    isa: Isa
+    vectors: VectorPrecision
+    bit_order: BitOrder
+    texts: Sequence[str]  # for calibration
+
+
+@dataclass(frozen=True)
 class _Gates:
     """What an artifact must fulfil beside its precision's parity."""
 
@@ -239,26 +267,21 @@ class _Gates:
 
 
 def _finish(
-    source: _Source,
-    out: Path,
-    weights: WeightPrecision,
-    vectors: VectorPrecision,
-    bit_order: BitOrder,
-    calibration: Sequence[str] | None,
-    gates: _Gates,
-    on_progress: OnProgress,
+    source: _Source, out: Path, recipe: _Recipe, gates: _Gates, on_progress: OnProgress
 ) -> Artifact:
-    texts = calibration_texts() if calibration is None else calibration
-    engine = source.spec.engine
-    graph = quantize_weights(source.graph, weights, _tokenized(source, texts), engine=engine)
-    mixture = None
-    if gates.limit is not None:
-        graph, mixture = _mix(source, graph, weights, texts, gates.limit, on_progress)
+    engine, weights, vectors = source.spec.engine, recipe.weights, recipe.vectors
+    graph, mixture = _quantize(source, recipe, gates.limit, on_progress)
     kept = mixture.kept if mixture else frozenset()
     _require_coverage(coverage(graph, weights, without=kept), gates.min_coverage, out)
-    encoder = Encoder(source.spec, source.tokenizer_json, *graph_files(graph, engine))
+    measured = replace(
+        source.spec,
+        isa="vnni" if recipe.isa == "vnni" else isa_of(graph.graph),
+        fitted_to=texts_sha256(recipe.texts) if weights in CALIBRATED[engine] else None,
+        kept_sha256=sha256_of_weights(source.graph.graph, kept),
+    )
+    encoder = Encoder(measured, source.tokenizer_json, *graph_files(graph, engine))
     probes = encoder.tokenize(PROBES)
-    embedded = embed_probes(encoder.run, probes, source.spec.pad_id, source.spec.max_length)
+    embedded = embed_probes(encoder.run, probes, measured.pad_id, measured.max_length)
     parity = measure_parity(source.expected, embedded)
     require_parity(parity, weights, str(out))
     if weights != "fp32" and not gates.allow_batch_dependent:
@@ -266,20 +289,13 @@ def _finish(
     batch = _BATCH if parity.batch_invariant else 1
     ranges = clipping_rate = None
     if vectors in LEVELS:
-        floats = encoder.encode(texts, batch_size=batch)
+        floats = encoder.encode(recipe.texts, batch_size=batch)
         ranges = codecs.calibrate_ranges(floats)
         clipping_rate = codecs.held_out_clipping_rate(floats)
-    fitted_to = texts_sha256(texts) if weights in CALIBRATED[engine] else None
-    coded = replace(
-        source.spec,
-        bit_order=bit_order,
-        clipping_rate=clipping_rate,
-        fitted_to=fitted_to,
-        kept_sha256=sha256_of_weights(source.graph.graph, kept),
-    )
+    coded = replace(measured, bit_order=recipe.bit_order, clipping_rate=clipping_rate)
     covered = coverage(graph, weights)
     spec = _final_spec(replace(source, spec=coded), weights, vectors, ranges, parity, covered)
-    finished = graph_files(coded_graph(graph, vectors, ranges, bit_order), engine)
+    finished = graph_files(coded_graph(graph, vectors, ranges, recipe.bit_order), engine)
     expected = encoder.encode(PROBES, batch_size=batch)
     _require_equal_codes(expected, Encoder(spec, source.tokenizer_json, *finished), ranges, out)
     with atomic_folder(out) as folder:
@@ -294,21 +310,28 @@ def _finish(
     return Artifact(out, spec, sum(path.stat().st_size for path in out.iterdir()), mixture)
 
 
-def _mix(
-    source: _Source,
-    graph: ir.Model,
-    weights: WeightPrecision,
-    texts: Sequence[str],
-    limit: QualityLimit,
-    on_progress: OnProgress,
-) -> tuple[ir.Model, Mixture]:
+def _quantize(
+    source: _Source, recipe: _Recipe, limit: QualityLimit | None, on_progress: OnProgress
+) -> tuple[ir.Model, Mixture | None]:
+    """Return the quantized graph, and what was decided where some weights stay in float32."""
+    engine, weights = source.spec.engine, recipe.weights
+    tokens = _tokenized(source, recipe.texts)
+    graph = quantize_weights(source.graph, weights, tokens, engine=engine, isa=recipe.isa)
     # The final specification says what was measured; until then, what is known of the precision.
-    spec = replace(source.spec, batch_invariant=weights != "int8-dynamic")
+    spec = replace(source.spec, isa="vnni", batch_invariant=weights != "int8-dynamic")
 
     def load(model: ir.Model) -> Encoder:
-        return Encoder(spec, source.tokenizer_json, *graph_files(model, spec.engine))
+        return Encoder(spec, source.tokenizer_json, *graph_files(model, engine))
 
-    return mix_precision(source.graph, graph, load, texts, limit, on_progress)
+    if limit is not None:
+        return mix_precision(source.graph, graph, load, recipe.texts, limit, on_progress)
+    if weights != "int8":
+        return graph, None
+
+    def encode(model: ir.Model, texts: Sequence[str]) -> NDArray[np.float32]:
+        return load(full_width(model)).encode(texts)
+
+    return close_gap(source.graph, graph, encode, recipe.texts, on_progress)
 
 
 def graph_files(graph: ir.Model, engine: str) -> tuple[bytes, ...]:
@@ -360,6 +383,7 @@ def _first_spec(
         layers=sub_model.layers,
         dim=sub_model.dim,
         weights="fp32",
+        isa="portable",
         vectors="float32",
         codec=CODEC_VERSION,
         bit_order="big",
@@ -438,6 +462,7 @@ def pad_id(checkpoint: Checkpoint) -> int:
 def _check_options(
     engine: str,
     weights: str,
+    isa: str,
     vectors: str,
     bit_order: str,
     min_coverage: float,
@@ -445,6 +470,12 @@ def _check_options(
 ) -> None:
     engine_module(engine)  # an unknown or missing one is refused before any work
     require_precision(weights, engine)
+    if isa not in ISAS:
+        raise UsageError(f"--isa {isa!r} is unknown; choose from {', '.join(ISAS)}.")
+    if isa != "portable" and (engine, weights) != ("onnx", "int8"):
+        raise UsageError(
+            f"--isa {isa} goes with --engine onnx --weights int8, not with {weights} on {engine}."
+        )
     if not 0 <= min_coverage <= 1:
         raise UsageError(f"--min-coverage {min_coverage:g} is no share; give one from 0 to 1.")
     if vectors not in VECTOR_PRECISIONS:

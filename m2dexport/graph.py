@@ -21,6 +21,7 @@ from m2dexport.codecs import (
     code_width,
     require_ranges,
 )
+from m2dexport.surgery import producer
 
 OUTPUT = "sentence_embedding"
 _EPSILON = np.float32(1e-12)  # of torch.nn.functional.normalize
@@ -55,6 +56,20 @@ def vector_graph(model: ir.Model, dim: int) -> ir.Model:
     norm = tape.op("ReduceL2", [vector, axis], {"keepdims": 1})
     vector = tape.op("Div", [vector, tape.op("Max", [norm, tape.constant("epsilon", _EPSILON)])])
     return _with_output(model, vector, ir.DataType.FLOAT, dim)
+
+
+def full_width(model: ir.Model) -> ir.Model:
+    """Return a copy of a ``vector_graph`` that normalises the pooled vector without cutting it."""
+    model = model.clone()
+    divide = model.graph.outputs[0].producer()
+    assert divide is not None
+    cut = producer(divide.inputs[0], "Slice")  # that of ``_cut``, or a sub-model's own
+    whole = cut.inputs[0] if cut is not None else None
+    if whole is None or whole.shape is None or len(whole.shape) != 2:
+        return model
+    model.graph.outputs[:] = [whole]
+    RemoveUnusedNodesPass()(model)
+    return vector_graph(model, int(whole.shape[1]))  # type: ignore[arg-type]
 
 
 def coded_graph(

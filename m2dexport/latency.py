@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.engines import engine_module
+from m2dexport.engines import Isa, engine_module
 from m2dexport.errors import M2DError
 
 _Run = Callable[[NDArray[np.int64], NDArray[np.int64]], object]
@@ -25,6 +26,19 @@ _WARM_UP_WINDOW = 5
 _STEADY = 1.1  # a window whose median is within 10% of the one before it
 #: Candidates are interleaved in groups whose graphs fit in this many bytes together.
 _GROUP_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A graph to be measured."""
+
+    path: Path  # the first file of the graph: an OpenVINO IR has a second beside it
+    isa: Isa
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files of the graph."""
+        return sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.stem}.*"))
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Footprint:
 
 
 def measure_latency(
-    graphs: Mapping[str, Path],
+    graphs: Mapping[str, Candidate],
     shapes: Sequence[tuple[int, int]],
     *,
     vocab_size: int,
@@ -63,7 +77,7 @@ def measure_latency(
     not included.
 
     Args:
-        graphs: candidate name -> the first file of its graph.
+        graphs: the candidates by name.
         shapes: (batch, sequence) pairs; every token is real, none is padding.
         vocab_size: token ids are drawn below this.
         threads: intra-op threads of each session.
@@ -75,8 +89,9 @@ def measure_latency(
     load, run = engine_module(engine).load, engine_module(engine).run
     points: dict[str, list[LatencyPoint]] = {name: [] for name in graphs}
     for group in _groups(graphs):
+        options = {"threads": threads, "provider": provider}
         runs = {
-            name: partial(run, load(graphs[name], threads=threads, provider=provider))
+            name: partial(run, load(graphs[name].path, isa=graphs[name].isa, **options))
             for name in group
         }
         for batch, sequence in shapes:
@@ -96,7 +111,7 @@ def measure_latency(
 
 
 def measure_footprint(
-    graph: Path,
+    graph: Candidate,
     shape: tuple[int, int],
     *,
     vocab_size: int,
@@ -109,7 +124,13 @@ def measure_footprint(
     Raises:
         M2DError: when the process fails.
     """
-    arguments = [engine, str(graph), provider, *(str(n) for n in (*shape, vocab_size, threads))]
+    arguments = [
+        engine,
+        str(graph.path),
+        graph.isa,
+        provider,
+        *(str(n) for n in (*shape, vocab_size, threads)),
+    ]
     finished = subprocess.run(
         [sys.executable, "-m", "m2dexport.latency", *arguments],
         capture_output=True,
@@ -118,23 +139,18 @@ def measure_footprint(
     )
     if finished.returncode != 0:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise M2DError(f"measuring the memory of {graph.name} failed: {reason}")
+        raise M2DError(f"measuring the memory of {graph.path.name} failed: {reason}")
     return Footprint(**json.loads(finished.stdout))
 
 
-def graph_bytes(graph: Path) -> int:
-    """Return the size of a graph, given its first file: an OpenVINO IR has a second beside it."""
-    return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.stem}.*"))
-
-
-def _groups(graphs: Mapping[str, Path]) -> list[list[str]]:
+def _groups(graphs: Mapping[str, Candidate]) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     size = 0
-    for name, path in graphs.items():
-        size += graph_bytes(path)
+    for name, graph in graphs.items():
+        size += graph.size_bytes
         if groups[-1] and size > _GROUP_BYTES:
             groups.append([])
-            size = graph_bytes(path)
+            size = graph.size_bytes
         groups[-1].append(name)
     return groups
 
@@ -176,17 +192,25 @@ def _peak_memory() -> int:
 
 
 def _report_footprint(
-    engine: str, graph: str, provider: str, batch: int, sequence: int, vocab_size: int, threads: int
+    engine: str,
+    graph: Candidate,
+    provider: str,
+    shape: tuple[int, int],
+    vocab_size: int,
+    threads: int,
 ) -> str:
     module = engine_module(engine)
     start = time.perf_counter()
-    session = module.load(Path(graph), threads=threads, provider=provider)
+    session = module.load(graph.path, threads=threads, provider=provider, isa=graph.isa)
     load_ms = (time.perf_counter() - start) * 1e3
-    module.run(session, *_inputs(batch, sequence, vocab_size))
+    module.run(session, *_inputs(*shape, vocab_size))
     return json.dumps({"peak_memory_bytes": _peak_memory(), "load_ms": load_ms})
 
 
 if __name__ == "__main__":
-    _, engine, path, provider, *rest = sys.argv
-    numbers = [int(number) for number in rest]
-    sys.stdout.write(_report_footprint(engine, path, provider, *numbers))
+    _, engine, path, isa, provider, *rest = sys.argv
+    batch, sequence, vocab_size, threads = (int(number) for number in rest)
+    graph = Candidate(Path(path), cast(Isa, isa))
+    sys.stdout.write(
+        _report_footprint(engine, graph, provider, (batch, sequence), vocab_size, threads)
+    )

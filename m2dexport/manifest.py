@@ -18,7 +18,9 @@ FORMAT = 1
 MEAN = "mean"
 _DIGITS = 6
 
-Flag = Literal["untrained", "slower_than_fp32", "below_shallower", "batch_dependent"]
+Flag = Literal[
+    "untrained", "slower_than_fp32", "below_shallower", "batch_dependent", "mixed_precision"
+]
 
 
 class _Model(BaseModel):

@@ -1,4 +1,4 @@
-"""Mixed precision: which layers stay in float32, so that quality drops by so many points at most.
+"""Mixed precision: which layers stay in float32, so that what quantizing costs is within a limit.
 
 What is decided about is a unit (``weights.units``): the weights that share an input, such as those
 of Q, K and V. All units are quantized once, each as if it were the only one; any of them can then
@@ -8,13 +8,17 @@ be put back.
 2. The units that stay in float32 are the k most sensitive ones.
 3. k is the smallest that a binary search finds to be within the limit. Quality need not fall evenly
    as k shrinks, so that a smaller k may do which was not looked at; the one taken was measured.
+
+The limit is a drop of quality that the user allows (``mix_precision``), or else, of int8, how near
+vectors must stay to those of fp32 (``close_gap``).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -28,11 +32,13 @@ from m2dexport.surgery import large_weights, table_users
 from m2dexport.weights.units import restore, units_of
 
 Floats = NDArray[np.float32]
+Text = TypeVar("Text")
 
 #: Precisions that keep a layer in float32 on request; int8-static decides for itself.
 MIXABLE = ("int8", "int8-dynamic", "int8-weight-only", "int4-weight-only")
-#: Texts that sensitivities are measured on, at most.
+#: Texts that sensitivities are measured on, at most: where a user asked, and where nobody did.
 _TEXTS = 256
+_FEW_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,58 @@ class QualityLimit:
 
     max_drop: float  # points below fp32, of the mean of the tasks' main metrics
     tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a ``QualityLimit`` came to. Qualities are points, of float32 vectors."""
+
+    max_drop: float
+    fp32: float
+    quantized: float  # with all units quantized
+    mixed: float
+
+    def sentence(self, weights: str) -> str:
+        """Return it as one line."""
+        return (
+            f"quality: {self.fp32:.2f} in fp32, {self.quantized:.2f} in {weights}, "
+            f"{self.mixed:.2f} mixed; --max-drop {self.max_drop:g} allows "
+            f"{self.fp32 - self.max_drop:.2f}"
+        )
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Cosines of texts' vectors to those in fp32."""
+
+    mean: float
+    minimum: float
+
+    def reaches(self, floor: Fidelity) -> bool:
+        """Whether neither cosine is below that of the floor."""
+        return self.mean >= floor.mean and self.minimum >= floor.minimum
+
+    def __str__(self) -> str:
+        return f"{self.mean:.5f} / {self.minimum:.5f}"
+
+
+#: What int8 keeps of fp32 on its calibration texts, at the full width of a depth.
+FLOOR = Fidelity(mean=0.999, minimum=0.995)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What closing int8's gap to its floor came to."""
+
+    quantized: Fidelity  # with all units quantized
+    mixed: Fidelity
+
+    def sentence(self, weights: str) -> str:
+        """Return it as one line."""
+        return (
+            f"mean / minimum cosine to fp32 of the calibration texts: {self.quantized} in "
+            f"{weights}, {self.mixed} mixed; at least {FLOOR} is wanted"
+        )
 
 
 @dataclass(frozen=True)
@@ -56,15 +114,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What was measured and decided. Qualities are points, of float32 vectors."""
+    """What was measured and decided."""
 
     units: tuple[Unit, ...]  # most sensitive first
     tables_share: float  # of the bytes of all weights in float32, 0..1
     tables_sensitivity: float  # 1 - mean cosine, with nothing else quantized
-    max_drop: float  # points
-    fp32_quality: float
-    quantized_quality: float  # with all units quantized
-    mixed_quality: float
+    result: Drop | Gap
 
     @property
     def kept(self) -> frozenset[str]:
@@ -93,55 +148,82 @@ def mix_precision(
     Raises:
         M2DError: when the embedding tables alone cost more quality than the limit allows.
     """
-    weights = units_of(original.graph)
-
-    def keeping(units: Sequence[str]) -> ir.Model:
-        return restore(quantized, original, [name for unit in units for name in weights[unit]])
-
-    def encode(graph: ir.Model) -> Floats:
-        return load(graph).encode(texts[:: -(-len(texts) // _TEXTS)])
-
-    tables_only = encode(keeping([*weights]))
-    turns: dict[str, float] = {}
-    for unit in weights:
-        on_progress("measuring sensitivities", len(turns), len(weights))
-        alone = encode(keeping([other for other in weights if other != unit]))
-        turns[unit] = _turn(tables_only, alone)
-    order = sorted(weights, key=lambda unit: -turns[unit])
+    few = _some(texts, _TEXTS)
+    ranked = _rank(original, quantized, lambda graph: load(graph).encode(few), on_progress)
     fp32 = _quality(load(original), limit.tasks)
     qualities: dict[int, float] = {}  # by how many units stay in float32
 
     def fits(count: int) -> bool:
         if count not in qualities:
-            on_progress("choosing", len(qualities), 2 + len(order).bit_length())
-            qualities[count] = _quality(load(keeping(order[:count])), limit.tasks)
+            on_progress("choosing", len(qualities), ranked.steps)
+            qualities[count] = _quality(load(ranked.keeping(count)), limit.tasks)
         return fp32 - qualities[count] <= limit.max_drop
 
-    count = fewest(fits, len(order))
+    count = fewest(fits, len(ranked.turns))
     if count is None:
-        raise _tables_cost_too_much(fp32 - qualities[len(order)], limit)
-    share = _shares(original.graph)
-    mixture = Mixture(
-        units=tuple(
-            Unit(unit, weights[unit], share(weights[unit]), turns[unit], kept=index < count)
-            for index, unit in enumerate(order)
-        ),
-        tables_share=share(_tables(original.graph)),
-        tables_sensitivity=_turn(encode(original), tables_only),
-        max_drop=limit.max_drop,
-        fp32_quality=fp32,
-        quantized_quality=qualities[0],
-        mixed_quality=qualities[count],
-    )
-    return keeping(order[:count]), mixture
+        raise M2DError(
+            f"quality drops by {fp32 - qualities[len(ranked.turns)]:.2f} points when nothing but "
+            f"the embedding tables is quantized, and --max-drop allows {limit.max_drop:g}; allow "
+            "more, or choose other weights, such as fp16."
+        )
+    drop = Drop(limit.max_drop, fp32, quantized=qualities[0], mixed=qualities[count])
+    return ranked.keeping(count), ranked.mixture(count, drop)
 
 
-def _tables_cost_too_much(drop: float, limit: QualityLimit) -> M2DError:
-    return M2DError(
-        f"quality drops by {drop:.2f} points when nothing but the embedding tables is quantized, "
-        f"and --max-drop allows {limit.max_drop:g}; allow more, or choose other weights, such as "
-        "fp16."
-    )
+def close_gap(
+    original: ir.Model,
+    quantized: ir.Model,
+    encode: Callable[[ir.Model, Sequence[Text]], Floats],
+    texts: Sequence[Text],
+    on_progress: OnProgress = lambda *_: None,
+) -> tuple[ir.Model, Mixture | None]:
+    """Return a quantized graph with as few units in float32 as bring its vectors to ``FLOOR``.
+
+    Args:
+        original: the float32 graph.
+        quantized: what ``quantize_weights`` made of it.
+        encode: from such a graph and texts to vectors, (texts, width), normalised.
+        texts: calibration texts, of which up to 64 measure sensitivities.
+        on_progress: told about every step.
+
+    Returns:
+        The graph, and what was decided: None where all units are quantized.
+
+    Raises:
+        M2DError: when the embedding tables alone miss the floor.
+    """
+    exact = encode(original, texts)
+    before = _fidelity(exact, encode(quantized, texts))
+    if before.reaches(FLOOR):
+        return quantized, None
+    few = _some(texts, _FEW_TEXTS)
+    ranked = _rank(original, quantized, lambda graph: encode(graph, few), on_progress)
+    found = {0: before}  # by how many units stay in float32
+
+    def fits(count: int) -> bool:
+        if count not in found:
+            on_progress("choosing", len(found), ranked.steps)
+            found[count] = _fidelity(exact, encode(ranked.keeping(count), texts))
+        return found[count].reaches(FLOOR)
+
+    count = fewest(fits, len(ranked.turns))
+    if count is None:
+        raise M2DError(
+            f"the mean / minimum cosine to fp32 is {found[len(ranked.turns)]} when nothing but the "
+            f"embedding tables is quantized, and int8 keeps {FLOOR}; choose other weights, such as "
+            "fp16, or a drop of quality to allow by --max-drop."
+        )
+    return ranked.keeping(count), ranked.mixture(count, Gap(before, found[count]))
+
+
+def reaches_floor(exact: Floats, found: Floats) -> bool:
+    """Whether int8 keeps what it must of these vectors, (texts, width), normalised."""
+    return _fidelity(exact, found).reaches(FLOOR)
+
+
+def _fidelity(exact: Floats, found: Floats) -> Fidelity:
+    cosines = 1 - np.square(exact.astype(np.float64) - found).sum(axis=1) / 2
+    return Fidelity(float(cosines.mean()), float(cosines.min()))
 
 
 def fewest(fits: Callable[[int], bool], most: int) -> int | None:
@@ -154,6 +236,60 @@ def fewest(fits: Callable[[int], bool], most: int) -> int | None:
     if not fits(most):
         return None
     return 1 + bisect_left(range(1, most), True, key=fits)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A graph's units, most sensitive first, any number of which can be put back."""
+
+    original: ir.Model
+    quantized: ir.Model
+    weights: Mapping[str, tuple[str, ...]]  # unit -> its weights
+    turns: Mapping[str, float]  # unit -> sensitivity, falling
+    tables_turn: float
+
+    @property
+    def steps(self) -> int:
+        """How many numbers ``fewest`` asks about at most."""
+        return 2 + len(self.turns).bit_length()
+
+    def keeping(self, count: int) -> ir.Model:
+        """Return the quantized graph with so many units in float32."""
+        kept = [name for unit in list(self.turns)[:count] for name in self.weights[unit]]
+        return restore(self.quantized, self.original, kept)
+
+    def mixture(self, count: int, result: Drop | Gap) -> Mixture:
+        share = _shares(self.original.graph)
+        units = tuple(
+            Unit(unit, self.weights[unit], share(self.weights[unit]), turn, kept=index < count)
+            for index, (unit, turn) in enumerate(self.turns.items())
+        )
+        return Mixture(units, share(_tables(self.original.graph)), self.tables_turn, result)
+
+
+def _rank(
+    original: ir.Model,
+    quantized: ir.Model,
+    encode: Callable[[ir.Model], Floats],
+    on_progress: OnProgress,
+) -> _Ranked:
+    weights = units_of(original.graph)
+
+    def quantizing(units: Sequence[str]) -> Floats:
+        kept = [name for unit in weights if unit not in units for name in weights[unit]]
+        return encode(restore(quantized, original, kept))
+
+    tables_only = quantizing([])
+    turns: dict[str, float] = {}
+    for unit in weights:
+        on_progress("measuring sensitivities", len(turns), len(weights))
+        turns[unit] = _turn(tables_only, quantizing([unit]))
+    falling = dict(sorted(turns.items(), key=lambda item: -item[1]))
+    return _Ranked(original, quantized, weights, falling, _turn(encode(original), tables_only))
+
+
+def _some(texts: Sequence[Text], most: int) -> Sequence[Text]:
+    return texts[:: -(-len(texts) // most)]
 
 
 def _turn(one: Floats, other: Floats) -> float:

@@ -162,11 +162,7 @@ def print_mixture(mixture: Mixture, weights: str) -> None:
     )
     console = _console()
     console.print(table)
-    console.print(
-        f"quality: {mixture.fp32_quality:.2f} in fp32, {mixture.quantized_quality:.2f} in "
-        f"{weights}, {mixture.mixed_quality:.2f} mixed; --max-drop {mixture.max_drop:g} allows "
-        f"{mixture.fp32_quality - mixture.max_drop:.2f}"
-    )
+    console.print(mixture.result.sentence(weights))
 
 
 def require_report_folder(folder: Path) -> None:

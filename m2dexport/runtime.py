@@ -52,7 +52,7 @@ class Encoder:
         self._tokenizer = load_tokenizer(tokenizer_json)
         self._engine = engine_module(spec.engine)
         require_version(spec.engine, spec.min_engine)
-        self._session = self._engine.load(*graph, threads=threads)
+        self._session = self._engine.load(*graph, threads=threads, isa=spec.isa)
 
     def encode(
         self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -24,87 +24,38 @@ from numpy.typing import NDArray
 
 from m2dexport import codecs, manifest
 from m2dexport.artifact import GRAPH_FILES
-from m2dexport.budget import LATENCY_NOISE, QUALITY_NOISE, Target, frontier
+from m2dexport.budget import LATENCY_NOISE, QUALITY_NOISE, frontier
 from m2dexport.build import default_prompt, graph_files, pad_id, tokenizer_of, tool_versions
 from m2dexport.checkpoint import Checkpoint, weights_sha256
 from m2dexport.codecs import VectorPrecision
 from m2dexport.data import texts_sha256
-from m2dexport.engines import engine_module, usable_cores
-from m2dexport.engines.onnxruntime import CPU
-from m2dexport.errors import UsageError
+from m2dexport.engines import engine_module
 from m2dexport.export import graph_from_checkpoint
 from m2dexport.graph import depth_graph, tail_bytes, vector_graph
 from m2dexport.latency import (
+    Candidate,
     Footprint,
     LatencyPoint,
-    graph_bytes,
     measure_footprint,
     measure_latency,
 )
 from m2dexport.machine import read_machine
-from m2dexport.manifest import Cell, Profile, cell_id
+from m2dexport.manifest import Cell, Flag, Profile, cell_id
+from m2dexport.mixed import close_gap, reaches_floor
 from m2dexport.parity import PROBES, Embedded, embed_probes, measure_parity, require_parity
+from m2dexport.plan import Plan, require_plan
 from m2dexport.progress import OnProgress
 from m2dexport.quality import Task, evaluate
 from m2dexport.reference import Reference
 from m2dexport.rewrites import fuse_for_engine
 from m2dexport.runtime import encode_tokens, load_tokenizer
 from m2dexport.slicing import UntrainedWarning, slice_checkpoint
-from m2dexport.weights import (
-    CalibrationTokens,
-    WeightPrecision,
-    quantize_weights,
-    require_precision,
-)
+from m2dexport.weights import CalibrationTokens, WeightPrecision, quantize_weights
+from m2dexport.weights.saturation import isa_of
 
 Floats = NDArray[np.float32]
 
 _BATCH = 32
-_SMALLEST_DIM = 32
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which cells to measure, and how."""
-
-    layers: tuple[int, ...]
-    dims: tuple[int, ...]
-    weights: tuple[WeightPrecision, ...] = ("fp32", "fp16", "int8")
-    vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
-    shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
-    threads: int = field(default_factory=usable_cores)
-    engine: str = "onnx"
-    provider: str = CPU
-    repeats: int = 30  # timed runs of each graph at each shape
-
-
-def default_plan(checkpoint: Checkpoint) -> Plan:
-    """Return the grid of all depths and of the trained dims, or powers of two from 32 upwards."""
-    dims = {dim for _, dim in checkpoint.trained or ()}
-    if not dims:
-        dims = {_SMALLEST_DIM << i for i in range(16) if _SMALLEST_DIM << i < checkpoint.dim}
-    return Plan(tuple(range(1, checkpoint.layers + 1)), tuple(sorted({*dims, checkpoint.dim})))
-
-
-def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
-    """Return the plan of a target; what its file leaves out is as in ``default_plan``.
-
-    Raises:
-        UsageError: when the target's engine is not one that can be measured here.
-        MissingExtra: when it is not installed.
-    """
-    engine_module(target.engine)  # refused before any work
-    default = default_plan(checkpoint)
-    return Plan(
-        layers=target.grid.layers or default.layers,
-        dims=target.grid.dims or default.dims,
-        weights=target.grid.weights or default.weights,
-        vectors=target.grid.vectors or default.vectors,
-        shapes=target.latency.shapes if target.latency else default.shapes,
-        threads=target.threads or default.threads,
-        engine=target.engine,
-        provider=target.provider,
-    )
 
 
 def profile_checkpoint(
@@ -132,7 +83,7 @@ def profile_checkpoint(
         UsageError: when the plan lies outside the checkpoint.
         ParityError: when a depth does not reproduce the torch original in one of the precisions.
     """
-    _check_plan(checkpoint, plan, tasks)
+    require_plan(checkpoint, plan, tasks)
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         measured = _measure(checkpoint, tasks, calibration, plan, Path(scratch), on_progress)
     batch, sequence = plan.shapes[0]
@@ -177,7 +128,7 @@ class _Measured:
     footprints: Mapping[str, Footprint]  # "depth-weights"
     sizes: Mapping[str, int]  # "depth-weights" -> bytes of graph and tokenizer
     tail_sizes: Mapping[tuple[int, VectorPrecision], int]  # bytes that cut and codec add
-    batch_dependent: frozenset[str]  # "depth-weights" whose vectors depend on the batch
+    flags: Mapping[str, Sequence[Flag]]  # "depth-weights" -> what its cells share
     seconds: Mapping[str, float]  # step -> how long it took
 
 
@@ -196,23 +147,23 @@ def _measure(
         on_progress("export", 1, 1)
     corpus = _corpus(source, tasks, calibration)
     quality: dict[str, dict[str, float]] = {}
-    graphs: dict[str, Path] = {}
-    batch_dependent: set[str] = set()
+    graphs: dict[str, Candidate] = {}
+    flags: dict[str, list[Flag]] = {}
     with _timed(seconds, "quality"):
         for weights in plan.weights:
-            graph = quantize_weights(
-                source.graph,
-                weights,
-                corpus.calibration_tokens(source.pad_id),
-                engine=plan.engine,
-            )
+            tokens = corpus.calibration_tokens(source.pad_id)
+            graph = quantize_weights(source.graph, weights, tokens, engine=plan.engine)
             surface, dependent = _one_pass(graph, weights, source, corpus, plan, on_progress)
-            batch_dependent.update(f"{depth}-{weights}" for depth in dependent)
+            depths = {depth: _one_depth(graph, depth, source) for depth in plan.layers}
+            mixed = []
+            if weights == "int8":
+                mixed = _close_gaps(depths, surface, source, corpus, plan, on_progress)
             quality.update(_qualities(surface, weights, corpus, plan))
-            for depth in plan.layers:
-                one_depth = vector_graph(depth_graph(graph, depth), checkpoint.dim)
+            for depth, one_depth in depths.items():
                 name = f"{depth}-{weights}"
                 graphs[name] = _write(one_depth, plan.engine, folder / name)
+                flags[name] = ["batch_dependent"] * (depth in dependent)
+                flags[name] += ["mixed_precision"] * (depth in mixed)
     with _timed(seconds, "latency"):
         latency = _latencies(graphs, checkpoint, plan, on_progress)
     with _timed(seconds, "memory"):
@@ -221,12 +172,12 @@ def _measure(
         quality=quality,
         latency=latency,
         footprints=footprints,
-        sizes={n: graph_bytes(path) + source.tokenizer_bytes for n, path in graphs.items()},
+        sizes={n: graph.size_bytes + source.tokenizer_bytes for n, graph in graphs.items()},
         tail_sizes={
             (dim, vectors): tail_bytes(checkpoint.dim, dim, vectors)
             for dim, vectors in product(plan.dims, plan.vectors)
         },
-        batch_dependent=frozenset(batch_dependent),
+        flags=flags,
         seconds=seconds,
     )
 
@@ -236,6 +187,7 @@ class _Source:
     """The exported checkpoint: fp32, one output per depth of the plan."""
 
     graph: ir.Model
+    width: int
     tokenizer: tokenizers.Tokenizer
     tokenizer_bytes: int
     pad_id: int
@@ -268,6 +220,7 @@ def _export(checkpoint: Checkpoint, folder: Path, plan: Plan) -> _Source:
     prompt = default_prompt(full)
     return _Source(
         graph=graph,
+        width=full.dim,
         tokenizer=load_tokenizer(tokenizer_json),
         tokenizer_bytes=len(tokenizer_json.encode()),
         pad_id=pad_id(full),
@@ -313,7 +266,8 @@ def _one_pass(
     """
     engine = engine_module(plan.engine)
     files = graph_files(graph, plan.engine)
-    session = engine.load(*files, threads=plan.threads, provider=plan.provider)
+    isa = isa_of(graph.graph)
+    session = engine.load(*files, threads=plan.threads, provider=plan.provider, isa=isa)
     done = 0
 
     def run(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
@@ -340,12 +294,62 @@ def _one_pass(
     return {depth: vectors[:, index] for index, depth in enumerate(plan.layers)}, dependent
 
 
-def _write(graph: ir.Model, engine: str, stem: Path) -> Path:
-    """Write the engine's files of a graph; returns the first, which loads with the others."""
+def _one_depth(all_depths: ir.Model, depth: int, source: _Source) -> ir.Model:
+    return vector_graph(depth_graph(all_depths, depth), source.width)
+
+
+def _close_gaps(
+    depths: dict[int, ir.Model],
+    surface: dict[int, Floats],
+    source: _Source,
+    corpus: _Corpus,
+    plan: Plan,
+    on_progress: OnProgress,
+) -> list[int]:
+    """Put units of the depths back that miss the floor of int8; returns these depths.
+
+    What a depth needs is decided as ``build`` decides it; its vectors are then computed anew.
+    """
+
+    def encode(graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
+        engine = engine_module(plan.engine)
+        session = engine.load(
+            *graph_files(graph, plan.engine), threads=plan.threads, provider=plan.provider
+        )
+        vectors = encode_tokens(
+            lambda *inputs: np.stack(engine.run(session, *inputs), axis=1),
+            ids,
+            source.pad_id,
+            _BATCH,
+        )
+        assert vectors is not None
+        return vectors
+
+    texts = [corpus.ids[row] for row in corpus.calibration]
+    exact = encode(source.graph, texts)
+    missed = []
+    for index, depth in enumerate(plan.layers):
+        found = codecs.normalize(surface[depth][corpus.calibration])
+        if reaches_floor(codecs.normalize(exact[:, index]), found):
+            continue
+        depths[depth], _ = close_gap(
+            _one_depth(source.graph, depth, source),
+            depths[depth],
+            lambda graph, ids: encode(graph, ids)[:, 0],
+            texts,
+            on_progress,
+        )
+        surface[depth] = encode(depths[depth], corpus.ids)[:, 0]
+        missed.append(depth)
+    return missed
+
+
+def _write(graph: ir.Model, engine: str, stem: Path) -> Candidate:
+    """Write the engine's files of a graph, to be measured."""
     paths = [stem.with_suffix(Path(name).suffix) for name in GRAPH_FILES[engine]]
     for path, content in zip(paths, graph_files(graph, engine), strict=True):
         path.write_bytes(content)
-    return paths[0]
+    return Candidate(paths[0], isa_of(graph.graph))
 
 
 def _qualities(
@@ -371,7 +375,7 @@ def _qualities(
 
 
 def _latencies(
-    graphs: Mapping[str, Path], checkpoint: Checkpoint, plan: Plan, on_progress: OnProgress
+    graphs: Mapping[str, Candidate], checkpoint: Checkpoint, plan: Plan, on_progress: OnProgress
 ) -> dict[str, tuple[LatencyPoint, ...]]:
     total = len(graphs) * len(plan.shapes)
     done = 0
@@ -394,13 +398,13 @@ def _latencies(
 
 
 def _footprints(
-    graphs: Mapping[str, Path], checkpoint: Checkpoint, plan: Plan, on_progress: OnProgress
+    graphs: Mapping[str, Candidate], checkpoint: Checkpoint, plan: Plan, on_progress: OnProgress
 ) -> dict[str, Footprint]:
     largest = max(plan.shapes, key=lambda shape: shape[0] * shape[1])
     footprints = {}
-    for done, (name, path) in enumerate(graphs.items(), start=1):
+    for done, (name, graph) in enumerate(graphs.items(), start=1):
         footprints[name] = measure_footprint(
-            path,
+            graph,
             (largest[0], min(largest[1], checkpoint.max_length)),
             vocab_size=checkpoint.vocab_size,
             threads=plan.threads,
@@ -453,7 +457,7 @@ def _cells(
         cell.model_copy(
             update={
                 "retention": cell.mean_quality / reference.mean_quality,
-                "flags": _flags(cell, cells, checkpoint, plan, measured.batch_dependent),
+                "flags": _flags(cell, cells, checkpoint, plan, measured.flags),
                 "on_frontier": cell.id in best,
             }
         )
@@ -470,9 +474,9 @@ def _flags(
     cells: Mapping[str, Cell],
     checkpoint: Checkpoint,
     plan: Plan,
-    batch_dependent: frozenset[str],
-) -> tuple[str, ...]:
-    flags = []
+    shared: Mapping[str, Sequence[Flag]],
+) -> tuple[Flag, ...]:
+    flags: list[Flag] = []
     if checkpoint.trained is not None and (cell.layers, cell.dim) not in checkpoint.trained:
         flags.append("untrained")
     twin = cells.get(cell_id(cell.layers, cell.dim, "fp32", cell.vectors))
@@ -483,26 +487,7 @@ def _flags(
         below = cells[cell_id(max(shallower), cell.dim, cell.weights, cell.vectors)]
         if cell.mean_quality < below.mean_quality - QUALITY_NOISE:
             flags.append("below_shallower")
-    if f"{cell.layers}-{cell.weights}" in batch_dependent:
-        flags.append("batch_dependent")
-    return tuple(flags)
-
-
-def _check_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> None:
-    for weights in plan.weights:
-        require_precision(weights, plan.engine)
-    if not tasks:
-        raise UsageError("no evaluation data is given; pass --eval.")
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two evaluation sets are named {name!r}; rename a file or folder.")
-    for layers in plan.layers:
-        if not 1 <= layers <= checkpoint.layers:
-            raise UsageError(f"the checkpoint has 1 to {checkpoint.layers} layers, not {layers}.")
-    for dim in plan.dims:
-        if not 1 <= dim <= checkpoint.dim:
-            raise UsageError(f"the checkpoint has 1 to {checkpoint.dim} dims, not {dim}.")
+    return (*flags, *shared[f"{cell.layers}-{cell.weights}"])
 
 
 @contextmanager

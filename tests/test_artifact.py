@@ -23,6 +23,7 @@ from m2dexport.artifact import (
     spec_from_json,
 )
 from m2dexport.codecs import BIT_ORDERS, Ranges
+from m2dexport.engines import ISAS
 from m2dexport.errors import UsageError
 
 BASE: dict[str, Any] = {
@@ -30,6 +31,7 @@ BASE: dict[str, Any] = {
     "layers": 2,
     "dim": 12,
     "weights": "fp32",
+    "isa": "portable",
     "fitted_to": None,
     "kept_sha256": None,
     "vectors": "int8",
@@ -80,6 +82,12 @@ def test_space_id_does_not_follow_key_order_or_json_layout() -> None:
         "tokenizer_json": json.dumps(json.loads(BASE["tokenizer_json"]), indent=4, sort_keys=True),
     }
     assert space_id_of(**BASE | same) == space_id_of(**BASE)
+
+
+def test_space_id_follows_the_isa_of_int8_weights_alone() -> None:
+    for weights, same in (("int8", False), ("int8-dynamic", True), ("fp32", True)):
+        ids = {space_id_of(**BASE | {"weights": weights, "isa": isa}) for isa in ISAS}
+        assert (len(ids) == 1) == same
 
 
 def test_space_id_follows_the_bit_order_of_packed_vectors_alone() -> None:

@@ -17,7 +17,14 @@ from m2dexport.checkpoint import open_checkpoint
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.errors import UsageError
 from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import coded_graph, depth_graph, serialize_graph, tail_bytes, vector_graph
+from m2dexport.graph import (
+    coded_graph,
+    depth_graph,
+    full_width,
+    serialize_graph,
+    tail_bytes,
+    vector_graph,
+)
 from m2dexport.reference import Reference
 from m2dexport.rewrites import fuse_for_onnxruntime
 
@@ -104,6 +111,15 @@ def test_the_graph_encodes_bit_for_bit_as_the_codec_does(exported, tokens, dim, 
     expected = codecs.encode_vectors(vectors, precision, ranges)
     assert codes.dtype == expected.dtype
     np.testing.assert_array_equal(codes, expected)
+
+
+@pytest.mark.parametrize("dim", [7, 32])
+def test_a_cut_vector_can_be_had_at_its_full_width(exported, tokens, dim: int) -> None:
+    one_depth = depth_graph(exported, 2)
+    whole = full_width(vector_graph(one_depth, dim))
+    np.testing.assert_array_equal(
+        outputs(whole, tokens)[0], outputs(vector_graph(one_depth, 32), tokens)[0]
+    )
 
 
 def test_int8_vectors_without_ranges_are_refused(exported) -> None:

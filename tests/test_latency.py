@@ -12,12 +12,16 @@ from tiny_artifact import tiny_artifact, tiny_spec
 from m2dexport.engines import usable_cores
 from m2dexport.engines.onnxruntime import CPU
 from m2dexport.errors import M2DError
-from m2dexport.latency import measure_footprint, measure_latency
+from m2dexport.latency import Candidate, measure_footprint, measure_latency
+
+
+def _candidate(folder: Path) -> Candidate:
+    return Candidate(folder / "model.onnx", "portable")
 
 
 def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
     graphs = {
-        name: tiny_artifact(tmp_path / name, tiny_spec(dim=dim)) / "model.onnx"
+        name: _candidate(tiny_artifact(tmp_path / name, tiny_spec(dim=dim)))
         for name, dim in (("a", 8), ("b", 12))
     }
     steps = []
@@ -38,7 +42,7 @@ def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_a_process_without_torch(tmp_path: Path) -> None:
-    graph = tiny_artifact(tmp_path / "a") / "model.onnx"
+    graph = _candidate(tiny_artifact(tmp_path / "a"))
     footprint = measure_footprint(graph, (1, 4), vocab_size=20, threads=1, provider=CPU)
     # Python, numpy and onnxruntime need some 50 MB; with torch it would be several times that.
     assert 20e6 < footprint.peak_memory_bytes < 200e6
@@ -48,7 +52,8 @@ def test_memory_is_that_of_a_process_without_torch(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(M2DError, match=r"memory of broken\.onnx failed"):
-        measure_footprint(tmp_path / "broken.onnx", (1, 4), vocab_size=20, threads=1, provider=CPU)
+        broken = Candidate(tmp_path / "broken.onnx", "portable")
+        measure_footprint(broken, (1, 4), vocab_size=20, threads=1, provider=CPU)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity masks are Linux's")

@@ -14,16 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import small_checkpoint
 
+from m2dexport import mixed as mixed_precision
 from m2dexport import runtime
 from m2dexport.build import build_artifact
-from m2dexport.checkpoint import open_checkpoint
+from m2dexport.checkpoint import Checkpoint, open_checkpoint
 from m2dexport.cli import cli
 from m2dexport.data import calibration_texts
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.export import graph_from_checkpoint
 from m2dexport.graph import depth_graph, serialize_graph, vector_graph
-from m2dexport.mixed import MIXABLE, fewest
+from m2dexport.manifest import Cell
+from m2dexport.mixed import MIXABLE, Fidelity, fewest
+from m2dexport.plan import Plan
+from m2dexport.quality import StsTask
 from m2dexport.rewrites import fuse_for_onnxruntime
+from m2dexport.sweep import profile_checkpoint
 from m2dexport.weights import CalibrationTokens, quantize_weights
 from m2dexport.weights.coverage import coverage
 from m2dexport.weights.tables import quantize_tables
@@ -50,6 +55,15 @@ def mixed(out: Path, weights: str, max_drop: float, own_pairs: Path, *more: obje
 
 def kept_units(artifact: dict) -> list[str]:  # type: ignore[type-arg]
     return [unit["name"] for unit in artifact["mixture"]["units"] if unit["kept"]]
+
+
+def profiled_int8(checkpoint: Checkpoint) -> Cell:
+    """Return the one cell of a profile: one layer, 64 dims, int8."""
+    pairs = ("a cat", "a dog", "rain"), ("the cat", "a car", "it rains")
+    task = StsTask("sts", *pairs, scores=(4.0, 1.0, 5.0), sha256="")
+    plan = Plan((1,), (64,), ("int8",), ("float32",), ((1, 8),), threads=1, repeats=3)
+    (cell,) = profile_checkpoint(checkpoint, [task], calibration_texts(), plan).cells
+    return cell
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +159,45 @@ def test_the_layers_that_stay_are_told_and_bundled(tmp_path, own_pairs, fp32) ->
     turns = [unit["sensitivity"] for unit in units]
     assert turns == sorted(turns, reverse=True)
     assert [unit["kept"] for unit in units] == sorted((u["kept"] for u in units), reverse=True)
-    assert found["mixture"]["fp32_quality"] == pytest.approx(100)
-    assert found["mixture"]["mixed_quality"] >= 100 - 0.1
+    assert found["mixture"]["result"]["fp32"] == pytest.approx(100)
+    assert found["mixture"]["result"]["mixed"] >= 100 - 0.1
     assert m2d("bundle", tmp_path / "a", "--out", tmp_path / "a.m2d").exit_code == 0
     verified = m2d("verify", tmp_path / "a.m2d")
     assert verified.exit_code == 0, verified.output
+
+
+def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(tmp_path, monkeypatch) -> None:
+    """Alike wherever int8 is made: from the checkpoint, from an artifact, and in a profile."""
+    checkpoint = open_checkpoint()
+    fp32 = build_artifact(checkpoint, 1, 64, tmp_path / "fp32")
+    plain = build_artifact(checkpoint, 1, 64, tmp_path / "plain", weights="int8")
+    assert plain.mixture is None
+    assert "mixed_precision" not in profiled_int8(checkpoint).flags
+    # No test checkpoint that int8 is hard for: a floor between it and its embedding tables.
+    monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(0.9998, 0.99))
+    built = build_artifact(checkpoint, 1, 64, tmp_path / "built", weights="int8")
+    assert built.mixture is not None
+    gap = built.mixture.result
+    assert gap.quantized.mean < 0.9998 <= gap.mixed.mean
+    assert 0 < len(built.mixture.kept) < len(units_of(ir.load(fp32.path / "model.onnx").graph))
+    assert built.spec.space_id != plain.spec.space_id
+    result = m2d("quantize", fp32.path, "--vectors", "float32", "--out", tmp_path / "quantized")
+    assert result.exit_code == 0, result.output
+    assert "mixed; at least 0.99980 / 0.99000 is wanted" in " ".join(result.output.split())
+    made = [(folder / "model.onnx").read_bytes() for folder in (built.path, tmp_path / "quantized")]
+    assert made[0] == made[1]
+    cell = profiled_int8(checkpoint)
+    assert "mixed_precision" in cell.flags
+    size = built.path / "model.onnx", built.path / "tokenizer.json"
+    assert cell.size_bytes == pytest.approx(sum(path.stat().st_size for path in size), rel=1e-3)
+
+
+def test_a_floor_that_the_embedding_tables_miss_is_an_error(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(1.0, 1.0))
+    result = m2d("build", *DEPTH, "--weights", "int8", "--out", tmp_path / "a")
+    assert result.exit_code == 1
+    assert "when nothing but the embedding tables is quantized" in " ".join(result.output.split())
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_limit_that_int8_keeps_gives_plain_int8(tmp_path, own_pairs, fp32) -> None:

@@ -28,9 +28,10 @@ from m2dexport.errors import BundleError, M2DError, MissingExtra, ParityError, U
 from m2dexport.export import graph_from_checkpoint
 from m2dexport.graph import depth_graph, serialize_graph, vector_graph
 from m2dexport.parity import PROBES
+from m2dexport.plan import Plan
 from m2dexport.quality import load_task
 from m2dexport.surgery import array_of
-from m2dexport.sweep import Plan, profile_checkpoint
+from m2dexport.sweep import profile_checkpoint
 from m2dexport.weights import ENGINE_PRECISIONS, quantize_weights
 from m2dexport.weights.coverage import coverage
 

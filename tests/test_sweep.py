@@ -16,10 +16,11 @@ from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import onnxruntime
 from m2dexport.errors import UsageError
 from m2dexport.manifest import Profile
+from m2dexport.plan import Plan, default_plan, plan_for
 from m2dexport.quality import StsTask, Task, evaluate, load_task
 from m2dexport.reference import Reference
 from m2dexport.runtime import load
-from m2dexport.sweep import Plan, default_plan, plan_for, profile_checkpoint
+from m2dexport.sweep import profile_checkpoint
 
 CALIBRATION = calibration_texts()[:120]
 PLAN = Plan(layers=(1, 2), dims=(32, 50), shapes=((1, 8), (2, 12)), threads=1, repeats=3)
@@ -120,7 +121,7 @@ def test_the_quality_surface_is_one_pass_per_weight_precision(tasks, monkeypatch
     profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, PLAN)
     texts = {text for task in tasks for text_set in task.texts() for text in text_set.texts}
     unique = len(texts | set(CALIBRATION))
-    calibrated = len(CALIBRATION)  # int8 looks at its activations once more
+    calibrated = 2 * len(CALIBRATION)  # int8 looks at activations, and is compared with fp32
     assert rows == len(PLAN.weights) * (unique + 3 * len(sweep.PROBES)) + calibrated
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from m2dexport.codecs import normalize
 from m2dexport.data import calibration_texts
+from m2dexport.engines import ISAS
 from m2dexport.engines import onnxruntime as engine
 from m2dexport.errors import UsageError
 from m2dexport.graph import depth_graph, serialize_graph, vector_graph
@@ -20,6 +21,7 @@ from m2dexport.weights import CalibrationTokens, quantize_weights
 from m2dexport.weights.coverage import coverage
 from m2dexport.weights.int8 import quantize_matmuls
 from m2dexport.weights.rounding import round_weights
+from m2dexport.weights.saturation import isa_of
 
 DEPTH = 2
 TEXTS = calibration_texts()[:64]
@@ -130,10 +132,51 @@ def test_no_input_can_saturate_the_kernels_of_a_cpu_without_vnni(
     rng = np.random.default_rng(seed)
     weight = rng.standard_t(2, (rows, columns)).astype(np.float32)
     inputs = rng.standard_normal((64, rows)).astype(np.float32)
-    codes = round_weights(weight, inputs)[0].astype(int)
+    codes = round_weights(weight, inputs, "portable")[0].astype(int)
     pairs = np.pad(codes, ((0, rows % 2), (0, 0))).reshape(-1, 2, columns)
     worst = 255 * np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
     assert worst.max() < 2**15
+
+
+@pytest.mark.parametrize(
+    ("rows", "isa"),
+    [
+        ([[64], [64]], "portable"),
+        ([[-100], [-28]], "portable"),
+        ([[127], [-127]], "portable"),
+        ([[1], [127], [1], [2]], "portable"),  # 127 + 1: neighbours are rows 0 and 1, 2 and 3
+        ([[1], [127], [2], [2], [100]], "portable"),  # the last has no neighbour
+        ([[64], [65]], "vnni"),
+        ([[0], [0], [-100], [-29]], "vnni"),
+    ],
+)
+def test_saturation_is_read_off_neighbouring_codes(rows, isa) -> None:
+    codes = ir.tensor(np.array(rows, dtype=np.int8), name="codes")
+    value = ir.Value(name="codes", shape=ir.Shape(codes.shape), const_value=codes)
+    assert isa_of(ir.Graph([], [], nodes=[], initializers=[value])) == isa
+
+
+def test_plain_8_bits_are_finer_and_need_vnni(shipped) -> None:
+    graph, ids, calibration = shipped
+    exact = encode(graph, ids, 16)
+    errors = {}
+    for isa in ISAS:
+        quantized = quantize_weights(graph, "int8", calibration, isa=isa)
+        assert isa_of(quantized.graph) == isa
+        errors[isa] = 1 - cosines(exact, encode(quantized, ids, 16)).mean()
+    assert errors["vnni"] < errors["portable"]
+    for precision in ("int8-weight-only", "int4-weight-only", "fp16"):
+        assert isa_of(quantize_weights(graph, precision).graph) == "portable"
+    assert isa_of(quantize_weights(graph, "int8-dynamic").graph) == "vnni"
+
+
+def test_exact_kernels_are_asked_for_where_products_can_saturate(shipped) -> None:
+    graph = serialize_graph(shipped[0])
+    entry = "session.x64quantprecision"
+    needed = engine.load(graph, isa="vnni").get_session_options()
+    assert needed.get_session_config_entry(entry) == "1"
+    with pytest.raises(RuntimeError, match=entry):  # onnxruntime's way to say that it is not set
+        engine.load(graph, isa="portable").get_session_options().get_session_config_entry(entry)
 
 
 def test_rounding_that_looks_at_the_inputs_beats_rounding_to_nearest() -> None:
@@ -141,7 +184,7 @@ def test_rounding_that_looks_at_the_inputs_beats_rounding_to_nearest() -> None:
     mixing = rng.standard_normal((48, 48)).astype(np.float32)
     inputs = rng.standard_normal((512, 48)).astype(np.float32) @ mixing
     weight = rng.standard_normal((48, 32)).astype(np.float32)
-    codes, scale = round_weights(weight, inputs)
+    codes, scale = round_weights(weight, inputs, "portable")
     step = np.abs(weight).max(axis=0) / 63  # 7 bits, the usual way to be exact without VNNI
     nearest = np.round(weight / step) * step / scale
     error, nearest_error = (
@@ -178,6 +221,6 @@ def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone() -> No
 def test_calibration_texts_that_are_too_few_are_refused(shipped) -> None:
     graph, ids, _ = shipped
     with pytest.raises(UsageError, match="int8 weights need 256 or more"):
-        quantize_matmuls(graph.clone(), CalibrationTokens(ids[:2], 0))
+        quantize_matmuls(graph.clone(), CalibrationTokens(ids[:2], 0), "portable")
     with pytest.raises(UsageError, match="need calibration texts"):
         quantize_weights(graph, "int8")

@@ -47,6 +47,7 @@ def tiny_spec(
         layers=1,
         dim=dim,
         weights=weights,
+        isa="portable",
         vectors=vectors,
         codec=CODEC_VERSION,
         bit_order=bit_order,

@@ -15,6 +15,7 @@ from m2dexport.cli.options import (
     bit_order_option,
     calibration_option,
     gate_options,
+    isa_option,
     json_option,
     limit_of,
     limit_options,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--layers", type=int, help="Depth to keep.  [default: all]")
 @click.option("--dim", type=int, help="Leading width to keep.  [default: all]")
 @weights_option()
+@isa_option
 @vectors_option()
 @bit_order_option
 @click.option(
@@ -53,6 +55,7 @@ def build(
     layers: int | None,
     dim: int | None,
     weights: Any,
+    isa: Any,
     vectors: Any,
     bit_order: Any,
     engine: str,
@@ -83,6 +86,7 @@ def build(
             checkpoint.dim if dim is None else dim,
             out,
             weights=weights,
+            isa=isa,
             vectors=vectors,
             bit_order=bit_order,
             engine=engine,
@@ -98,6 +102,7 @@ def build(
 @cli.command()
 @click.argument("artifact", type=PATH)
 @weights_option("int8")
+@isa_option
 @vectors_option("int8")
 @bit_order_option
 @calibration_option
@@ -108,6 +113,7 @@ def build(
 def quantize(
     artifact: Path,
     weights: Any,
+    isa: Any,
     vectors: Any,
     bit_order: Any,
     calibration: Path | None,
@@ -132,6 +138,7 @@ def quantize(
             artifact,
             out,
             weights=weights,
+            isa=isa,
             vectors=vectors,
             bit_order=bit_order,
             calibration=texts_of(calibration),
@@ -155,7 +162,7 @@ def _print_artifact(artifact: Artifact, original: str, as_json: bool) -> None:
         clipped = f"\nvalues of held-out texts outside the ranges: {spec.clipping_rate:.2%}"
     click.echo(
         f"{artifact.path}: {spec.layers} layers, {spec.dim} dims, weights={spec.weights}, "
-        f"vectors={spec.vectors}, {artifact.size_bytes / 1e6:.2f} MB\n"
+        f"vectors={spec.vectors}, isa={spec.isa}, {artifact.size_bytes / 1e6:.2f} MB\n"
         f"parity with {original} on {parity['texts']:.0f} ragged texts: mean cosine "
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
         f"alone against in a batch: {parity['batch_cosine']:.6f}{clipped}"

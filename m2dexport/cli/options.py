@@ -109,6 +109,16 @@ def vectors_option(default: str | None = "float32") -> Callable[[F], F]:
     )
 
 
+isa_option = click.option(
+    "--isa",
+    type=click.Choice(["portable", "vnni"]),
+    default="portable",
+    show_default=True,
+    help="Processors that int8 weights are made for: all, or those with VNNI (finer codes; "
+    "elsewhere slower).",
+)
+
+
 bit_order_option = click.option(
     "--bit-order",
     type=click.Choice(["big", "little"]),

@@ -48,8 +48,9 @@ def profile(
     """
     from m2dexport.budget import load_target
     from m2dexport.data import calibration_texts
+    from m2dexport.plan import default_plan, plan_for
     from m2dexport.report import print_profile, require_report_folder, write_report
-    from m2dexport.sweep import default_plan, plan_for, profile_checkpoint
+    from m2dexport.sweep import profile_checkpoint
 
     require_report_folder(out)
     tasks = tasks_of(evaluation)

@@ -12,8 +12,14 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args
 
 from m2dexport.errors import M2DError, MissingExtra, UsageError
+
+#: The processors on which a graph's 8-bit products are exact at full speed. "portable": all;
+#: "vnni": those with VNNI, and those that are no x86; the others need slower kernels.
+Isa = Literal["portable", "vnni"]
+ISAS: tuple[Isa, ...] = get_args(Isa)
 
 _MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from m2dexport.engines import threads_for
+from m2dexport.engines import Isa, threads_for
 from m2dexport.errors import M2DError, UsageError
 
 CPU = "CPUExecutionProvider"
@@ -22,7 +22,7 @@ def files_from_onnx(graph: bytes) -> tuple[bytes]:
 
 
 def load(
-    model: Path | bytes, *, threads: int | None = None, provider: str = CPU
+    model: Path | bytes, *, threads: int | None = None, provider: str = CPU, isa: Isa = "vnni"
 ) -> ort.InferenceSession:
     """Load an ONNX graph.
 
@@ -30,6 +30,8 @@ def load(
         model: a file or its bytes.
         threads: intra-op threads; None takes all that this process may use.
         provider: the execution provider that must run it; there is no silent fallback.
+        isa: what the graph's 8-bit products need (``weights.saturation``): with "vnni",
+            processors without VNNI use slower kernels, which are exact; "portable" never does.
 
     Raises:
         UsageError: when the provider is not in this build of onnxruntime, or threads < 1.
@@ -47,8 +49,8 @@ def load(
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads burn the cores that other processes on the device need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without VNNI, 8-bit products saturate; this asks for the exact kernels (onnxruntime #14642).
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if isa != "portable":  # without VNNI, its products would saturate (onnxruntime #14642)
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=[provider]

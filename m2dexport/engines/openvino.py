@@ -14,7 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.passes import ConstantFolding, Manager
 
-from m2dexport.engines import threads_for
+from m2dexport.engines import Isa, threads_for
 from m2dexport.errors import M2DError, UsageError
 
 CPU = "CPU"
@@ -61,6 +61,7 @@ def load(
     *,
     threads: int | None = None,
     provider: str = CPU,
+    isa: Isa = "portable",
 ) -> Session:
     """Load an IR.
 
@@ -69,9 +70,10 @@ def load(
         weights: model.bin likewise; None: the file beside model.xml.
         threads: inference threads; None takes all that this process may use.
         provider: the OpenVINO device that must run it.
+        isa: "portable": there are no other IRs, since OpenVINO lacks exact kernels for them.
 
     Raises:
-        UsageError: when there is no such device, or threads < 1.
+        UsageError: when there is no such device, or threads < 1, or for another isa.
         M2DError: when OpenVINO refuses the model or would compute in less than float32.
     """
     # OpenVINO computes in bfloat16 unasked where the CPU can.
@@ -81,6 +83,8 @@ def load(
         "PERFORMANCE_HINT": "LATENCY",
         _GROUP: 0,
     }
+    if isa != "portable":
+        raise UsageError(f"OpenVINO runs portable graphs alone, not isa={isa}; build it anew.")
     core = ov.Core()
     if provider not in core.available_devices:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""int8: 8-bit weights and activations, whose vectors do not depend on their batch or processor.
+"""int8: 8-bit weights and activations, whose vectors do not depend on their batch.
 
 Every MatMul of the transformer multiplies unsigned 8-bit codes of its input by signed 8-bit codes
 of its weight, and scales the exact integer sum back to float32.
@@ -28,6 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
+from m2dexport.engines import Isa
 from m2dexport.surgery import CONTRIB, array_of, bias_of, constant, replace, weight_matmuls
 from m2dexport.weights import CalibrationTokens
 from m2dexport.weights.activations import collect_activations
@@ -61,6 +62,15 @@ class _Linear:
 
 
 @dataclass(frozen=True)
+class _Input:
+    """One value that MatMuls take."""
+
+    value: ir.Value
+    rows: Floats  # (rows, in), its values on calibration texts
+    isa: Isa  # that the codes of the weights that it meets are made for
+
+
+@dataclass(frozen=True)
 class _FixedScales:
     """``codes = round(x * factor + centre) + 128``, the same for every token."""
 
@@ -89,10 +99,15 @@ class _TokenScales:
 _Scales = TypeVar("_Scales", _FixedScales, _TokenScales)
 
 
-def quantize_matmuls(model: ir.Model, calibration: CalibrationTokens) -> None:
+def quantize_matmuls(model: ir.Model, calibration: CalibrationTokens, isa: Isa) -> None:
     """Replace every MatMul of the transformer by one of 8-bit codes, in place.
 
     MatMuls of fewer than 4096 weights, and those after pooling, stay as they are.
+
+    Args:
+        model: a float32 graph.
+        calibration: the texts that scales, rounding and biases are fitted to.
+        isa: "portable" makes codes whose products no processor saturates, "vnni" finer ones.
 
     Raises:
         UsageError: when the calibration texts are too few.
@@ -103,7 +118,7 @@ def quantize_matmuls(model: ir.Model, calibration: CalibrationTokens) -> None:
     model.opset_imports[CONTRIB] = 1
     rows = collect_activations(model, list(inputs), calibration)
     for x, linears in inputs.items():
-        _quantize_input(model.graph, x, linears, rows[str(x.name)])
+        _quantize_input(model.graph, _Input(x, rows[str(x.name)], isa), linears)
 
 
 def _inputs(graph: ir.Graph) -> dict[ir.Value, list[_Linear]]:
@@ -114,32 +129,32 @@ def _inputs(graph: ir.Graph) -> dict[ir.Value, list[_Linear]]:
     return found
 
 
-def _quantize_input(graph: ir.Graph, x: ir.Value, linears: Sequence[_Linear], rows: Floats) -> None:
+def _quantize_input(graph: ir.Graph, x: _Input, linears: Sequence[_Linear]) -> None:
     weights = [array_of(linear.weight) for linear in linears]
-    scales = _choose_scales(x, rows, np.concatenate(weights, axis=1))
+    scales = _choose_scales(x, np.concatenate(weights, axis=1))
     tape = Tape()
     if isinstance(scales, _FixedScales):
-        codes = _fixed_codes(graph, tape, x, scales)
+        codes = _fixed_codes(graph, tape, x.value, scales)
         graph.insert_before(linears[0].node, tape.nodes)
         for linear, weight in zip(linears, weights, strict=True):
-            _replace_fixed(graph, linear, weight, x, codes, scales, rows)
+            _replace_fixed(graph, linear, weight, x, codes, scales)
         return
-    token_codes = _token_codes(graph, tape, x, scales)
+    token_codes = _token_codes(graph, tape, x.value, scales)
     graph.insert_before(linears[0].node, tape.nodes)
     for linear, weight in zip(linears, weights, strict=True):
-        _replace_per_token(graph, linear, weight, x, token_codes, scales, rows)
+        _replace_per_token(graph, linear, weight, x, token_codes, scales)
 
 
-def _choose_scales(x: ir.Value, rows: Floats, weight: Floats) -> _FixedScales | _TokenScales:
+def _choose_scales(x: _Input, weight: Floats) -> _FixedScales | _TokenScales:
     """Return the fastest kind of scales whose error on the calibration rows is not much larger."""
-    shift = _GELU_FLOOR if _is_gelu(x) else 0.0
+    shift = _GELU_FLOOR if _is_gelu(x.value) else 0.0
     token, error = _with_spikes_that_pay(
-        lambda most: _token_scales(rows, shift, most), rows, weight
+        lambda most: _token_scales(x.rows, shift, most), x.rows, weight
     )
-    if not _is_normed(x):
+    if not _is_normed(x.value):
         return token
     fixed, fixed_error = _with_spikes_that_pay(
-        lambda most: _fixed_scales(rows, weight, most), rows, weight
+        lambda most: _fixed_scales(x.rows, weight, most), x.rows, weight
     )
     return fixed if fixed_error <= _FIXED_MAX_ERROR * error else token
 
@@ -213,20 +228,21 @@ def _replace_fixed(
     graph: ir.Graph,
     linear: _Linear,
     weight: Floats,
-    x: ir.Value,
+    x: _Input,
     codes: ir.Value,
     fixed: _FixedScales,
-    rows: Floats,
 ) -> None:
-    seen = _fixed_values(rows, fixed)
-    values, scale = round_weights(_narrow(weight, fixed.spikes) / fixed.factor[:, None], seen)
-    wide = rows[:, fixed.spikes] @ weight[fixed.spikes]
-    end, bias = _corrected(linear, rows @ weight - (seen @ values) * scale - wide)
+    seen = _fixed_values(x.rows, fixed)
+    moved = _narrow(weight, fixed.spikes) / fixed.factor[:, None]
+    values, scale = round_weights(moved, seen, x.isa)
+    wide = x.rows[:, fixed.spikes] @ weight[fixed.spikes]
+    end, bias = _corrected(linear, x.rows @ weight - (seen @ values) * scale - wide)
     tape = Tape()
     inputs = _product_inputs(graph, linear, codes, values, scale, _ZERO)
     inputs += [None, constant(graph, f"{linear.weight.name}.bias", bias)]
     result = tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
-    replace(graph, end, tape, _with_spikes(graph, tape, result, linear, weight, x, fixed.spikes))
+    result = _with_spikes(graph, tape, result, linear, weight, x.value, fixed.spikes)
+    replace(graph, end, tape, result)
 
 
 def _token_scales(rows: Floats, shift: float, most_spikes: int) -> _TokenScales:
@@ -306,20 +322,19 @@ def _replace_per_token(
     graph: ir.Graph,
     linear: _Linear,
     weight: Floats,
-    x: ir.Value,
+    x: _Input,
     quantized: tuple[ir.Value, ir.Value],
     scales: _TokenScales,
-    rows: Floats,
 ) -> None:
-    codes, scale = _token_values(rows, scales)
-    values, weight_scale = round_weights(_narrow(weight, scales.spikes), codes * scale)
-    found = (codes @ values) * scale * weight_scale + rows[:, scales.spikes] @ weight[scales.spikes]
-    end, bias = _corrected(linear, rows @ weight - found)
+    codes, scale = _token_values(x.rows, scales)
+    values, weight_scale = round_weights(_narrow(weight, scales.spikes), codes * scale, x.isa)
+    wide = x.rows[:, scales.spikes] @ weight[scales.spikes]
+    end, bias = _corrected(linear, x.rows @ weight - (codes @ values) * scale * weight_scale - wide)
     tape = Tape()
     inputs = _product_inputs(graph, linear, quantized[0], values, weight_scale, scales.zero)
     product = tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
     result = tape.op("Mul", [product, quantized[1]])
-    result = _with_spikes(graph, tape, result, linear, weight, x, scales.spikes)
+    result = _with_spikes(graph, tape, result, linear, weight, x.value, scales.spikes)
     moved = constant(graph, f"{linear.weight.name}.bias", bias)
     replace(graph, end, tape, tape.op("Add", [result, moved]))
 
