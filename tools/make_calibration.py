@@ -8,6 +8,7 @@ as ranges from real text do (tests/test_default_checkpoint.py holds them to that
 
 from __future__ import annotations
 
+import argparse
 import random
 
 COUNT = 1000
@@ -81,6 +82,7 @@ def sentence(draw: random.Random) -> str:
 
 def main() -> None:
     """Print the texts, one a line, without repeats."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     draw = random.Random(SEED)
     texts: dict[str, None] = {}
     while len(texts) < COUNT:

@@ -6,6 +6,7 @@ only to follow a deliberate change of the codec; the versions are stored beside 
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -23,6 +24,7 @@ OUT = Path(__file__).parent.parent / "tests" / "golden" / "codecs.json"
 
 def main() -> None:
     """Write the file."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     cases: list[dict[str, Any]] = []
     for seed, (texts, dim) in enumerate([(1, 8), (3, 12), (5, 16), (2, 33), (2, 5)]):
         rng = np.random.default_rng(seed)

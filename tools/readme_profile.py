@@ -3,8 +3,8 @@
 python tools/readme_profile.py profile/profile.json
 """
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 from m2dexport.manifest import Cell, Profile, read_profile
@@ -53,7 +53,9 @@ def section(profile: Profile) -> str:
 
 def main() -> None:
     """Replace the section in place."""
-    profile = read_profile(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("profile", type=Path, help="profile.json")
+    profile = read_profile(parser.parse_args().profile)
     text = README.read_text(encoding="utf-8")
     text = re.sub(f"{MARK}.*?{END}", MARK, text, flags=re.S)
     README.write_text(
