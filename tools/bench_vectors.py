@@ -1,4 +1,4 @@
-"""Measure what storing vectors in each way costs in quality: the tables of docs/quantization.md.
+"""Measure what storing vectors in each way costs in quality: the tables of docs/vectors.md.
 
     python tools/bench_vectors.py --model CHECKPOINT --layers 6,2 --dims 64,128,256,384 \
         --eval stsb/test.tsv --eval wang-qa --eval limit-small
