@@ -23,16 +23,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport import codecs
 from m2dexport.build import Artifact, build_artifact, quantize_artifact
 from m2dexport.checkpoint import Checkpoint, open_checkpoint
-from m2dexport.codecs import (
-    LEVELS,
-    VECTOR_PRECISIONS,
-    VectorPrecision,
-    bytes_per_vector,
-    calibrate_ranges,
-    truncate,
-)
+from m2dexport.codecs import VectorPrecision
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.errors import M2DError
 from m2dexport.files import atomic_file, require_file
@@ -119,7 +113,7 @@ def _options() -> tuple[Bench, Path | None]:
     add("--layers", type=_numbers, help="such as 2,6; default: all")
     add("--dims", type=_numbers, help="such as 64,384; default: the trained ones")
     add("--weights", type=_names, default=WEIGHT_PRECISIONS, help="default: all; fp32 always is")
-    add("--vectors", type=_names, default=VECTOR_PRECISIONS, help="default: all")
+    add("--vectors", type=_names, default=codecs.VECTOR_PRECISIONS, help="default: all")
     add("--sts", type=Path, default=stsb, help="sentence pairs; default: the shipped STS-B dev")
     add("--retrieval", type=Path, default=limit, help="BEIR folder; default: LIMIT-small")
     add("--threads", type=int, default=2)
@@ -146,7 +140,7 @@ def _options() -> tuple[Bench, Path | None]:
         ("--layers", plan.layers, range(1, checkpoint.layers + 1)),
         ("--dims", plan.dims, range(1, checkpoint.dim + 1)),
         ("--weights", plan.weights, WEIGHT_PRECISIONS),
-        ("--vectors", plan.vectors, VECTOR_PRECISIONS),
+        ("--vectors", plan.vectors, codecs.VECTOR_PRECISIONS),
     ):
         if unknown := [value for value in asked if value not in known]:
             parser.error(f"{name} {unknown[0]} is not among {', '.join(map(str, known))}")
@@ -167,9 +161,9 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
     encoders: dict[WeightPrecision, Encoder] = {}
     exact: Vectors | None = None
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        start = time.perf_counter()
         base = build_artifact(checkpoint, layers, checkpoint.dim, Path(scratch) / "fp32")
         for weights in plan.weights:
+            _tell(f"{layers} layers, {weights}")
             folder = Path(scratch) / weights
             try:
                 artifact = base if weights == "fp32" else _quantized(base, folder, weights)
@@ -182,17 +176,13 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
                 if exact is None:
                     raise  # nothing to compare with
                 rows[weights] = str(error).replace(str(folder), weights)
-            start = _tell(f"{layers} layers, {weights}", start)
+        _tell(f"{layers} layers, timing")
         batches, singles = _times(encoders, bench.sts.sentences1, plan.repeats)
-        _tell(f"{layers} layers, timing", start)
     return Depth(layers, rows, batches, singles)
 
 
-def _tell(step: str, start: float) -> float:
-    """Print how long a step took; returns when the next one starts."""
-    now = time.perf_counter()
-    print(f"{step}: {now - start:.0f} s", file=sys.stderr, flush=True)
-    return now
+def _tell(step: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
 
 
 def _quantized(base: Artifact, folder: Path, weights: WeightPrecision) -> Artifact:
@@ -228,20 +218,15 @@ def _row(bench: Bench, artifact: Artifact, vectors: Vectors, exact: Vectors) -> 
     shared = [len(np.intersect1d(a, b)) for a, b in zip(near, near_exact, strict=True)]
     points = {}
     for dim in {*bench.plan.dims, bench.checkpoint.dim}:
-        ranges = calibrate_ranges(truncate(vectors.calibration, dim))
+        ranges = codecs.calibrate_ranges(codecs.truncate(vectors.calibration, dim))
         for precision in {"float32", *bench.plan.vectors}:
             # Given ranges, one-bit codes would be scored rescored, too.
-            frozen = ranges if precision in LEVELS else None
+            frozen = ranges if precision in codecs.LEVELS else None
             sts = evaluate(bench.sts, vectors.sts, dim, precision, frozen)
             retrieval = evaluate(bench.retrieval, vectors.retrieval, dim, precision, frozen)
             points[dim, precision] = sts[StsTask.main_metric], retrieval[RetrievalTask.main_metric]
-    return Row(
-        artifact,
-        mean_cosine=float(cosines.mean()),
-        min_cosine=float(cosines.min()),
-        overlap=sum(shared) / near.size,
-        points=points,
-    )
+    overlap = sum(shared) / near.size
+    return Row(artifact, float(cosines.mean()), float(cosines.min()), overlap, points)
 
 
 def _times(
@@ -350,7 +335,9 @@ def _surface(plan: Plan, done: Sequence[Depth]) -> Iterator[str]:
 
 def _bytes_table(plan: Plan) -> Iterator[str]:
     yield from ("### Bytes per vector", "")
-    sizes = [(v, *(str(bytes_per_vector(dim, v)) for dim in plan.dims)) for v in plan.vectors]
+    sizes = [
+        (v, *(str(codecs.bytes_per_vector(dim, v)) for dim in plan.dims)) for v in plan.vectors
+    ]
     yield from _table(("vectors", *(f"{dim} dims" for dim in plan.dims)), sizes)
 
 
