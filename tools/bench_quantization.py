@@ -276,9 +276,9 @@ def _setting(bench: Bench, done: Sequence[Depth]) -> Iterator[str]:
     machine = read_machine(plan.threads)
     yield from ("```sh", f"python {shlex.join(sys.argv)}", "```", "")
     yield f"{machine.cpu}, {plan.threads} threads ({' '.join(machine.flags)});\n{versions}."
-    yield f"STS: Spearman's correlation on {sts.name}, {len(sts.scores):,} pairs. nDCG@{TOP}: on"
-    texts = f"{len(retrieval.queries):,} queries and {len(retrieval.documents):,} documents"
-    yield from (f"{retrieval.name}, {texts}. Both in points.", "")
+    texts = f"{len(retrieval.queries):,} queries, {len(retrieval.documents):,} documents"
+    yield f"STS: Spearman's correlation on {sts.name} ({len(sts.scores):,} pairs)."
+    yield from (f"nDCG@{TOP}: on {retrieval.name} ({texts}).", "")
 
 
 def _weights_table(done: Sequence[Depth]) -> Iterator[str]:
