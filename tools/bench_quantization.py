@@ -83,9 +83,7 @@ class Depth:
 
     layers: int
     rows: Mapping[WeightPrecision, Row | str]
-    batches: Mapping[
-        WeightPrecision, Sequence[float]
-    ]  # seconds for the timed texts, a value a round
+    batches: Mapping[WeightPrecision, Sequence[float]]  # seconds for many texts, a value a round
     singles: Mapping[WeightPrecision, Sequence[float]]  # median seconds of one text, likewise
 
     @property
