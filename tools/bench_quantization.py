@@ -31,10 +31,10 @@ from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.errors import M2DError
 from m2dexport.files import atomic_file, require_file
 from m2dexport.machine import read_machine
+from m2dexport.plan import Plan, default_plan
 from m2dexport.quality import TOP, RetrievalTask, StsTask, Task, evaluate, load_task
 from m2dexport.ranking import rank
 from m2dexport.runtime import Encoder, encode_tokens, load
-from m2dexport.sweep import Plan, default_plan
 from m2dexport.weights import WEIGHT_PRECISIONS, WeightPrecision
 
 Floats = NDArray[np.float32]
