@@ -6,6 +6,8 @@ test (and a reader of the manifest) can count what is really in the graph.
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -67,24 +69,31 @@ def fuse_attention(model: ir.Model) -> int:
 def fuse_gelu(model: ir.Model) -> int:
     """Replace ``x * 0.5 * (1 + erf(x / sqrt 2))`` by one Gelu, which takes its bias in, too."""
     replaced = 0
-    for erf in [node for node in model.graph if node.op_type == "Erf"]:
-        divide = erf.inputs[0].producer() if erf.inputs[0] is not None else None
-        if divide is None or divide.op_type != "Div" or not _is_scalar(divide.inputs[1], 2**0.5):
-            continue
-        x = divide.inputs[0]
-        plus_one = only_user(erf.outputs[0], "Add")
-        half = only_user(plus_one.outputs[0], "Mul") if plus_one else None
-        product = only_user(half.outputs[0], "Mul") if half else None
-        if plus_one is None or half is None or product is None or x not in product.inputs:
-            continue
-        if not any(_is_scalar(value, 1.0) for value in plus_one.inputs):
-            continue
-        if not any(_is_scalar(value, 0.5) for value in half.inputs):
-            continue
-        gelu = ir.node("Gelu", [x], domain=CONTRIB)
-        _replace(model.graph, product, gelu)
-        replaced += 1
+    for node in [node for node in model.graph if node.op_type == "Mul"]:
+        x = gelu_input(node)
+        if x is not None:
+            _replace(model.graph, node, ir.node("Gelu", [x], domain=CONTRIB))
+            replaced += 1
     return replaced
+
+
+def gelu_input(node: ir.Node) -> ir.Value | None:
+    """Return x when a node computes ``x * (0.5 * (1 + erf(x / sqrt 2)))``, else None."""
+    for x, half in permutations(node.inputs) if node.op_type == "Mul" else ():
+        plus_one = producer(_beside(producer(half, "Mul"), 0.5), "Add")
+        erf = producer(_beside(plus_one, 1.0), "Erf")
+        divide = producer(erf.inputs[0], "Div") if erf else None
+        if divide and divide.inputs[0] is x and _is_scalar(divide.inputs[1], 2**0.5):
+            return x
+    return None
+
+
+def _beside(node: ir.Node | None, scalar: float) -> ir.Value | None:
+    """Return what a node of two inputs takes beside a scalar constant."""
+    for value, other in permutations(node.inputs) if node else ():
+        if _is_scalar(value, scalar):
+            return other
+    return None
 
 
 def _replace(graph: ir.Graph, last: ir.Node, fused: ir.Node) -> None:

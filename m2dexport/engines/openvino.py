@@ -125,9 +125,10 @@ def run(
 
 
 def _widen_weights(model: Any) -> None:
-    """Turn the narrow weights of matrix products into float32, once and not at every run.
+    """Turn the narrow weights of float32 products into float32, once and not at every run.
 
-    Embedding tables stay narrow: of those, a run widens only the rows that it looks up.
+    Embedding tables stay narrow: of those, a run widens only the rows that it looks up. So do the
+    weights of products whose other factor is dequantized, too: those are computed in 8 bits.
     """
     fixed: set[str] = set()  # names of the nodes that no input reaches
     narrow = []
@@ -135,11 +136,19 @@ def _widen_weights(model: Any) -> None:
         sources = [value.get_node().get_name() for value in node.input_values()]
         if node.get_type_name() != "Parameter" and fixed.issuperset(sources):
             fixed.add(node.get_name())
-        elif node.get_type_name() == "MatMul" and sources[1] in fixed:
-            narrow.append(node.input_value(1))
+        elif node.get_type_name() == "MatMul" and not _is_dequantized(node.input_value(0)):
+            narrow += [value for value in node.input_values()[1:] if sources[1] in fixed]
     manager = Manager()
     manager.register_pass(ConstantFolding())
     manager.run_passes(ov.Model(narrow, []))
+
+
+def _is_dequantized(value: Any) -> bool:
+    """Say whether a value is ``(codes - zero) * scale`` of 8-bit codes."""
+    for step in ("Multiply", "Subtract", "Convert"):
+        if value.get_node().get_type_name() == step:
+            value = value.get_node().input_value(0)
+    return bool(value.get_element_type() == ov.Type.u8)
 
 
 def _reason(error: Exception) -> str:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from m2dexport.engines import Isa
+from m2dexport.rewrites import gelu_input
 from m2dexport.surgery import CONTRIB, array_of, bias_of, constant, replace, weight_matmuls
 from m2dexport.weights import CalibrationTokens
 from m2dexport.weights.activations import collect_activations
@@ -198,7 +199,7 @@ def _is_normed(x: ir.Value) -> bool:
 
 def _is_gelu(x: ir.Value) -> bool:
     node = x.producer()
-    return node is not None and node.op_type == "Gelu"
+    return node is not None and (node.op_type == "Gelu" or gelu_input(node) is not None)
 
 
 def _fixed_scales(rows: Floats, weight: Floats, most_spikes: int) -> _FixedScales:

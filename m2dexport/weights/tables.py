@@ -38,7 +38,7 @@ def quantize_tables_int4(graph: ir.Graph) -> None:
 def unpacked_halves(graph: ir.Graph, tape: Tape, packed: ir.Value) -> ir.Value:
     """Return the float32 codes (..., BLOCK) of bytes (..., BLOCK / 2) of ``codes.pack_halves``.
 
-    By arithmetic and not by shifts: OpenVINO's of uint8 do not drop the high bits.
+    By arithmetic and not by shifts: OpenVINO shifts uint8 left to 255 where high bits would drop.
     """
     both = tape.op("Cast", [packed], {"to": ir.DataType.FLOAT})
     sixteen = constant(graph, "int4.sixteen", np.array(16, dtype=np.float32))
