@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tiny import small_checkpoint, tiny_checkpoint
 from tiny_artifact import tiny_graph, tiny_ranges
 
 pytest.importorskip("openvino", reason="an extra: m2dexport[openvino]")
@@ -30,13 +31,15 @@ from m2dexport.graph import depth_graph, serialize_graph, vector_graph
 from m2dexport.parity import PROBES
 from m2dexport.plan import Plan
 from m2dexport.quality import load_task
-from m2dexport.surgery import array_of
+from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.sweep import profile_checkpoint
-from m2dexport.weights import ENGINE_PRECISIONS, quantize_weights
-from m2dexport.weights.coverage import coverage
+from m2dexport.weights import CALIBRATED, ENGINE_PRECISIONS, CalibrationTokens, quantize_weights
+from m2dexport.weights.tables import quantize_tables
+from m2dexport.weights.units import restore, units_of
 
 IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
 MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+TOKENS = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +58,26 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     )
 
 
+@pytest.fixture(scope="module")
+def quantized(graph: ir.Model) -> ir.Model:
+    """The first layer in int8."""
+    return quantize_weights(graph, "int8", TOKENS, engine="openvino")
+
+
+def load(graph: ir.Model) -> engine.Session:
+    return engine.load(*engine.files_from_onnx(serialize_graph(graph)), threads=1)
+
+
 def run(graph: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    session = engine.load(*engine.files_from_onnx(serialize_graph(graph)), threads=1)
-    return engine.run(session, ids, mask)[0]
+    return engine.run(load(graph), ids, mask)[0]
+
+
+def products_in_8_bits(session: engine.Session) -> int:
+    """Count the products with constants that the engine says it computes on 8-bit codes."""
+    done = [node.get_rt_info() for node in session.compiled.get_runtime_model().get_ops()]
+    return sum(
+        told["layerType"] == "FullyConnected" and told["runtimePrecision"] == "u8" for told in done
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
@@ -80,7 +100,8 @@ def test_an_int8_artifact_keeps_what_int8_promises(int8: Artifact) -> None:
     spec = read_spec(int8.path)
     assert spec.batch_invariant
     assert spec.parity["mean_cosine"] > 0.999
-    assert spec.coverage > 0.99
+    assert spec.coverage > 0.97
+    assert all(name.endswith(".spikes") for name in spec.left_in_float32)
     encoder = runtime.load(int8.path)
     alone = np.concatenate([encoder.encode([text]) for text in PROBES])
     assert (encoder.encode(PROBES) == alone).mean() >= 0.999
@@ -101,7 +122,7 @@ def test_every_precision_of_openvino_passes_the_gates(family: str, tmp_path: Pat
         )
         assert built.spec.batch_invariant
         assert built.spec.min_engine == oldest
-        assert built.spec.fitted_to is None
+        assert (built.spec.fitted_to is not None) == (weights in CALIBRATED["openvino"])
 
 
 def test_blocks_give_the_vectors_of_the_codes_on_onnxruntime(graph: ir.Model) -> None:
@@ -169,27 +190,75 @@ def test_a_bundle_of_another_engine_than_it_tells_is_refused(
         runtime.encoder_from_files(files, tmp_path / "a.m2d")
 
 
-def test_matrices_are_quantized_within_half_a_step(graph: ir.Model) -> None:
-    quantized = quantize_weights(graph, "int8", engine="openvino")
-    done = coverage(quantized, "int8")
-    assert done.share > 0.99
-    assert done.left == ()
-    constants = quantized.graph.initializers
-    names = [name.removesuffix(".uint8") for name in constants if name.endswith(".uint8")]
-    assert len(names) == 6  # of a layer
-    for name in names:
-        codes, scale, zero = (
-            constants[f"{name}.{part}"].const_value.numpy().astype(np.float32)
-            for part in ("uint8", "scale", "zero")
-        )
-        off = np.abs((codes - zero) * scale - array_of(graph.graph.initializers[name]))
-        assert (off <= scale * 1.001).all()
-        assert (off <= scale * 0.501).mean() > 0.99  # the rest are the ends of a channel's range
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3", "deberta-v2"])
+def test_int8_is_that_of_onnxruntime_in_standard_operators(family: str, tmp_path: Path) -> None:
+    """OpenVINO's transformations of quantized graphs must not change what it computes."""
+    checkpoint = open_checkpoint(small_checkpoint(tmp_path / "m", family))
+    exported = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 64)
+    standard = quantize_weights(exported, "int8", TOKENS, engine="openvino")
+    assert {node.domain for node in standard.graph} == {""}
+    assert set(standard.opset_imports) == {""}
+    fuse_for_onnxruntime(exported)
+    session = ort.load(serialize_graph(quantize_weights(exported, "int8", TOKENS)), threads=1)
+    expected, found = ort.run(session, IDS, MASK)[0], run(standard, IDS, MASK)
+    assert float((found * expected).sum(axis=1).min()) >= 0.9999
 
 
-@pytest.mark.parametrize("weights", ["fp16", "int8"])
-def test_padding_changes_no_vector(graph: ir.Model, weights) -> None:
-    model = quantize_weights(graph, weights, engine="openvino")
+def test_a_gelu_as_exported_is_shifted_as_a_fused_one_is(quantized: ir.Model) -> None:
+    assert "int8.gelu_floor" in quantized.graph.initializers
+
+
+def test_int8_is_computed_in_8_bits_but_for_what_stays(
+    graph: ir.Model, quantized: ir.Model
+) -> None:
+    import openvino
+
+    if "INT8" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("OpenVINO has no 8-bit products for this processor")
+    units = list(units_of(graph.graph).values())
+    for count in range(len(units) + 1):
+        kept = [name for unit in units[:count] for name in unit]
+        session = load(restore(quantized, graph, kept))
+        assert products_in_8_bits(session) == 6 - len(kept)
+
+
+def test_keeping_all_weights_leaves_nothing_but_tables_quantized(
+    graph: ir.Model, quantized: ir.Model
+) -> None:
+    every = [name for unit in units_of(graph.graph).values() for name in unit]
+    tables_alone = graph.clone()
+    quantize_tables(tables_alone.graph)
+    found = run(restore(quantized, graph, every), IDS, MASK)
+    np.testing.assert_allclose(found, run(tables_alone, IDS, MASK), atol=1e-6)
+
+
+def test_padding_and_neighbours_change_no_bit_of_an_int8_vector(quantized: ir.Model) -> None:
+    """A sum in another order would differ in its last bit, and here and there in a code."""
+    session = load(quantized)
+    for length in (3, 15, 17, 31):
+        ids = np.random.default_rng(length).integers(1000, 30000, (1, length))
+        (alone,) = engine.run(session, ids, np.ones_like(ids))[0]
+        for width in (length, length + 1, 32, 40, 48, 70):
+            others = np.random.default_rng(width).integers(1000, 30000, (5, width))
+            mask = np.ones_like(others)
+            others[2], mask[2] = 0, 0
+            others[2, :length], mask[2, :length] = ids, 1
+            np.testing.assert_array_equal(engine.run(session, others, mask)[0][2], alone)
+
+
+def test_a_width_that_blocks_do_not_divide_is_padded(tmp_path: Path) -> None:
+    config = {"hidden_size": 72, "intermediate_size": 100, "num_attention_heads": 4}
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", config=config))
+    exported = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 72)
+    expected = run(exported, IDS, MASK)
+    for weights, cosine in (("int8-weight-only", 0.999), ("int4-weight-only", 0.95)):
+        found = run(quantize_weights(exported, weights, engine="openvino"), IDS, MASK)
+        assert float((found * expected).sum(axis=1).min()) >= cosine
+        assert not np.array_equal(found, expected)
+
+
+def test_padding_changes_no_fp16_vector(graph: ir.Model) -> None:
+    model = quantize_weights(graph, "fp16", engine="openvino")
     alone = run(model, IDS[1:, :3], MASK[1:, :3])[0]
     for width in (4, 40):
         ids, mask = (np.pad(a[1:, :3], ((0, 0), (0, width - 3))) for a in (IDS, MASK))
@@ -227,11 +296,10 @@ def test_nothing_is_computed_below_float32_unasked() -> None:
     assert read("INFERENCE_NUM_THREADS") == 1
 
 
-def test_another_reader_is_told_not_to_quantize_activations(graph: ir.Model) -> None:
+def test_another_reader_is_told_not_to_quantize_activations(quantized: ir.Model) -> None:
     import openvino
 
-    model = quantize_weights(graph, "int8", engine="openvino")
-    xml, weights = engine.files_from_onnx(serialize_graph(model))
+    xml, weights = engine.files_from_onnx(serialize_graph(quantized))
     core = openvino.Core()
     read = core.read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
     compiled = core.compile_model(read, "CPU")
