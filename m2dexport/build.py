@@ -318,10 +318,11 @@ def _quantize(
     tokens = _tokenized(source, recipe.texts)
     graph = quantize_weights(source.graph, weights, tokens, engine=engine, isa=recipe.isa)
     # The final specification says what was measured; until then, what is known of the precision.
-    spec = replace(source.spec, isa="vnni", batch_invariant=weights != "int8-dynamic")
+    spec = replace(source.spec, batch_invariant=weights != "int8-dynamic")
 
     def load(model: ir.Model) -> Encoder:
-        return Encoder(spec, source.tokenizer_json, *graph_files(model, engine))
+        needs = replace(spec, isa=isa_of(model.graph))
+        return Encoder(needs, source.tokenizer_json, *graph_files(model, engine))
 
     if limit is not None:
         return mix_precision(source.graph, graph, load, recipe.texts, limit, on_progress)
