@@ -36,8 +36,9 @@ Text = TypeVar("Text")
 
 #: Precisions that keep a layer in float32 on request; int8-static decides for itself.
 MIXABLE = ("int8", "int8-dynamic", "int8-weight-only", "int4-weight-only")
-#: Texts that sensitivities are measured on, at most: where a user asked, and where nobody did.
+#: Calibration texts, at most, that fidelity and the sensitivities a user asked for are measured on.
 _TEXTS = 256
+#: Likewise, of the sensitivities that nobody asked for.
 _FEW_TEXTS = 64
 
 
@@ -82,7 +83,7 @@ class Fidelity:
         return f"{self.mean:.5f} / {self.minimum:.5f}"
 
 
-#: What int8 keeps of fp32 on its calibration texts, at the full width of a depth.
+#: What int8 keeps of fp32 on ``floor_texts``, at the full width of a depth.
 FLOOR = Fidelity(mean=0.999, minimum=0.995)
 
 
@@ -183,7 +184,7 @@ def close_gap(
         original: the float32 graph.
         quantized: what ``quantize_weights`` made of it.
         encode: from such a graph and texts to vectors, (texts, width), normalised.
-        texts: calibration texts, of which up to 64 measure sensitivities.
+        texts: calibration texts, of which up to 256 measure fidelity and 64 sensitivities.
         on_progress: told about every step.
 
     Returns:
@@ -192,18 +193,18 @@ def close_gap(
     Raises:
         M2DError: when the embedding tables alone miss the floor.
     """
-    exact = encode(original, texts)
-    before = _fidelity(exact, encode(quantized, texts))
+    measured, few = floor_texts(texts), _some(texts, _FEW_TEXTS)
+    exact = encode(original, measured)
+    before = _fidelity(exact, encode(quantized, measured))
     if before.reaches(FLOOR):
         return quantized, None
-    few = _some(texts, _FEW_TEXTS)
     ranked = _rank(original, quantized, lambda graph: encode(graph, few), on_progress)
     found = {0: before}  # by how many units stay in float32
 
     def fits(count: int) -> bool:
         if count not in found:
             on_progress("choosing", len(found), ranked.steps)
-            found[count] = _fidelity(exact, encode(ranked.keeping(count), texts))
+            found[count] = _fidelity(exact, encode(ranked.keeping(count), measured))
         return found[count].reaches(FLOOR)
 
     count = fewest(fits, len(ranked.turns))
@@ -214,6 +215,11 @@ def close_gap(
             "fp16, or a drop of quality to allow by --max-drop."
         )
     return ranked.keeping(count), ranked.mixture(count, Gap(before, found[count]))
+
+
+def floor_texts(texts: Sequence[Text]) -> Sequence[Text]:
+    """Return the calibration texts, 256 at most, on which int8 must reach its floor."""
+    return _some(texts, _TEXTS)
 
 
 def reaches_floor(exact: Floats, found: Floats) -> bool:

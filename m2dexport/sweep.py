@@ -41,7 +41,7 @@ from m2dexport.latency import (
 )
 from m2dexport.machine import read_machine
 from m2dexport.manifest import Cell, Flag, Profile, cell_id
-from m2dexport.mixed import close_gap, reaches_floor
+from m2dexport.mixed import close_gap, floor_texts, reaches_floor
 from m2dexport.parity import PROBES, Embedded, embed_probes, measure_parity, require_parity
 from m2dexport.plan import Plan, require_plan
 from m2dexport.progress import OnProgress
@@ -326,10 +326,10 @@ def _close_gaps(
         return vectors
 
     texts = [corpus.ids[row] for row in corpus.calibration]
-    exact = encode(source.graph, texts)
+    exact = encode(source.graph, floor_texts(texts))
     missed = []
     for index, depth in enumerate(plan.layers):
-        found = codecs.normalize(surface[depth][corpus.calibration])
+        found = codecs.normalize(surface[depth][floor_texts(corpus.calibration)])
         if reaches_floor(codecs.normalize(exact[:, index]), found):
             continue
         depths[depth], _ = close_gap(

@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before numpy is: the suite runs as many processes as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

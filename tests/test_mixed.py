@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -62,7 +63,7 @@ def profiled_int8(checkpoint: Checkpoint) -> Cell:
     pairs = ("a cat", "a dog", "rain"), ("the cat", "a car", "it rains")
     task = StsTask("sts", *pairs, scores=(4.0, 1.0, 5.0), sha256="")
     plan = Plan((1,), (64,), ("int8",), ("float32",), ((1, 8),), threads=1, repeats=3)
-    (cell,) = profile_checkpoint(checkpoint, [task], calibration_texts(), plan).cells
+    (cell,) = profile_checkpoint(checkpoint, [task], TEXTS, plan).cells
     return cell
 
 
@@ -170,18 +171,21 @@ def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(tmp_path, monkeyp
     """Alike wherever int8 is made: from the checkpoint, from an artifact, and in a profile."""
     checkpoint = open_checkpoint()
     fp32 = build_artifact(checkpoint, 1, 64, tmp_path / "fp32")
-    plain = build_artifact(checkpoint, 1, 64, tmp_path / "plain", weights="int8")
+    int8: Any = {"weights": "int8", "calibration": TEXTS}
+    plain = build_artifact(checkpoint, 1, 64, tmp_path / "plain", **int8)
     assert plain.mixture is None
     assert "mixed_precision" not in profiled_int8(checkpoint).flags
     # No test checkpoint that int8 is hard for: a floor between it and its embedding tables.
     monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(0.9998, 0.99))
-    built = build_artifact(checkpoint, 1, 64, tmp_path / "built", weights="int8")
+    built = build_artifact(checkpoint, 1, 64, tmp_path / "built", **int8)
     assert built.mixture is not None
     gap = built.mixture.result
     assert gap.quantized.mean < 0.9998 <= gap.mixed.mean
     assert 0 < len(built.mixture.kept) < len(units_of(ir.load(fp32.path / "model.onnx").graph))
     assert built.spec.space_id != plain.spec.space_id
-    result = m2d("quantize", fp32.path, "--vectors", "float32", "--out", tmp_path / "quantized")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    options = "--vectors", "float32", "--calibration", tmp_path / "texts.txt"
+    result = m2d("quantize", fp32.path, *options, "--out", tmp_path / "quantized")
     assert result.exit_code == 0, result.output
     assert "mixed; at least 0.99980 / 0.99000 is wanted" in " ".join(result.output.split())
     made = [(folder / "model.onnx").read_bytes() for folder in (built.path, tmp_path / "quantized")]
