@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -29,17 +28,13 @@ from m2dexport.artifact import (
 )
 from m2dexport.checkpoint import Checkpoint, weights_sha256
 from m2dexport.codecs import (
-    BIT_ORDERS,
     CODEC_VERSION,
     LEVELS,
-    PER_BYTE,
-    VECTOR_PRECISIONS,
-    BitOrder,
     Ranges,
     VectorPrecision,
 )
-from m2dexport.data import calibration_texts, texts_sha256
-from m2dexport.engines import ISAS, Isa, engine_module, engine_version
+from m2dexport.data import texts_sha256
+from m2dexport.engines import engine_module, engine_version
 from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.files import atomic_folder, require_new
 from m2dexport.graph import (
@@ -50,7 +45,7 @@ from m2dexport.graph import (
     vector_graph,
 )
 from m2dexport.licenses import license_files
-from m2dexport.mixed import MIXABLE, Mixture, QualityLimit, close_gap, mix_precision
+from m2dexport.mixed import Mixture, close_gap, mix_precision
 from m2dexport.parity import (
     PROBES,
     Parity,
@@ -60,6 +55,7 @@ from m2dexport.parity import (
     require_parity,
 )
 from m2dexport.progress import OnProgress
+from m2dexport.recipe import Recipe, require_recipe
 from m2dexport.runtime import Encoder
 from m2dexport.runtime import load_tokenizer as read_tokenizer
 from m2dexport.slicing import slice_checkpoint
@@ -70,14 +66,11 @@ from m2dexport.weights import (
     CalibrationTokens,
     WeightPrecision,
     quantize_weights,
-    require_precision,
 )
 from m2dexport.weights.coverage import Coverage, coverage
 from m2dexport.weights.saturation import isa_of
 from m2dexport.weights.units import sha256_of_weights
 
-#: Share of the weight bytes that a quantized artifact must store below float32.
-MIN_COVERAGE = 0.9
 _BATCH = 32
 _NAMED = 3  # weights in a message
 #: Codes of the graph and of the numpy codec differ where a float32 sum falls on a code's border.
@@ -99,16 +92,9 @@ def build_artifact(
     layers: int,
     dim: int,
     out: Path,
+    recipe: Recipe = Recipe(),
     *,
-    weights: WeightPrecision = "fp32",
-    isa: Isa = "portable",
-    vectors: VectorPrecision = "float32",
-    bit_order: BitOrder = "big",
     engine: str = "onnx",
-    calibration: Sequence[str] | None = None,
-    min_coverage: float = MIN_COVERAGE,
-    allow_batch_dependent: bool = False,
-    limit: QualityLimit | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Artifact:
     """Slice, export, quantize and check; write the folder only if it reproduces the original.
@@ -118,19 +104,9 @@ def build_artifact(
         layers: depth to keep, 1 to N.
         dim: leading width to keep.
         out: the folder to write; it must not exist.
-        weights: one of ``weights.WEIGHT_PRECISIONS``.
-        isa: which processors int8 weights are made for, one of ``engines.ISAS``.
-        vectors: one of ``codecs.VECTOR_PRECISIONS``.
-        bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
+        recipe: how to quantize it, and what it must then fulfil.
         engine: "onnx" or "openvino".
-        calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
-            None takes the shipped ones.
-        min_coverage: share of the weight bytes, 0..1, that must really be quantized, if any are.
-        allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
-            artifact then runs one text at a time.
-        limit: how far quantized weights may drop quality; it decides which stay in float32.
-            Without, those of int8 do that ``mixed.close_gap`` names, usually none.
-        on_progress: told about the search for those.
+        on_progress: told about the search for the weights that stay in float32.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
@@ -146,7 +122,7 @@ def build_artifact(
     from m2dexport.rewrites import fuse_for_engine
 
     require_new(out)
-    _check_options(engine, weights, isa, vectors, bit_order, min_coverage, limit)
+    require_recipe(recipe, engine)
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
         sub_model = slice_checkpoint(checkpoint, layers, dim, Path(scratch) / "sub-model")
         all_depths = graph_from_checkpoint(sub_model, (layers,))
@@ -158,24 +134,14 @@ def build_artifact(
         spec = _first_spec(checkpoint, sub_model, engine, tokenizer_json)
     expected = codecs.truncate(reference, dim)
     source = _Source(graph, spec, tokenizer_json, expected, checkpoint.licenses)
-    texts = calibration_texts() if calibration is None else calibration
-    recipe = _Recipe(weights, isa, vectors, bit_order, texts)
-    gates = _Gates(min_coverage, allow_batch_dependent, limit)
-    return _finish(source, out, recipe, gates, on_progress)
+    return _finish(source, out, recipe, on_progress)
 
 
 def quantize_artifact(
     artifact: Path,
     out: Path,
+    recipe: Recipe,
     *,
-    weights: WeightPrecision,
-    isa: Isa = "portable",
-    vectors: VectorPrecision,
-    bit_order: BitOrder = "big",
-    calibration: Sequence[str] | None = None,
-    min_coverage: float = MIN_COVERAGE,
-    allow_batch_dependent: bool = False,
-    limit: QualityLimit | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Artifact:
     """Write an artifact in other precisions, from one in fp32 weights and float32 vectors.
@@ -183,18 +149,8 @@ def quantize_artifact(
     Args:
         artifact: an artifact folder of fp32 weights and float32 vectors, as ``build`` makes it.
         out: the folder to write; it must not exist.
-        weights: one of ``weights.WEIGHT_PRECISIONS``.
-        isa: which processors int8 weights are made for, one of ``engines.ISAS``.
-        vectors: one of ``codecs.VECTOR_PRECISIONS``.
-        bit_order: where the first dim of a packed byte goes, for int4, ubinary and binary.
-        calibration: texts that int8 weights and the ranges of int8 and int4 vectors are fitted to;
-            None takes the shipped ones.
-        min_coverage: share of the weight bytes, 0..1, that must really be quantized, if any are.
-        allow_batch_dependent: accept weights with which a text's vector depends on its batch; the
-            artifact then runs one text at a time.
-        limit: how far quantized weights may drop quality; it decides which stay in float32.
-            Without, those of int8 do that ``mixed.close_gap`` names, usually none.
-        on_progress: told about the search for those.
+        recipe: how to quantize it, and what it must then fulfil.
+        on_progress: told about the search for the weights that stay in float32.
 
     Raises:
         UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
@@ -205,7 +161,7 @@ def quantize_artifact(
     """
     require_new(out)
     spec = read_spec(artifact)
-    _check_options(spec.engine, weights, isa, vectors, bit_order, min_coverage, limit)
+    require_recipe(recipe, spec.engine)
     if (spec.weights, spec.vectors) != ("fp32", "float32"):
         raise UsageError(
             f"{artifact} is already quantized (weights={spec.weights}, vectors={spec.vectors}); "
@@ -214,16 +170,14 @@ def quantize_artifact(
     if spec.engine != "onnx":
         raise UsageError(
             f"{artifact} was built for {spec.engine}, and quantize takes ONNX artifacts; build "
-            f"with --engine {spec.engine} --weights {weights} --vectors {vectors} instead."
+            f"with --engine {spec.engine} --weights {recipe.weights} --vectors {recipe.vectors} "
+            "instead."
         )
     tokenizer_json = (artifact / TOKENIZER).read_text(encoding="utf-8")
     expected = Encoder(spec, tokenizer_json, artifact / GRAPH).encode(PROBES)
     graph = ir.load(artifact / GRAPH)
     source = _Source(graph, spec, tokenizer_json, expected, license_files(artifact))
-    texts = calibration_texts() if calibration is None else calibration
-    recipe = _Recipe(weights, isa, vectors, bit_order, texts)
-    gates = _Gates(min_coverage, allow_batch_dependent, limit)
-    return _finish(source, out, recipe, gates, on_progress)
+    return _finish(source, out, recipe, on_progress)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> str:
@@ -246,37 +200,16 @@ class _Source:
     licenses: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How its artifact is to be quantized."""
-
-    weights: WeightPrecision
-    isa: Isa
-    vectors: VectorPrecision
-    bit_order: BitOrder
-    texts: Sequence[str]  # for calibration
-
-
-@dataclass(frozen=True)
-class _Gates:
-    """What an artifact must fulfil beside its precision's parity."""
-
-    min_coverage: float
-    allow_batch_dependent: bool
-    limit: QualityLimit | None
-
-
-def _finish(
-    source: _Source, out: Path, recipe: _Recipe, gates: _Gates, on_progress: OnProgress
-) -> Artifact:
+def _finish(source: _Source, out: Path, recipe: Recipe, on_progress: OnProgress) -> Artifact:
     engine, weights, vectors = source.spec.engine, recipe.weights, recipe.vectors
-    graph, mixture = _quantize(source, recipe, gates.limit, on_progress)
+    texts = recipe.texts()
+    graph, mixture = _quantize(source, recipe, texts, on_progress)
     kept = mixture.kept if mixture else frozenset()
-    _require_coverage(coverage(graph, weights, without=kept), gates.min_coverage, out)
+    _require_coverage(coverage(graph, weights, without=kept), recipe.min_coverage, out)
     measured = replace(
         source.spec,
         isa="vnni" if recipe.isa == "vnni" else isa_of(graph.graph),
-        fitted_to=texts_sha256(recipe.texts) if weights in CALIBRATED[engine] else None,
+        fitted_to=texts_sha256(texts) if weights in CALIBRATED[engine] else None,
         kept_sha256=sha256_of_weights(source.graph.graph, kept),
     )
     encoder = Encoder(measured, source.tokenizer_json, *graph_files(graph, engine))
@@ -284,12 +217,12 @@ def _finish(
     embedded = embed_probes(encoder.run, probes, measured.pad_id, measured.max_length)
     parity = measure_parity(source.expected, embedded)
     require_parity(parity, weights, str(out))
-    if weights != "fp32" and not gates.allow_batch_dependent:
+    if weights != "fp32" and not recipe.allow_batch_dependent:
         require_batch_invariance(parity, str(out))
     batch = _BATCH if parity.batch_invariant else 1
     ranges = clipping_rate = None
     if vectors in LEVELS:
-        floats = encoder.encode(recipe.texts, batch_size=batch)
+        floats = encoder.encode(texts, batch_size=batch)
         ranges = codecs.calibrate_ranges(floats)
         clipping_rate = codecs.held_out_clipping_rate(floats)
     coded = replace(measured, bit_order=recipe.bit_order, clipping_rate=clipping_rate)
@@ -311,11 +244,11 @@ def _finish(
 
 
 def _quantize(
-    source: _Source, recipe: _Recipe, limit: QualityLimit | None, on_progress: OnProgress
+    source: _Source, recipe: Recipe, texts: Sequence[str], on_progress: OnProgress
 ) -> tuple[ir.Model, Mixture | None]:
     """Return the quantized graph, and what was decided where some weights stay in float32."""
     engine, weights = source.spec.engine, recipe.weights
-    tokens = _tokenized(source, recipe.texts)
+    tokens = _tokenized(source, texts)
     graph = quantize_weights(source.graph, weights, tokens, engine=engine, isa=recipe.isa)
     # The final specification says what was measured; until then, what is known of the precision.
     spec = replace(source.spec, batch_invariant=weights != "int8-dynamic")
@@ -324,15 +257,15 @@ def _quantize(
         needs = replace(spec, isa=isa_of(model.graph))
         return Encoder(needs, source.tokenizer_json, *graph_files(model, engine))
 
-    if limit is not None:
-        return mix_precision(source.graph, graph, load, recipe.texts, limit, on_progress)
+    if recipe.limit is not None:
+        return mix_precision(source.graph, graph, load, texts, recipe.limit, on_progress)
     if weights != "int8":
         return graph, None
 
     def encode(model: ir.Model, texts: Sequence[str]) -> NDArray[np.float32]:
         return load(full_width(model)).encode(texts)
 
-    return close_gap(source.graph, graph, encode, recipe.texts, on_progress)
+    return close_gap(source.graph, graph, encode, texts, on_progress)
 
 
 def graph_files(graph: ir.Model, engine: str) -> tuple[bytes, ...]:
@@ -458,44 +391,3 @@ def default_prompt(checkpoint: Checkpoint) -> str:
 def pad_id(checkpoint: Checkpoint) -> int:
     """Return the id that fills a batch; masked, so that 0 serves a tokenizer that has none."""
     return int(load_tokenizer(checkpoint.path).pad_token_id or 0)
-
-
-def _check_options(
-    engine: str,
-    weights: str,
-    isa: str,
-    vectors: str,
-    bit_order: str,
-    min_coverage: float,
-    limit: QualityLimit | None,
-) -> None:
-    engine_module(engine)  # an unknown or missing one is refused before any work
-    require_precision(weights, engine)
-    if isa not in ISAS:
-        raise UsageError(f"--isa {isa!r} is unknown; choose from {', '.join(ISAS)}.")
-    if isa != "portable" and (engine, weights) != ("onnx", "int8"):
-        raise UsageError(
-            f"--isa {isa} goes with --engine onnx --weights int8, not with {weights} on {engine}."
-        )
-    if not 0 <= min_coverage <= 1:
-        raise UsageError(f"--min-coverage {min_coverage:g} is no share; give one from 0 to 1.")
-    if vectors not in VECTOR_PRECISIONS:
-        raise UsageError(
-            f"--vectors {vectors!r} is unknown; choose from {', '.join(VECTOR_PRECISIONS)}."
-        )
-    if bit_order not in BIT_ORDERS:
-        raise UsageError(
-            f"--bit-order {bit_order!r} is unknown; choose from {', '.join(BIT_ORDERS)}."
-        )
-    if bit_order != "big" and vectors not in PER_BYTE:
-        raise UsageError(
-            f"--bit-order goes with packed vectors ({', '.join(PER_BYTE)}), not {vectors}."
-        )
-    if limit is not None and not 0 <= limit.max_drop < math.inf:
-        raise UsageError(
-            f"--max-drop {limit.max_drop:g} is no number of points; give 0 or more, such as 0.5."
-        )
-    if limit is not None and weights not in MIXABLE:
-        raise UsageError(
-            f"--max-drop goes with --weights {', '.join(MIXABLE)}, not with {weights}."
-        )

@@ -13,6 +13,7 @@ from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.errors import UsageError
 from m2dexport.files import require_new
 from m2dexport.manifest import read_profile
+from m2dexport.recipe import Recipe
 
 
 def bundle_cell(
@@ -68,10 +69,12 @@ def bundle_cell(
             cell.layers,
             cell.dim,
             Path(scratch) / "artifact",
-            weights=cell.weights,
-            vectors=cell.vectors,
+            Recipe(
+                weights=cell.weights,
+                vectors=cell.vectors,
+                calibration=calibration,
+                allow_batch_dependent="batch_dependent" in cell.flags,
+            ),
             engine=cell.engine,
-            calibration=calibration,
-            allow_batch_dependent="batch_dependent" in cell.flags,
         )
         return write_bundle(artifact.path, out)

@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 from tiny import LAYERS
 
 from m2dexport import build, runtime
 from m2dexport.archive import MANIFEST, open_bundle
-from m2dexport.artifact import read_ranges, read_spec
+from m2dexport.artifact import read_ranges, read_spec, require_same_space
 from m2dexport.build import build_artifact, quantize_artifact
 from m2dexport.bundle import write_bundle
 from m2dexport.checkpoint import open_checkpoint
+from m2dexport.cli import cli
 from m2dexport.codecs import encode_vectors
+from m2dexport.data import calibration_texts
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.parity import PROBES
+from m2dexport.recipe import Recipe
 from m2dexport.slicing import slice_checkpoint
 
 
@@ -44,7 +48,7 @@ def test_prompts_are_applied_as_sentence_transformers_applies_them(bert, tmp_pat
 @pytest.mark.parametrize("weights", ["fp32", "fp16", "int8"])
 def test_every_precision_can_be_built_of_the_shipped_checkpoint(tmp_path, weights, vectors) -> None:
     artifact = build_artifact(
-        open_checkpoint(), 1, 36, tmp_path / "artifact", weights=weights, vectors=vectors
+        open_checkpoint(), 1, 36, tmp_path / "artifact", Recipe(weights=weights, vectors=vectors)
     )
     spec = read_spec(artifact.path)
     assert (spec.layers, spec.dim, spec.weights, spec.vectors) == (1, 36, weights, vectors)
@@ -62,7 +66,7 @@ def test_every_precision_can_be_built_of_the_shipped_checkpoint(tmp_path, weight
 def test_every_code_can_be_built(tmp_path, vectors, bit_order, width) -> None:
     checkpoint = open_checkpoint()
     artifact = build_artifact(
-        checkpoint, 1, 36, tmp_path / "a", vectors=vectors, bit_order=bit_order
+        checkpoint, 1, 36, tmp_path / "a", Recipe(vectors=vectors, bit_order=bit_order)
     )
     floats = runtime.load(build_artifact(checkpoint, 1, 36, tmp_path / "b").path).encode(PROBES)
     expected = encode_vectors(floats, vectors, read_ranges(artifact.path), bit_order)
@@ -72,7 +76,7 @@ def test_every_code_can_be_built(tmp_path, vectors, bit_order, width) -> None:
 
 
 def test_clipping_is_measured_on_texts_that_the_ranges_have_not_seen(tmp_path: Path) -> None:
-    spec = build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", vectors="int4").spec
+    spec = build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", Recipe(vectors="int4")).spec
     assert 0 < spec.clipping_rate < 0.02
     assert build_artifact(open_checkpoint(), 1, 32, tmp_path / "b").spec.clipping_rate is None
 
@@ -84,7 +88,11 @@ def test_a_bit_order_of_unpacked_vectors_is_refused(bert, tmp_path: Path) -> Non
     ):
         with pytest.raises(UsageError, match=told):
             build_artifact(
-                open_checkpoint(bert), 1, 8, tmp_path / "a", vectors=vectors, bit_order=bit_order
+                open_checkpoint(bert),
+                1,
+                8,
+                tmp_path / "a",
+                Recipe(vectors=vectors, bit_order=bit_order),
             )
 
 
@@ -92,8 +100,8 @@ def test_quantizing_an_artifact_is_building_it_quantized(tmp_path: Path) -> None
     checkpoint = open_checkpoint()
     build_artifact(checkpoint, 1, 32, tmp_path / "fp32")
     options = {"weights": "int8", "vectors": "int8"}
-    built = build_artifact(checkpoint, 1, 32, tmp_path / "built", **options)
-    quantized = quantize_artifact(tmp_path / "fp32", tmp_path / "quantized", **options)
+    built = build_artifact(checkpoint, 1, 32, tmp_path / "built", Recipe(**options))
+    quantized = quantize_artifact(tmp_path / "fp32", tmp_path / "quantized", Recipe(**options))
     assert quantized.spec.space_id == built.spec.space_id
     for name in ("model.onnx", "tokenizer.json", "ranges.json"):
         assert (quantized.path / name).read_bytes() == (built.path / name).read_bytes()
@@ -101,7 +109,7 @@ def test_quantizing_an_artifact_is_building_it_quantized(tmp_path: Path) -> None
 
 def test_a_single_text_is_encoded_as_in_the_corpus(tmp_path: Path) -> None:
     artifact = build_artifact(
-        open_checkpoint(), 1, 64, tmp_path / "a", weights="int8", vectors="int8"
+        open_checkpoint(), 1, 64, tmp_path / "a", Recipe(weights="int8", vectors="int8")
     )
     encoder = runtime.load(artifact.path)
     texts = ["a man is playing a guitar", "interest rates rise", "x " * 90]
@@ -114,7 +122,7 @@ def test_a_single_text_is_encoded_as_in_the_corpus(tmp_path: Path) -> None:
 def test_ranges_come_from_the_precision_that_ships(tmp_path: Path) -> None:
     texts = [f"text number {n}" for n in range(150)]
     artifact = build_artifact(
-        open_checkpoint(), 1, 32, tmp_path / "a", vectors="int8", calibration=texts
+        open_checkpoint(), 1, 32, tmp_path / "a", Recipe(vectors="int8", calibration=texts)
     )
     floats = build_artifact(open_checkpoint(), 1, 32, tmp_path / "b")
     vectors = runtime.load(floats.path).encode(texts)
@@ -146,14 +154,18 @@ def test_a_wrong_graph_is_noticed(bert, tmp_path, monkeypatch) -> None:
 def test_too_little_calibration_text_is_refused(bert, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="3 calibration texts are too few"):
         build_artifact(
-            open_checkpoint(bert), 1, 8, tmp_path / "a", vectors="int8", calibration=["a", "b", "c"]
+            open_checkpoint(bert),
+            1,
+            8,
+            tmp_path / "a",
+            Recipe(vectors="int8", calibration=["a", "b", "c"]),
         )
 
 
 def test_quantizing_twice_is_refused(tmp_path: Path) -> None:
-    build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", weights="fp16")
+    build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", Recipe(weights="fp16"))
     with pytest.raises(UsageError, match="already quantized"):
-        quantize_artifact(tmp_path / "a", tmp_path / "b", weights="int8", vectors="int8")
+        quantize_artifact(tmp_path / "a", tmp_path / "b", Recipe(weights="int8", vectors="int8"))
 
 
 def test_an_existing_output_is_refused_before_any_work(bert, tmp_path: Path) -> None:
@@ -175,10 +187,34 @@ def test_the_licence_goes_wherever_the_weights_go(tmp_path: Path) -> None:
     expected = {name: (folder / name).read_text(encoding="utf-8") for name in ("LICENSE", "NOTICE")}
     sub_model = slice_checkpoint(open_checkpoint(), 1, 32, tmp_path / "sub-model")
     build_artifact(sub_model, 1, 32, tmp_path / "artifact")
-    quantize_artifact(tmp_path / "artifact", tmp_path / "coded", weights="fp32", vectors="ubinary")
+    quantize_artifact(
+        tmp_path / "artifact", tmp_path / "coded", Recipe(weights="fp32", vectors="ubinary")
+    )
     write_bundle(tmp_path / "coded", tmp_path / "a.m2d")
     for name, text in expected.items():
         for stage in ("sub-model", "artifact", "coded"):
             assert (tmp_path / stage / name).read_text(encoding="utf-8") == text
     manifest = json.loads(open_bundle(tmp_path / "a.m2d")[MANIFEST])
     assert manifest["licenses"] == expected
+
+
+def test_int8_for_vnni_is_another_space_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(calibration_texts()[:120]), encoding="utf-8")
+    common = "--layers 1 --dim 64 --weights int8 --json --calibration".split()
+    specs = {}
+    for isa in ("portable", "vnni"):
+        out = "--isa", isa, "--out", str(tmp_path / isa)
+        result = CliRunner().invoke(cli, ["build", *common, str(tmp_path / "texts.txt"), *out])
+        assert result.exit_code == 0, result.output
+        specs[isa] = read_spec(tmp_path / isa)
+        assert specs[isa].isa == isa
+    with pytest.raises(UsageError, match=r"differ in isa \('portable', 'vnni'\);"):
+        require_same_space(specs["portable"], specs["vnni"], "index", "bundle")
+
+
+@pytest.mark.parametrize("options", ["--weights fp16", "--weights int8 --engine openvino"])
+def test_an_isa_that_nothing_follows_from_is_a_usage_error(tmp_path: Path, options: str) -> None:
+    out = "--isa", "vnni", "--out", str(tmp_path / "a")
+    result = CliRunner().invoke(cli, ["build", *options.split(), *out])
+    assert result.exit_code == 2
+    assert "--isa vnni goes with --engine onnx --weights int8" in " ".join(result.output.split())

@@ -28,6 +28,7 @@ from m2dexport.manifest import Cell
 from m2dexport.mixed import MIXABLE, Fidelity, fewest
 from m2dexport.plan import Plan
 from m2dexport.quality import StsTask
+from m2dexport.recipe import Recipe
 from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.sweep import profile_checkpoint
 from m2dexport.weights import CalibrationTokens, quantize_weights
@@ -172,12 +173,12 @@ def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(tmp_path, monkeyp
     checkpoint = open_checkpoint()
     fp32 = build_artifact(checkpoint, 1, 64, tmp_path / "fp32")
     int8: Any = {"weights": "int8", "calibration": TEXTS}
-    plain = build_artifact(checkpoint, 1, 64, tmp_path / "plain", **int8)
+    plain = build_artifact(checkpoint, 1, 64, tmp_path / "plain", Recipe(**int8))
     assert plain.mixture is None
     assert "mixed_precision" not in profiled_int8(checkpoint).flags
     # No test checkpoint that int8 is hard for: a floor between it and its embedding tables.
     monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(0.9998, 0.99))
-    built = build_artifact(checkpoint, 1, 64, tmp_path / "built", **int8)
+    built = build_artifact(checkpoint, 1, 64, tmp_path / "built", Recipe(**int8))
     assert built.mixture is not None
     gap = built.mixture.result
     assert gap.quantized.mean < 0.9998 <= gap.mixed.mean
@@ -207,7 +208,9 @@ def test_a_floor_that_the_embedding_tables_miss_is_an_error(tmp_path, monkeypatc
 def test_a_limit_that_int8_keeps_gives_plain_int8(tmp_path, own_pairs, fp32) -> None:
     found = mixed(tmp_path / "a", "int8-weight-only", 50, own_pairs)
     assert kept_units(found) == []
-    plain = build_artifact(open_checkpoint(), 1, 64, tmp_path / "b", weights="int8-weight-only")
+    plain = build_artifact(
+        open_checkpoint(), 1, 64, tmp_path / "b", Recipe(weights="int8-weight-only")
+    )
     assert plain.spec.space_id == found["spec"]["space_id"]
     for name in ("model.onnx", "artifact.json"):
         assert (tmp_path / "a" / name).read_bytes() == (plain.path / name).read_bytes()

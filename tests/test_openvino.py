@@ -31,6 +31,7 @@ from m2dexport.graph import depth_graph, serialize_graph, vector_graph
 from m2dexport.parity import PROBES
 from m2dexport.plan import Plan
 from m2dexport.quality import load_task
+from m2dexport.recipe import Recipe
 from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.sweep import profile_checkpoint
 from m2dexport.weights import CALIBRATED, ENGINE_PRECISIONS, CalibrationTokens, quantize_weights
@@ -54,7 +55,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """One layer of the shipped checkpoint, int8 weights and vectors; read only."""
     out = tmp_path_factory.mktemp("openvino") / "artifact"
     return build_artifact(
-        open_checkpoint(), 1, 36, out, weights="int8", vectors="int8", engine="openvino"
+        open_checkpoint(), 1, 36, out, Recipe(weights="int8", vectors="int8"), engine="openvino"
     )
 
 
@@ -116,9 +117,8 @@ def test_every_precision_of_openvino_passes_the_gates(family: str, tmp_path: Pat
             2,
             32,
             tmp_path / weights,
-            weights=weights,
+            Recipe(weights=weights, min_coverage=0),
             engine="openvino",
-            min_coverage=0,
         )
         assert built.spec.batch_invariant
         assert built.spec.min_engine == oldest
@@ -148,7 +148,9 @@ def test_narrow_weights_make_small_files(graph: ir.Model) -> None:
 @pytest.mark.parametrize("weights", ["int8-dynamic", "int8-static"])
 def test_a_precision_that_openvino_lacks_is_refused_with_those_it_has(tmp_path, weights) -> None:
     with pytest.raises(UsageError, match=f"'{weights}' does not run on openvino; choose from fp32"):
-        build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", weights=weights, engine="openvino")
+        build_artifact(
+            open_checkpoint(), 1, 32, tmp_path / "a", Recipe(weights=weights), engine="openvino"
+        )
     plan = Plan((1,), (32,), ("fp32", weights), engine="openvino", provider="CPU")
     with pytest.raises(UsageError, match="does not run on openvino"):
         tasks = [load_task(default_task_paths()[1])]
@@ -169,7 +171,9 @@ def test_weights_that_depend_on_the_batch_are_refused(tmp_path: Path, monkeypatc
     run_really = engine.run
     monkeypatch.setattr(engine, "run", spoiled)
     with pytest.raises(ParityError, match="depends on its batch"):
-        build_artifact(open_checkpoint(), 1, 384, tmp_path / "a", weights="int8", engine="openvino")
+        build_artifact(
+            open_checkpoint(), 1, 384, tmp_path / "a", Recipe(weights="int8"), engine="openvino"
+        )
     assert not (tmp_path / "a").exists()
 
 
@@ -332,7 +336,7 @@ def test_an_openvino_artifact_is_not_quantized_again(int8: Artifact, tmp_path: P
     text = spec.read_text().replace('"weights": "int8"', '"weights": "fp32"')
     (plain / "artifact.json").write_text(text.replace('"vectors": "int8"', '"vectors": "float32"'))
     with pytest.raises(UsageError, match="build with --engine openvino --weights int8"):
-        quantize_artifact(plain, tmp_path / "out", weights="int8", vectors="int8")
+        quantize_artifact(plain, tmp_path / "out", Recipe(weights="int8", vectors="int8"))
 
 
 @pytest.mark.parametrize("damaged", ["model.xml", "model.bin"])

@@ -25,6 +25,7 @@ from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityErro
 from m2dexport.export import graph_from_checkpoint
 from m2dexport.graph import depth_graph, serialize_graph, vector_graph
 from m2dexport.parity import PROBES
+from m2dexport.recipe import Recipe
 from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.surgery import table_users
 from m2dexport.weights import WEIGHT_PRECISIONS, CalibrationTokens, quantize_weights
@@ -51,11 +52,13 @@ def quantized(artifact: Path, out: Path, weights: str, **options):  # type: igno
     return quantize_artifact(
         artifact,
         out,
-        weights=weights,  # type: ignore[arg-type]
-        vectors="float32",
-        calibration=TEXTS,
-        min_coverage=options.pop("min_coverage", 0.45),
-        **options,
+        Recipe(
+            weights=weights,
+            vectors="float32",
+            calibration=TEXTS,
+            min_coverage=options.pop("min_coverage", 0.45),
+            **options,
+        ),
     )
 
 
@@ -134,10 +137,10 @@ def test_too_little_coverage_is_an_error_that_names_what_was_left(tmp_path: Path
     head = [torch.nn.Linear(32, 512)]
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head))
     with pytest.raises(M2DError, match=r"needed; left in float32: .*head.*--min-coverage"):
-        build_artifact(checkpoint, 2, 512, tmp_path / "a", weights="int8", min_coverage=0.5)
+        build_artifact(checkpoint, 2, 512, tmp_path / "a", Recipe(weights="int8", min_coverage=0.5))
     assert not (tmp_path / "a").exists()
     with pytest.raises(UsageError, match="--min-coverage 90 is no share"):
-        build_artifact(checkpoint, 2, 512, tmp_path / "a", weights="int8", min_coverage=90)
+        build_artifact(checkpoint, 2, 512, tmp_path / "a", Recipe(weights="int8", min_coverage=90))
 
 
 def test_weights_that_hold_nan_or_exceed_half_are_named(fp32) -> None:

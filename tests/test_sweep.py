@@ -18,6 +18,7 @@ from m2dexport.errors import UsageError
 from m2dexport.manifest import Profile
 from m2dexport.plan import Plan, default_plan, plan_for
 from m2dexport.quality import StsTask, Task, evaluate, load_task
+from m2dexport.recipe import Recipe
 from m2dexport.reference import Reference
 from m2dexport.runtime import load
 from m2dexport.sweep import profile_checkpoint
@@ -76,9 +77,7 @@ def test_a_cell_promises_what_its_artifact_keeps(profile, tasks, tmp_path: Path,
         cell.layers,
         cell.dim,
         tmp_path / "artifact",
-        weights=cell.weights,
-        vectors=cell.vectors,
-        calibration=CALIBRATION,
+        Recipe(weights=cell.weights, vectors=cell.vectors, calibration=CALIBRATION),
     )
     deployed = sum(
         (artifact.path / name).stat().st_size

@@ -25,6 +25,7 @@ from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.export import graph_from_checkpoint
 from m2dexport.families import FAMILIES
 from m2dexport.graph import serialize_graph
+from m2dexport.recipe import Recipe
 from m2dexport.reference import Reference
 from m2dexport.rewrites import fuse_for_onnxruntime
 from m2dexport.slicing import LoadingWarning, slice_checkpoint, slice_grid
@@ -155,7 +156,9 @@ def test_fewer_heads_of_bert_make_an_artifact(bert: Path, tmp_path: Path) -> Non
     """Its heads are nowhere but in the shapes of its weights; the build compares it with torch."""
     sub = quietly(open_checkpoint(bert), 2, 16, tmp_path / "sub", heads=[3, 2], ffn=[40])
     # Its matrices are too small to be quantized: min_coverage.
-    artifact = build_artifact(sub, 2, 16, tmp_path / "artifact", weights="int8", min_coverage=0)
+    artifact = build_artifact(
+        sub, 2, 16, tmp_path / "artifact", Recipe(weights="int8", min_coverage=0)
+    )
     assert artifact.spec.parity["mean_cosine"] > 0.98
 
 

@@ -34,6 +34,7 @@ from m2dexport.machine import read_machine
 from m2dexport.plan import Plan, default_plan
 from m2dexport.quality import TOP, RetrievalTask, StsTask, Task, evaluate, load_task
 from m2dexport.ranking import rank
+from m2dexport.recipe import Recipe
 from m2dexport.runtime import Encoder, encode_tokens, load
 from m2dexport.weights import WEIGHT_PRECISIONS, WeightPrecision
 
@@ -190,10 +191,7 @@ def _quantized(base: Artifact, folder: Path, weights: WeightPrecision) -> Artifa
     return quantize_artifact(
         base.path,
         folder,
-        weights=weights,
-        vectors="float32",
-        allow_batch_dependent=True,
-        min_coverage=0.0,
+        Recipe(weights=weights, vectors="float32", allow_batch_dependent=True, min_coverage=0.0),
     )
 
 

@@ -12,18 +12,11 @@ from m2dexport.cli.console import busy, print_json
 from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
-    bit_order_option,
-    calibration_option,
-    gate_options,
-    isa_option,
     json_option,
-    limit_of,
-    limit_options,
     model_options,
     open_model,
-    texts_of,
-    vectors_option,
-    weights_option,
+    recipe_of,
+    recipe_options,
 )
 
 if TYPE_CHECKING:
@@ -34,10 +27,7 @@ if TYPE_CHECKING:
 @model_options
 @click.option("--layers", type=int, help="Depth to keep.  [default: all]")
 @click.option("--dim", type=int, help="Leading width to keep.  [default: all]")
-@weights_option()
-@isa_option
-@vectors_option()
-@bit_order_option
+@recipe_options()
 @click.option(
     "--engine",
     type=click.Choice(["onnx", "openvino"]),
@@ -45,25 +35,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="What will run it: ONNX Runtime, or OpenVINO.",
 )
-@calibration_option
-@limit_options
-@gate_options
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
 @json_option
 def build(
     model: str | None,
     layers: int | None,
     dim: int | None,
-    weights: Any,
-    isa: Any,
-    vectors: Any,
-    bit_order: Any,
     engine: str,
-    calibration: Path | None,
-    max_drop: float | None,
-    evaluation: tuple[Path, ...],
-    min_coverage: float,
-    allow_batch_dependent: bool,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -77,7 +55,7 @@ def build(
     """
     from m2dexport.build import build_artifact
 
-    limit = limit_of(max_drop, evaluation)
+    recipe = recipe_of(options)
     checkpoint = open_model(model, options)
     with busy("Building") as on_progress:
         artifact = build_artifact(
@@ -85,15 +63,8 @@ def build(
             checkpoint.layers if layers is None else layers,
             checkpoint.dim if dim is None else dim,
             out,
-            weights=weights,
-            isa=isa,
-            vectors=vectors,
-            bit_order=bit_order,
+            recipe,
             engine=engine,
-            calibration=texts_of(calibration),
-            min_coverage=min_coverage,
-            allow_batch_dependent=allow_batch_dependent,
-            limit=limit,
             on_progress=on_progress,
         )
     _print_artifact(artifact, "torch", as_json)
@@ -101,28 +72,14 @@ def build(
 
 @cli.command()
 @click.argument("artifact", type=PATH)
-@weights_option("int8")
-@isa_option
-@vectors_option("int8")
-@bit_order_option
-@calibration_option
-@limit_options
-@gate_options
+@recipe_options("int8", "int8")
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
 @json_option
 def quantize(
     artifact: Path,
-    weights: Any,
-    isa: Any,
-    vectors: Any,
-    bit_order: Any,
-    calibration: Path | None,
-    max_drop: float | None,
-    evaluation: tuple[Path, ...],
-    min_coverage: float,
-    allow_batch_dependent: bool,
     out: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Quantize an ARTIFACT that was built with fp32 weights and float32 vectors.
 
@@ -132,21 +89,9 @@ def quantize(
     """
     from m2dexport.build import quantize_artifact
 
-    limit = limit_of(max_drop, evaluation)
+    recipe = recipe_of(options)
     with busy("Quantizing") as on_progress:
-        result = quantize_artifact(
-            artifact,
-            out,
-            weights=weights,
-            isa=isa,
-            vectors=vectors,
-            bit_order=bit_order,
-            calibration=texts_of(calibration),
-            min_coverage=min_coverage,
-            allow_batch_dependent=allow_batch_dependent,
-            limit=limit,
-            on_progress=on_progress,
-        )
+        result = quantize_artifact(artifact, out, recipe, on_progress=on_progress)
     _print_artifact(result, str(artifact), as_json)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from m2dexport.checkpoint import Checkpoint
     from m2dexport.mixed import QualityLimit
     from m2dexport.quality import Task
+    from m2dexport.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -109,25 +110,6 @@ def vectors_option(default: str | None = "float32") -> Callable[[F], F]:
     )
 
 
-isa_option = click.option(
-    "--isa",
-    type=click.Choice(["portable", "vnni"]),
-    default="portable",
-    show_default=True,
-    help="Processors that int8 weights are made for: all, or those with VNNI (finer codes; "
-    "elsewhere slower).",
-)
-
-
-bit_order_option = click.option(
-    "--bit-order",
-    type=click.Choice(["big", "little"]),
-    default="big",
-    show_default=True,
-    help="Where the first dim of a packed byte goes: highest or lowest bits.",
-)
-
-
 evaluation_option = click.option(
     "--eval",
     "evaluation",
@@ -139,43 +121,57 @@ evaluation_option = click.option(
 )
 
 
-#: The options that decide which layers stay in float32.
-limit_options = _together(
-    evaluation_option,
-    click.option(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="Keep the most sensitive layers in float32, so that quality on --eval drops by at "
-        "most so many points below fp32.",
-    ),
-)
-
-
-#: The options that loosen what an artifact must fulfil.
-gate_options = _together(
-    click.option(
-        "--allow-batch-dependent",
-        is_flag=True,
-        help="Accept weights with which a text's vector depends on its batch; the artifact "
-        "then runs one text at a time.",
-    ),
-    click.option(
-        "--min-coverage",
-        type=float,
-        default=0.9,
-        show_default=True,
-        help="Share of the weight bytes that must really be quantized.",
-    ),
-)
-
-
 calibration_option = click.option(
     "--calibration",
     type=PATH,
     metavar="FILE",
     help="Texts, one a line, that freeze int8 and int4 ranges; without it, the shipped ones.",
 )
+
+
+def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[[F], F]:
+    """Return the options that say how an artifact is quantized, with these defaults."""
+    return _together(
+        click.option(
+            "--allow-batch-dependent",
+            is_flag=True,
+            help="Accept weights with which a text's vector depends on its batch; the artifact "
+            "then runs one text at a time.",
+        ),
+        click.option(
+            "--min-coverage",
+            type=float,
+            default=0.9,
+            show_default=True,
+            help="Share of the weight bytes that must really be quantized.",
+        ),
+        evaluation_option,
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            help="Keep the most sensitive layers in float32, so that quality on --eval drops by at "
+            "most so many points below fp32.",
+        ),
+        calibration_option,
+        click.option(
+            "--bit-order",
+            type=click.Choice(["big", "little"]),
+            default="big",
+            show_default=True,
+            help="Where the first dim of a packed byte goes: highest or lowest bits.",
+        ),
+        vectors_option(vectors),
+        click.option(
+            "--isa",
+            type=click.Choice(["portable", "vnni"]),
+            default="portable",
+            show_default=True,
+            help="Processors that int8 weights are made for: all, or those with VNNI (finer codes; "
+            "elsewhere slower).",
+        ),
+        weights_option(weights),
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -205,8 +201,18 @@ def tasks_of(evaluation: tuple[Path, ...]) -> tuple[Task, ...]:
     return tuple(load_task(path) for path in evaluation) or default_tasks()
 
 
-def limit_of(max_drop: float | None, evaluation: tuple[Path, ...]) -> QualityLimit | None:
-    """Return the limit that ``limit_options`` name; None without --max-drop."""
+def recipe_of(options: dict[str, Any]) -> Recipe:
+    """Take the values of ``recipe_options`` out of all options; return what they say."""
+    from m2dexport.recipe import Recipe
+
+    max_drop, evaluation = options.pop("max_drop"), options.pop("evaluation")
+    calibration = texts_of(options.pop("calibration"))
+    names = ("weights", "isa", "vectors", "bit_order", "min_coverage", "allow_batch_dependent")
+    values = {name: options.pop(name) for name in names}
+    return Recipe(**values, calibration=calibration, limit=_limit_of(max_drop, evaluation))
+
+
+def _limit_of(max_drop: float | None, evaluation: tuple[Path, ...]) -> QualityLimit | None:
     from m2dexport.mixed import QualityLimit
 
     if max_drop is None and evaluation:
