@@ -200,7 +200,7 @@ def test_the_licence_goes_wherever_the_weights_go(tmp_path: Path) -> None:
 
 def test_int8_for_vnni_is_another_space_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(calibration_texts()[:120]), encoding="utf-8")
-    common = "--layers 1 --dim 64 --weights int8 --json --calibration".split()
+    common = ["--layers", "1", "--dim", "64", "--weights", "int8", "--json", "--calibration"]
     specs = {}
     for isa in ("portable", "vnni"):
         out = "--isa", isa, "--out", str(tmp_path / isa)
