@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from m2dexport.codecs import normalize
 from m2dexport.data import calibration_texts
@@ -170,13 +172,30 @@ def test_plain_8_bits_are_finer_and_need_vnni(shipped) -> None:
     assert isa_of(quantize_weights(graph, "int8-dynamic").graph) == "vnni"
 
 
-def test_exact_kernels_are_asked_for_where_products_can_saturate(shipped) -> None:
-    graph = serialize_graph(shipped[0])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("saturates", [False, True])
+def test_exact_kernels_are_asked_for_where_products_do_saturate(
+    shipped, monkeypatch, isa, saturates
+) -> None:
+    monkeypatch.setattr(engine, "_saturates", lambda: saturates)
+    options = engine.load(serialize_graph(shipped[0]), isa=isa).get_session_options()
     entry = "session.x64quantprecision"
-    needed = engine.load(graph, isa="vnni").get_session_options()
-    assert needed.get_session_config_entry(entry) == "1"
-    with pytest.raises(RuntimeError, match=entry):  # onnxruntime's way to say that it is not set
-        engine.load(graph, isa="portable").get_session_options().get_session_config_entry(entry)
+    if isa == "vnni" and saturates:
+        assert options.get_session_config_entry(entry) == "1"
+    else:
+        with pytest.raises(RuntimeError, match=entry):  # its way to say that it is not set
+            options.get_session_config_entry(entry)
+
+
+def test_a_processor_is_asked_by_a_product_of_codes() -> None:
+    types = {"a": TensorProto.UINT8, "b": TensorProto.INT8, "y": TensorProto.INT32}
+    values = {name: helper.make_tensor_value_info(name, t, None) for name, t in types.items()}
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
+    graph = helper.make_graph([node], "product", [values["a"], values["b"]], [values["y"]])
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    assert onnx.load_from_string(engine._PRODUCT) == model
+    assert engine._saturates() in (False, True)  # by the processor
 
 
 def test_rounding_that_looks_at_the_inputs_beats_rounding_to_nearest() -> None:

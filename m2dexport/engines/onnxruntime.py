@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from m2dexport.errors import M2DError, UsageError
 
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
+#: An ONNX file of one operator, y = MatMulInteger(a, b), since a device lacks the onnx package.
+_PRODUCT = bytes.fromhex(
+    "08083a440a180a01610a0162120179220d4d61744d756c496e7465676572120770726f647563745a090a"
+    "016112040a0208025a090a016212040a02080362090a017912040a02080642040a001012"
+)
 
 
 def files_from_onnx(graph: bytes) -> tuple[bytes]:
@@ -31,7 +37,7 @@ def load(
         threads: intra-op threads; None takes all that this process may use.
         provider: the execution provider that must run it; there is no silent fallback.
         isa: what the graph's 8-bit products need (``weights.saturation``): with "vnni",
-            processors without VNNI use slower kernels, which are exact; "portable" never does.
+            processors without VNNI use slower kernels, which are exact.
 
     Raises:
         UsageError: when the provider is not in this build of onnxruntime, or threads < 1.
@@ -49,7 +55,7 @@ def load(
     options.log_severity_level = _ERRORS_ONLY
     # Spinning threads burn the cores that other processes on the device need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isa != "portable":  # without VNNI, its products would saturate (onnxruntime #14642)
+    if isa != "portable" and _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(
@@ -77,6 +83,18 @@ def run(
     except Exception as error:
         raise M2DError(f"onnxruntime failed while running: {_first_line(error)}") from error
     return outputs
+
+
+@cache
+def _saturates() -> bool:
+    """Measure whether 8-bit products saturate on this processor (onnxruntime issue 14642).
+
+    The exact kernels take twice the time even where the fast ones are exact, too.
+    """
+    session = ort.InferenceSession(_PRODUCT, providers=[CPU])
+    codes = np.full((4, 64), 255, dtype=np.uint8), np.full((64, 16), 127, dtype=np.int8)
+    (product,) = session.run(None, dict(zip("ab", codes, strict=True)))
+    return bool((product != 255 * 127 * 64).any())
 
 
 def _disable_telemetry() -> None:
