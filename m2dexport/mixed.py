@@ -33,6 +33,7 @@ from m2dexport.weights.units import restore, units_of
 
 Floats = NDArray[np.float32]
 Text = TypeVar("Text")
+Measured = TypeVar("Measured")
 
 #: Precisions that keep a layer in float32 on request; int8-static decides for itself.
 MIXABLE = ("int8", "int8-dynamic", "int8-weight-only", "int4-weight-only")
@@ -152,15 +153,13 @@ def mix_precision(
     few = _some(texts, _TEXTS)
     ranked = _rank(original, quantized, lambda graph: load(graph).encode(few), on_progress)
     fp32 = _quality(load(original), limit.tasks)
-    qualities: dict[int, float] = {}  # by how many units stay in float32
-
-    def fits(count: int) -> bool:
-        if count not in qualities:
-            on_progress("choosing", len(qualities), ranked.steps)
-            qualities[count] = _quality(load(ranked.keeping(count)), limit.tasks)
-        return fp32 - qualities[count] <= limit.max_drop
-
-    count = fewest(fits, len(ranked.turns))
+    qualities: dict[int, float] = {}
+    count = ranked.fewest_kept(
+        lambda graph: _quality(load(graph), limit.tasks),
+        lambda quality: fp32 - quality <= limit.max_drop,
+        qualities,
+        on_progress,
+    )
     if count is None:
         raise M2DError(
             f"quality drops by {fp32 - qualities[len(ranked.turns)]:.2f} points when nothing but "
@@ -199,15 +198,13 @@ def close_gap(
     if before.reaches(FLOOR):
         return quantized, None
     ranked = _rank(original, quantized, lambda graph: encode(graph, few), on_progress)
-    found = {0: before}  # by how many units stay in float32
-
-    def fits(count: int) -> bool:
-        if count not in found:
-            on_progress("choosing", len(found), ranked.steps)
-            found[count] = _fidelity(exact, encode(ranked.keeping(count), measured))
-        return found[count].reaches(FLOOR)
-
-    count = fewest(fits, len(ranked.turns))
+    found = {0: before}
+    count = ranked.fewest_kept(
+        lambda graph: _fidelity(exact, encode(graph, measured)),
+        lambda fidelity: fidelity.reaches(FLOOR),
+        found,
+        on_progress,
+    )
     if count is None:
         raise M2DError(
             f"the mean / minimum cosine to fp32 is {found[len(ranked.turns)]} when nothing but the "
@@ -228,7 +225,7 @@ def reaches_floor(exact: Floats, found: Floats) -> bool:
 
 
 def _fidelity(exact: Floats, found: Floats) -> Fidelity:
-    cosines = 1 - np.square(exact.astype(np.float64) - found).sum(axis=1) / 2
+    cosines = 1 - _turns(exact, found)
     return Fidelity(float(cosines.mean()), float(cosines.min()))
 
 
@@ -254,15 +251,35 @@ class _Ranked:
     turns: Mapping[str, float]  # unit -> sensitivity, falling
     tables_turn: float
 
-    @property
-    def steps(self) -> int:
-        """How many numbers ``fewest`` asks about at most."""
-        return 2 + len(self.turns).bit_length()
-
     def keeping(self, count: int) -> ir.Model:
         """Return the quantized graph with so many units in float32."""
         kept = [name for unit in list(self.turns)[:count] for name in self.weights[unit]]
         return restore(self.quantized, self.original, kept)
+
+    def fewest_kept(
+        self,
+        measure: Callable[[ir.Model], Measured],
+        enough: Callable[[Measured], bool],
+        found: dict[int, Measured],
+        on_progress: OnProgress,
+    ) -> int | None:
+        """Return how many units must stay in float32, as ``fewest`` finds it.
+
+        Args:
+            measure: what to find out about a graph.
+            enough: whether that is within the limit.
+            found: what was measured, by how many units stay in float32; it is added to.
+            on_progress: told about every step.
+        """
+        steps = 2 + len(self.turns).bit_length()  # that ``fewest`` takes at most
+
+        def fits(count: int) -> bool:
+            if count not in found:
+                on_progress("choosing", len(found), steps)
+                found[count] = measure(self.keeping(count))
+            return enough(found[count])
+
+        return fewest(fits, len(self.turns))
 
     def mixture(self, count: int, result: Drop | Gap) -> Mixture:
         share = _shares(self.original.graph)
@@ -289,18 +306,20 @@ def _rank(
     turns: dict[str, float] = {}
     for unit in weights:
         on_progress("measuring sensitivities", len(turns), len(weights))
-        turns[unit] = _turn(tables_only, quantizing([unit]))
+        turns[unit] = float(_turns(tables_only, quantizing([unit])).mean())
     falling = dict(sorted(turns.items(), key=lambda item: -item[1]))
-    return _Ranked(original, quantized, weights, falling, _turn(encode(original), tables_only))
+    tables_turn = float(_turns(encode(original), tables_only).mean())
+    return _Ranked(original, quantized, weights, falling, tables_turn)
 
 
 def _some(texts: Sequence[Text], most: int) -> Sequence[Text]:
     return texts[:: -(-len(texts) // most)]
 
 
-def _turn(one: Floats, other: Floats) -> float:
-    """Return 1 - mean cosine of rows of length 1, without the cancellation of that formula."""
-    return float(np.square(one.astype(np.float64) - other).sum(axis=1).mean() / 2)
+def _turns(one: Floats, other: Floats) -> NDArray[np.float64]:
+    """Return 1 - cosine of each pair of rows of length 1, without that formula's cancellation."""
+    turns: NDArray[np.float64] = np.square(one.astype(np.float64) - other).sum(axis=1) / 2
+    return turns
 
 
 def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:

@@ -42,7 +42,7 @@ from m2dexport.latency import (
 from m2dexport.machine import read_machine
 from m2dexport.manifest import Cell, Flag, Profile, cell_id
 from m2dexport.mixed import close_gap, floor_texts, reaches_floor
-from m2dexport.parity import PROBES, Embedded, embed_probes, measure_parity, require_parity
+from m2dexport.parity import PROBES, Embedded, Run, embed_probes, measure_parity, require_parity
 from m2dexport.plan import Plan, require_plan
 from m2dexport.progress import OnProgress
 from m2dexport.quality import Task, evaluate
@@ -264,15 +264,12 @@ def _one_pass(
     Raises:
         ParityError: when a depth of the graph does not reproduce the torch original.
     """
-    engine = engine_module(plan.engine)
-    files = graph_files(graph, plan.engine)
-    isa = isa_of(graph.graph)
-    session = engine.load(*files, threads=plan.threads, provider=plan.provider, isa=isa)
+    quiet = _runner(graph, plan)
     done = 0
 
     def run(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
         nonlocal done
-        stacked: Floats = np.stack(engine.run(session, input_ids, mask), axis=1)
+        stacked = quiet(input_ids, mask)
         done += len(input_ids)
         on_progress(f"quality {weights}", min(done, len(corpus.ids)), len(corpus.ids))
         return stacked
@@ -294,6 +291,14 @@ def _one_pass(
     return {depth: vectors[:, index] for index, depth in enumerate(plan.layers)}, dependent
 
 
+def _runner(graph: ir.Model, plan: Plan) -> Run:
+    """Load a graph; return what runs it: its outputs become float32 (batch, outputs, width)."""
+    engine = engine_module(plan.engine)
+    files, isa = graph_files(graph, plan.engine), isa_of(graph.graph)
+    session = engine.load(*files, threads=plan.threads, provider=plan.provider, isa=isa)
+    return lambda input_ids, mask: np.stack(engine.run(session, input_ids, mask), axis=1)
+
+
 def _one_depth(all_depths: ir.Model, depth: int, source: _Source) -> ir.Model:
     return vector_graph(depth_graph(all_depths, depth), source.width)
 
@@ -312,16 +317,7 @@ def _close_gaps(
     """
 
     def encode(graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
-        engine = engine_module(plan.engine)
-        session = engine.load(
-            *graph_files(graph, plan.engine), threads=plan.threads, provider=plan.provider
-        )
-        vectors = encode_tokens(
-            lambda *inputs: np.stack(engine.run(session, *inputs), axis=1),
-            ids,
-            source.pad_id,
-            _BATCH,
-        )
+        vectors = encode_tokens(_runner(graph, plan), ids, source.pad_id, _BATCH)
         assert vectors is not None
         return vectors
 

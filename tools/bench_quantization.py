@@ -31,6 +31,7 @@ from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.errors import M2DError
 from m2dexport.files import atomic_file, require_file
 from m2dexport.machine import read_machine
+from m2dexport.mixed import FLOOR, Fidelity
 from m2dexport.plan import Plan, default_plan
 from m2dexport.quality import TOP, RetrievalTask, StsTask, Task, evaluate, load_task
 from m2dexport.ranking import rank
@@ -42,9 +43,8 @@ Floats = NDArray[np.float32]
 
 BATCH = 32
 TIMED, SINGLES = 640, 50  # about so many texts are timed in batches, and one by one
-#: What the default int8 may lose at full dim: points of STS and nDCG@10 below fp32, cosine to it.
+#: What the default int8 may lose at full dim, beside ``FLOOR``: points of STS and nDCG@10.
 MAX_STS_DROP, MAX_NDCG_DROP = 0.3, 1.0
-MIN_MEAN_COSINE, MIN_COSINE = 0.999, 0.995
 HASHES = ("checkpoint", "sub_model")  # of an artifact's provenance; the rest are versions
 
 
@@ -350,7 +350,7 @@ def _floor(dim: int, done: Sequence[Depth]) -> Iterator[str]:
         (sts, ndcg), (sts0, ndcg0) = row.points[dim, "float32"], exact.points[dim, "float32"]
         kept = (
             *(sts >= sts0 - MAX_STS_DROP, ndcg >= ndcg0 - MAX_NDCG_DROP),
-            *(row.mean_cosine >= MIN_MEAN_COSINE, row.min_cosine >= MIN_COSINE),
+            Fidelity(row.mean_cosine, row.min_cosine).reaches(FLOOR),
         )
         yield (
             f"- {depth.name}: {'pass' if all(kept) else 'miss'}; STS {sts0:.2f} to {sts:.2f}, "

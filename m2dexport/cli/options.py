@@ -88,28 +88,6 @@ WEIGHTS = (
 )
 
 
-def weights_option(default: str | None = "fp32") -> Callable[[F], F]:
-    """Return the option of the weight precision."""
-    return click.option(
-        "--weights",
-        type=click.Choice(WEIGHTS),
-        default=default,
-        show_default=default is not None,
-        help="Weight precision.",
-    )
-
-
-def vectors_option(default: str | None = "float32") -> Callable[[F], F]:
-    """Return the option of the vector precision."""
-    return click.option(
-        "--vectors",
-        type=click.Choice(["float32", "int8", "int8-symmetric", "int4", "ubinary", "binary"]),
-        default=default,
-        show_default=default is not None,
-        help="Vector precision.",
-    )
-
-
 evaluation_option = click.option(
     "--eval",
     "evaluation",
@@ -161,7 +139,13 @@ def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[
             show_default=True,
             help="Where the first dim of a packed byte goes: highest or lowest bits.",
         ),
-        vectors_option(vectors),
+        click.option(
+            "--vectors",
+            type=click.Choice(["float32", "int8", "int8-symmetric", "int4", "ubinary", "binary"]),
+            default=vectors,
+            show_default=True,
+            help="Vector precision.",
+        ),
         click.option(
             "--isa",
             type=click.Choice(["portable", "vnni"]),
@@ -170,7 +154,13 @@ def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[
             help="Processors that int8 weights are made for: all, or those with VNNI (finer codes; "
             "elsewhere slower).",
         ),
-        weights_option(weights),
+        click.option(
+            "--weights",
+            type=click.Choice(WEIGHTS),
+            default=weights,
+            show_default=True,
+            help="Weight precision.",
+        ),
     )
 
 

@@ -19,21 +19,19 @@ MAX_PAIR = 128
 
 
 def isa_of(graph: ir.Graph) -> Isa:
-    """Return what a finished graph needs for its 8-bit products to be exact, whatever the input."""
-    return "vnni" if saturating(graph) else "portable"
+    """Return what a finished graph needs for its 8-bit products to be exact, whatever the input.
 
-
-def saturating(graph: ir.Graph) -> list[str]:
-    """Return the names of the signed 8-bit matrices, (in, out), that can saturate."""
-    return [
-        name
-        for name, value in graph.initializers.items()
-        if value.const_value is not None
+    Only signed 8-bit matrices, (in, out), can saturate, and not those that rows are looked up in.
+    """
+    saturates = any(
+        value.const_value is not None
         and value.const_value.dtype == ir.DataType.INT8
         and len(value.shape or ()) == 2
         and not table_users(value)
         and _largest_pair(value.const_value.numpy()) > MAX_PAIR
-    ]
+        for value in graph.initializers.values()
+    )
+    return "vnni" if saturates else "portable"
 
 
 def _largest_pair(codes: NDArray[np.int8]) -> int:
