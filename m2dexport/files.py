@@ -14,6 +14,8 @@ from pathlib import Path
 from m2dexport.errors import M2DError, UsageError
 
 _CHUNK = 1 << 20
+_LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
+_SUFFIXES = ("", ".txt", ".md")
 
 
 def sha256_of(path: Path) -> str:
@@ -45,6 +47,12 @@ def require_file(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name a file with --out.")
     _require_below_folder(path)
+
+
+def license_files(folder: Path) -> tuple[Path, ...]:
+    """Return the licence and notice files of a folder, such as LICENSE and NOTICE.txt, sorted."""
+    names = [stem + suffix for stem in _LICENSES for suffix in _SUFFIXES]
+    return tuple(sorted(folder / name for name in names if (folder / name).is_file()))
 
 
 def _require_below_folder(path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from m2dexport.modules import LatentAttention, read_latent_attention
-from m2dexport.tensors import read_tensor, stored_tensors
+from m2dexport.checkpoint.st_modules import LatentAttention, read_latent_attention
+from m2dexport.checkpoint.tensors import read_tensor, stored_tensors
 
 
 class LatentAttentionModule(torch.nn.Module):  # type: ignore[misc]

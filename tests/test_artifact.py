@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from tiny_artifact import tiny_artifact, tiny_ranges, tiny_spec, tiny_tokenizer
 
-from m2dexport.artifact import (
+from m2dexport.errors import UsageError
+from m2dexport.precisions import BIT_ORDERS, ISAS
+from m2dexport.runtime.artifact import (
     RANGES,
     SPEC,
     read_ranges,
@@ -22,9 +24,7 @@ from m2dexport.artifact import (
     space_id_of_artifact,
     spec_from_json,
 )
-from m2dexport.codecs import BIT_ORDERS, Ranges
-from m2dexport.engines import ISAS
-from m2dexport.errors import UsageError
+from m2dexport.vectors.codecs import Ranges
 
 BASE: dict[str, Any] = {
     "weights_sha256": "a" * 64,

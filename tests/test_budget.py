@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_profile import cell, profile
 
-from m2dexport.budget import Budget, budget_from, frontier, load_target, select_cell
 from m2dexport.errors import M2DError, UsageError
+from m2dexport.profile.select import frontier, select_cell
+from m2dexport.profile.target import Budget, budget_from, load_target
 
 SHIPPED = ("browser", "edge-cpu", "server-cpu", "server-gpu")
 

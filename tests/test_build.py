@@ -11,19 +11,20 @@ from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 from tiny import LAYERS
 
-from m2dexport import build, runtime
-from m2dexport.archive import MANIFEST, open_bundle
-from m2dexport.artifact import read_ranges, read_spec, require_same_space
-from m2dexport.build import build_artifact, quantize_artifact
-from m2dexport.bundle import write_bundle
-from m2dexport.checkpoint import open_checkpoint
+from m2dexport.build import build
+from m2dexport.build.build import build_artifact, quantize_artifact
+from m2dexport.build.parity import PROBES
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli import cli
-from m2dexport.codecs import encode_vectors
 from m2dexport.data import calibration_texts
 from m2dexport.errors import ParityError, UsageError
-from m2dexport.parity import PROBES
-from m2dexport.recipe import Recipe
-from m2dexport.slicing import slice_checkpoint
+from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime.archive import MANIFEST, open_bundle
+from m2dexport.runtime.artifact import read_ranges, read_spec, require_same_space
+from m2dexport.runtime.bundle import write_bundle
+from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.vectors.codecs import encode_vectors
 
 
 def test_an_fp32_artifact_gives_sentence_transformers_vectors(bert: Path, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_ranges_come_from_the_precision_that_ships(tmp_path: Path) -> None:
 def test_an_artifact_that_differs_is_an_error_and_leaves_no_file(
     bert, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("m2dexport.parity.MAX_DIFFERENCE", 1e-12)
+    monkeypatch.setattr("m2dexport.build.parity.MAX_DIFFERENCE", 1e-12)
     with pytest.raises(ParityError, match="differs from the torch original by"):
         build_artifact(open_checkpoint(bert), 2, 8, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []

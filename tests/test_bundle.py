@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from tiny_artifact import tiny_artifact, tiny_graph, tiny_spec
 
-from m2dexport import archive, golden
-from m2dexport.archive import GOLDEN, MANIFEST, manifest_json, open_bundle, write_archive
-from m2dexport.artifact import GRAPH, RANGES, SPEC, TOKENIZER, spec_from_json
-from m2dexport.bundle import verify_bundle, write_bundle
-from m2dexport.codecs import BIT_ORDERS, PER_BYTE, VECTOR_PRECISIONS
 from m2dexport.errors import BundleError, UsageError
+from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
+from m2dexport.runtime import archive, golden
+from m2dexport.runtime.archive import GOLDEN, MANIFEST, manifest_json, open_bundle, write_archive
+from m2dexport.runtime.artifact import GRAPH, RANGES, SPEC, TOKENIZER, spec_from_json
+from m2dexport.runtime.bundle import verify_bundle, write_bundle
+from m2dexport.vectors.codecs import PER_BYTE
 
 Files = dict[str, bytes]
 FIRST_DAY = (1980, 1, 1, 0, 0, 0)

@@ -14,7 +14,7 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from tiny import HIDDEN, LAYERS, MAX_LENGTH, TEXTS, tiny_checkpoint, tiny_tokenizer
 
-from m2dexport.checkpoint import (
+from m2dexport.checkpoint.open import (
     Dense,
     LayerNormHead,
     Pooling,
@@ -23,7 +23,7 @@ from m2dexport.checkpoint import (
     weights_sha256,
 )
 from m2dexport.errors import CheckpointError, UsageError
-from m2dexport.slicing import slice_checkpoint
+from m2dexport.slice.slicing import slice_checkpoint
 
 CARD = """
 ## Training Details

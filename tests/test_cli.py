@@ -20,11 +20,11 @@ from tiny_artifact import tiny_artifact
 from tiny_profile import cell, profile
 
 from m2dexport import __version__
-from m2dexport.bundle import open_bundle
 from m2dexport.cli import cli
-from m2dexport.codecs import BIT_ORDERS, VECTOR_PRECISIONS
 from m2dexport.data import calibration_texts, default_task_paths, texts_sha256
-from m2dexport.manifest import write_profile
+from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
+from m2dexport.profile.manifest import write_profile
+from m2dexport.runtime.bundle import open_bundle
 
 STSB = default_task_paths()[0]
 COMMANDS = (
@@ -308,7 +308,7 @@ def test_a_bundle_of_nothing(tmp_path: Path) -> None:
 
 
 def test_a_profile_that_could_not_be_written_is_not_measured(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("m2dexport.sweep.profile_checkpoint", None)
+    monkeypatch.setattr("m2dexport.profile.sweep.profile_checkpoint", None)
     (tmp_path / "file").write_text("")
     assert "is a file" in refused(2, "profile", "--out", tmp_path / "file")
     (tmp_path / "p" / "frontier.png").mkdir(parents=True)

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from m2dexport.codecs import (
-    BIT_ORDERS,
+from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.errors import UsageError
+from m2dexport.graph.vector import coded_graph, serialize_graph
+from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS, BitOrder, VectorPrecision
+from m2dexport.vectors.codecs import (
     CODEC_VERSION,
     MIN_CALIBRATION_TEXTS,
-    VECTOR_PRECISIONS,
-    BitOrder,
     Ranges,
-    VectorPrecision,
     bytes_per_vector,
     calibrate_ranges,
     clipping_rate,
@@ -30,9 +30,6 @@ from m2dexport.codecs import (
     ranges_from_json,
     truncate,
 )
-from m2dexport.engines import onnxruntime as engine
-from m2dexport.errors import UsageError
-from m2dexport.graph import coded_graph, serialize_graph
 
 Floats = NDArray[np.float32]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "codecs.json").read_text())

@@ -18,18 +18,18 @@ from packaging.version import Version
 from sentence_transformers import SentenceTransformer
 from tiny import FAMILIES, HIDDEN, TEXTS, tiny_checkpoint
 
-from m2dexport import families
-from m2dexport.build import build_artifact
-from m2dexport.bundle import write_bundle
-from m2dexport.checkpoint import Checkpoint, open_checkpoint
-from m2dexport.engines import onnxruntime as engine
-from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import depth_graph, serialize_graph, vector_graph
-from m2dexport.reference import Reference
-from m2dexport.rewrites import fuse_for_onnxruntime
-from m2dexport.runtime import load
-from m2dexport.slicing import slice_checkpoint
-from m2dexport.tokenizer import load_tokenizer
+from m2dexport.build.build import build_artifact
+from m2dexport.checkpoint import families
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
+from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.reference.pooler import Reference
+from m2dexport.runtime.bundle import write_bundle
+from m2dexport.runtime.encoder import load
+from m2dexport.slice.slicing import slice_checkpoint
 
 CLOSE = 1e-4
 DIM = 20

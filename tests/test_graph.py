@@ -12,12 +12,12 @@ import transformers
 from numpy.typing import NDArray
 from tiny import LAYERS, TEXTS, tiny_checkpoint
 
-from m2dexport import codecs
-from m2dexport.checkpoint import open_checkpoint
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import UsageError
-from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import (
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.vector import (
     coded_graph,
     depth_graph,
     full_width,
@@ -25,8 +25,9 @@ from m2dexport.graph import (
     tail_bytes,
     vector_graph,
 )
-from m2dexport.reference import Reference
-from m2dexport.rewrites import fuse_for_onnxruntime
+from m2dexport.precisions import VECTOR_PRECISIONS
+from m2dexport.reference.pooler import Reference
+from m2dexport.vectors import codecs
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_the_vector_is_cut_before_it_is_normalised(exported, tokens, dim: int) -
 
 
 @pytest.mark.parametrize("dim", [12, 32])
-@pytest.mark.parametrize("precision", codecs.VECTOR_PRECISIONS)
+@pytest.mark.parametrize("precision", VECTOR_PRECISIONS)
 def test_the_graph_encodes_bit_for_bit_as_the_codec_does(exported, tokens, dim, precision) -> None:
     graph = vector_graph(depth_graph(exported, 3), dim)
     vectors = outputs(graph, tokens)[0]
@@ -142,7 +143,7 @@ def test_the_same_graph_is_the_same_bytes(bert, exported) -> None:
     assert serialize_graph(again) == serialize_graph(exported)
 
 
-@pytest.mark.parametrize("precision", codecs.VECTOR_PRECISIONS)
+@pytest.mark.parametrize("precision", VECTOR_PRECISIONS)
 def test_tail_bytes_predict_what_cut_and_codec_add(exported, precision) -> None:
     dim, width = 12, 32
     ranges = codecs.Ranges(np.full(dim, -0.2, np.float32), np.full(dim, 0.2, np.float32))

@@ -10,9 +10,9 @@ import pytest
 from tiny_artifact import tiny_artifact, tiny_spec
 
 from m2dexport.engines import usable_cores
-from m2dexport.engines.onnxruntime import CPU
+from m2dexport.engines.onnxruntime.run import CPU
 from m2dexport.errors import M2DError
-from m2dexport.latency import Candidate, measure_footprint, measure_latency
+from m2dexport.profile.latency import Candidate, measure_footprint, measure_latency
 
 
 def _candidate(folder: Path) -> Candidate:

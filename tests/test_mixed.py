@@ -15,26 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import small_checkpoint
 
-from m2dexport import mixed as mixed_precision
-from m2dexport import runtime
-from m2dexport.build import build_artifact
-from m2dexport.checkpoint import Checkpoint, open_checkpoint
+from m2dexport.build import mixed as mixed_precision
+from m2dexport.build.build import build_artifact
+from m2dexport.build.mixed import MIXABLE, Fidelity, fewest
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.cli import cli
 from m2dexport.data import calibration_texts
-from m2dexport.engines import onnxruntime as engine
-from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import depth_graph, serialize_graph, vector_graph
-from m2dexport.manifest import Cell
-from m2dexport.mixed import MIXABLE, Fidelity, fewest
-from m2dexport.plan import Plan
-from m2dexport.quality import StsTask
-from m2dexport.recipe import Recipe
-from m2dexport.rewrites import fuse_for_onnxruntime
-from m2dexport.sweep import profile_checkpoint
-from m2dexport.weights import CalibrationTokens, quantize_weights
-from m2dexport.weights.coverage import coverage
-from m2dexport.weights.tables import quantize_tables
-from m2dexport.weights.units import restore, units_of
+from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.profile.manifest import Cell
+from m2dexport.profile.plan import Plan
+from m2dexport.profile.sweep import profile_checkpoint
+from m2dexport.quantize import CalibrationTokens, quantize_weights
+from m2dexport.quantize.coverage import coverage
+from m2dexport.quantize.tables import quantize_tables
+from m2dexport.quantize.units import restore, units_of
+from m2dexport.runtime import encoder as runtime
+from m2dexport.vectors.tasks import StsTask
 
 TEXTS = calibration_texts()[:120]
 TOKENS = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)

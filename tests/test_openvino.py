@@ -15,28 +15,29 @@ from tiny_artifact import tiny_graph, tiny_ranges
 
 pytest.importorskip("openvino", reason="an extra: m2dexport[openvino]")
 
-from m2dexport import runtime
-from m2dexport.artifact import GRAPH_FILES, read_spec
-from m2dexport.build import Artifact, build_artifact, quantize_artifact
-from m2dexport.bundle import open_bundle, verify_bundle, write_bundle
-from m2dexport.checkpoint import open_checkpoint
-from m2dexport.codecs import LEVELS, VECTOR_PRECISIONS
+from m2dexport.build.build import Artifact, build_artifact, quantize_artifact
+from m2dexport.build.parity import PROBES
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import engine_module, require_version
-from m2dexport.engines import onnxruntime as ort
 from m2dexport.engines import openvino as engine
+from m2dexport.engines.onnxruntime import run as ort
 from m2dexport.errors import BundleError, M2DError, MissingExtra, ParityError, UsageError
-from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import depth_graph, serialize_graph, vector_graph
-from m2dexport.parity import PROBES
-from m2dexport.plan import Plan
-from m2dexport.quality import load_task
-from m2dexport.recipe import Recipe
-from m2dexport.rewrites import fuse_for_onnxruntime
-from m2dexport.sweep import profile_checkpoint
-from m2dexport.weights import CALIBRATED, ENGINE_PRECISIONS, CalibrationTokens, quantize_weights
-from m2dexport.weights.tables import quantize_tables
-from m2dexport.weights.units import restore, units_of
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.precisions import VECTOR_PRECISIONS
+from m2dexport.profile.plan import Plan
+from m2dexport.profile.sweep import profile_checkpoint
+from m2dexport.quantize import CALIBRATED, ENGINE_PRECISIONS, CalibrationTokens, quantize_weights
+from m2dexport.quantize.tables import quantize_tables
+from m2dexport.quantize.units import restore, units_of
+from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime.artifact import GRAPH_FILES, read_spec
+from m2dexport.runtime.bundle import open_bundle, verify_bundle, write_bundle
+from m2dexport.vectors.codecs import LEVELS
+from m2dexport.vectors.tasks import load_task
 
 IDS = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
 MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
@@ -367,7 +368,7 @@ def test_an_operator_that_openvino_does_not_know_is_one_sentence() -> None:
 
 
 def test_without_openvino_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "m2dexport.engines.openvino")
+    monkeypatch.delitem(sys.modules, "m2dexport.engines.openvino.run")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtra, match=r'run: pip install "m2dexport\[openvino\]"'):
         engine_module("openvino")
@@ -376,7 +377,7 @@ def test_without_openvino_one_sentence_names_the_extra(monkeypatch: pytest.Monke
 def test_a_device_needs_no_onnxruntime(int8: Artifact, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from m2dexport.runtime import load\n"
+        "from m2dexport.runtime.encoder import load\n"
         "print(load(sys.argv[1], threads=1).encode(['a']).shape)\n"
     )
     ran = subprocess.run(

@@ -17,7 +17,7 @@ from m2dexport.cli import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUNTIME = ("runtime", "streams", "bundle", "codecs", "artifact", "engines.onnxruntime")
+RUNTIME = ("runtime.encoder", "runtime.streams", "runtime.bundle", "engines.onnxruntime.run")
 HEAVY = ("torch", "transformers", "pydantic", "scipy", "matplotlib", "onnx", "onnx_ir", "psutil")
 
 

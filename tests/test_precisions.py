@@ -14,23 +14,24 @@ from hypothesis import strategies as st
 from tiny import small_checkpoint, tiny_checkpoint
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport import runtime
-from m2dexport.artifact import read_spec
-from m2dexport.build import build_artifact, quantize_artifact
-from m2dexport.checkpoint import open_checkpoint
+from m2dexport.build.build import build_artifact, quantize_artifact
+from m2dexport.build.parity import PROBES
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli import options
 from m2dexport.data import calibration_texts
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityError, UsageError
-from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import depth_graph, serialize_graph, vector_graph
-from m2dexport.parity import PROBES
-from m2dexport.recipe import Recipe
-from m2dexport.rewrites import fuse_for_onnxruntime
-from m2dexport.surgery import table_users
-from m2dexport.weights import WEIGHT_PRECISIONS, CalibrationTokens, quantize_weights
-from m2dexport.weights.codes import BLOCK, pack_nibbles, quantize_blocks, symmetric_int8
-from m2dexport.weights.dynamic import quantize_dynamic as quantize_dynamic_here
+from m2dexport.graph.edit import table_users
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.precisions import WEIGHT_PRECISIONS
+from m2dexport.quantize import CalibrationTokens, quantize_weights
+from m2dexport.quantize.codes import BLOCK, pack_nibbles, quantize_blocks, symmetric_int8
+from m2dexport.quantize.dynamic import quantize_dynamic as quantize_dynamic_here
+from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime.artifact import read_spec
 
 TEXTS = calibration_texts()[:100]
 FAMILIES = ("bert", "roberta", "modernbert", "qwen3", "gemma3_text", "t5", "deberta-v2")

@@ -14,9 +14,9 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from tiny import HIDDEN, LAYERS, TEXTS, tiny_checkpoint
 
-from m2dexport.checkpoint import open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import open_checkpoint, weights_sha256
 from m2dexport.errors import CheckpointError
-from m2dexport.slicing import slice_checkpoint
+from m2dexport.slice.slicing import slice_checkpoint
 
 RANK = 4
 

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from m2dexport.codecs import (
+from m2dexport.data import default_task_paths
+from m2dexport.errors import UsageError
+from m2dexport.vectors.codecs import (
     calibrate_ranges,
     decode_vectors,
     encode_vectors,
     normalize,
     truncate,
 )
-from m2dexport.data import default_task_paths
-from m2dexport.errors import UsageError
-from m2dexport.quality import RetrievalTask, StsTask, default_tasks, evaluate, load_task
+from m2dexport.vectors.quality import evaluate
+from m2dexport.vectors.tasks import RetrievalTask, StsTask, default_tasks, load_task
 
 RNG = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2dexport.ranking import rank, rescore
+from m2dexport.vectors.ranking import rank, rescore
 
 
 def test_the_best_come_first_and_ties_go_by_row() -> None:

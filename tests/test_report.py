@@ -6,13 +6,14 @@ from pathlib import Path
 
 from tiny_profile import cell, profile
 
-from m2dexport.budget import Budget, select_cell
-from m2dexport.report import (
+from m2dexport.profile.report import (
     plot_frontier,
     print_profile,
     print_selection,
     write_report,
 )
+from m2dexport.profile.select import select_cell
+from m2dexport.profile.target import Budget
 
 CELLS = (
     cell(6, 384, quality=90.0, p50_ms=6.0),

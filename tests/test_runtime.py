@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport.bundle import write_bundle
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import M2DError, UsageError
-from m2dexport.runtime import Encoder, encode_tokens, load
+from m2dexport.runtime.bundle import write_bundle
+from m2dexport.runtime.encoder import Encoder, encode_tokens, load
 
 TEXTS = ["a guitar", "", "a much longer text than the others", "今日", "b", "find a guitar"]
 
@@ -174,11 +174,11 @@ def refuse(*args, **kwargs):
     raise AssertionError("the runtime opened a socket")
 
 socket.socket = socket.create_connection = socket.getaddrinfo = refuse
-import m2dexport.runtime, m2dexport.bundle, m2dexport.streams
+import m2dexport.runtime.encoder, m2dexport.runtime.bundle, m2dexport.runtime.streams
 from pathlib import Path
 bundle = Path(sys.argv[1])
-assert m2dexport.bundle.verify_bundle(bundle).texts > 0
-assert m2dexport.runtime.load(bundle, threads=1).encode(["a"]).shape == (1, 12)
+assert m2dexport.runtime.bundle.verify_bundle(bundle).texts > 0
+assert m2dexport.runtime.encoder.load(bundle, threads=1).encode(["a"]).shape == (1, 12)
 heavy = {"torch", "transformers", "pydantic", "sentence_transformers", "onnx", "huggingface_hub"}
 print(sorted(heavy & set(sys.modules)))
 """

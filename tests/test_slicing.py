@@ -16,12 +16,12 @@ from sentence_transformers import SentenceTransformer
 from tiny import FAMILIES, HIDDEN, LAYERS, MAX_LENGTH, TEXTS, tiny_checkpoint
 from tokenizers import Tokenizer
 
-from m2dexport.checkpoint import Checkpoint, open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint, weights_sha256
+from m2dexport.checkpoint.tensors import stored_tensors
+from m2dexport.checkpoint.tokenizer import write_tokenizer
 from m2dexport.errors import CheckpointError, M2DError, UsageError
-from m2dexport.reference import Reference
-from m2dexport.slicing import UntrainedWarning, slice_checkpoint, slice_grid
-from m2dexport.tensors import stored_tensors
-from m2dexport.tokenizer import write_tokenizer
+from m2dexport.reference.pooler import Reference
+from m2dexport.slice.slicing import UntrainedWarning, slice_checkpoint, slice_grid
 
 # Float32 sums in another order (padding, attention kernels); a wrong layer moves values by 0.1.
 CLOSE = 2e-5
@@ -419,7 +419,7 @@ def test_a_value_out_of_range_is_refused_before_anything_is_written(
 def test_what_transformers_cannot_read_is_not_handed_over(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m2dexport.slicing.cut_config", lambda raw, *_: dict(raw))
+    monkeypatch.setattr("m2dexport.slice.slicing.cut_config", lambda raw, *_: dict(raw))
     with pytest.raises(CheckpointError, match=r"says 4 layers in config\.json and holds 2"):
         slice_checkpoint(open_checkpoint(bert), 2, 16, tmp_path / "out")
     assert not list(tmp_path.iterdir())

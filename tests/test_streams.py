@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport import streams
 from m2dexport.errors import UsageError
-from m2dexport.runtime import Encoder, load
-from m2dexport.streams import encode_stream, read_space_id, require_vectors_of
+from m2dexport.runtime import streams
+from m2dexport.runtime.encoder import Encoder, load
+from m2dexport.runtime.streams import encode_stream, read_space_id, require_vectors_of
 
 TEXTS = ["a guitar", "", "今日 é", "find a much longer text than sixteen tokens", "b"]
 

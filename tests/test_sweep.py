@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from m2dexport import codecs, sweep
-from m2dexport.budget import Target, load_target
-from m2dexport.build import build_artifact
-from m2dexport.checkpoint import open_checkpoint
+from m2dexport.build.build import build_artifact
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import onnxruntime
 from m2dexport.errors import UsageError
-from m2dexport.manifest import Profile
-from m2dexport.plan import Plan, default_plan, plan_for
-from m2dexport.quality import StsTask, Task, evaluate, load_task
-from m2dexport.recipe import Recipe
-from m2dexport.reference import Reference
-from m2dexport.runtime import load
-from m2dexport.sweep import profile_checkpoint
+from m2dexport.profile import sweep
+from m2dexport.profile.manifest import Profile
+from m2dexport.profile.plan import Plan, default_plan, plan_for
+from m2dexport.profile.sweep import profile_checkpoint
+from m2dexport.profile.target import Target, load_target
+from m2dexport.reference.pooler import Reference
+from m2dexport.runtime.encoder import load
+from m2dexport.vectors import codecs
+from m2dexport.vectors.quality import evaluate
+from m2dexport.vectors.tasks import StsTask, Task, load_task
 
 CALIBRATION = calibration_texts()[:120]
 PLAN = Plan(layers=(1, 2), dims=(32, 50), shapes=((1, 8), (2, 12)), threads=1, repeats=3)

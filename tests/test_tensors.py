@@ -13,8 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2dexport.errors import CheckpointError, UsageError
-from m2dexport.tensors import (
+from m2dexport.checkpoint.tensors import (
     copied,
     new_tensor,
     read_tensor,
@@ -26,6 +25,7 @@ from m2dexport.tensors import (
     tensors_in,
     write_tensors,
 )
+from m2dexport.errors import CheckpointError, UsageError
 
 TORCH_DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

@@ -19,12 +19,12 @@ from test_families import CLOSE, assert_graph_agrees
 from test_prepare import lora
 from tiny import FAMILIES, HIDDEN, LAYERS, TEXTS, tiny_checkpoint, tiny_tokenizer
 
-from m2dexport.checkpoint import open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import open_checkpoint, weights_sha256
 from m2dexport.errors import CheckpointError
-from m2dexport.export import graph_from_checkpoint
-from m2dexport.graph import vector_graph
-from m2dexport.reference import Reference
-from m2dexport.slicing import slice_checkpoint
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.vector import vector_graph
+from m2dexport.reference.pooler import Reference
+from m2dexport.slice.slicing import slice_checkpoint
 
 TEXT = {**FAMILIES["qwen2"][0], "vocab_size": len(tiny_tokenizer("decoder"))}
 VISION: dict[str, dict[str, Any]] = {

@@ -27,14 +27,14 @@ from tokenizers import (
     trainers,
 )
 
-from m2dexport.checkpoint import open_checkpoint
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.checkpoint.tensors import stored_tensors
+from m2dexport.checkpoint.tokenizer import replace_tokenizer, write_tokenizer
 from m2dexport.data import calibration_texts
 from m2dexport.errors import CheckpointError, UsageError
-from m2dexport.pruning import plan_pruning
-from m2dexport.slicing import slice_checkpoint, slice_grid
-from m2dexport.tensors import stored_tensors
-from m2dexport.tokenizer import replace_tokenizer, write_tokenizer
-from m2dexport.vocabulary import prune_vocabulary, token_use
+from m2dexport.slice.pruning import plan_pruning
+from m2dexport.slice.slicing import slice_checkpoint, slice_grid
+from m2dexport.slice.vocabulary import prune_vocabulary, token_use
 
 SIZE = 900
 BYTES = [f"<0x{i:02X}>" for i in range(256)]

@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from m2dexport.codecs import normalize
 from m2dexport.data import calibration_texts
-from m2dexport.engines import ISAS
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import UsageError
-from m2dexport.graph import depth_graph, serialize_graph, vector_graph
-from m2dexport.runtime import encode_tokens, load_tokenizer
-from m2dexport.weights import CalibrationTokens, quantize_weights
-from m2dexport.weights.coverage import coverage
-from m2dexport.weights.int8 import quantize_matmuls
-from m2dexport.weights.rounding import round_weights
-from m2dexport.weights.saturation import isa_of
+from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.precisions import ISAS
+from m2dexport.quantize import CalibrationTokens, quantize_weights
+from m2dexport.quantize.coverage import coverage
+from m2dexport.quantize.int8 import quantize_matmuls
+from m2dexport.quantize.rounding import round_weights
+from m2dexport.quantize.saturation import isa_of
+from m2dexport.runtime.encoder import encode_tokens, load_tokenizer
+from m2dexport.vectors.codecs import normalize
 
 DEPTH = 2
 TEXTS = calibration_texts()[:64]
@@ -34,9 +34,9 @@ Shipped = tuple[ir.Model, list[list[int]], CalibrationTokens]
 @pytest.fixture(scope="module")
 def shipped() -> Shipped:
     """The first two layers of the shipped checkpoint as a graph, texts, and calibration texts."""
-    from m2dexport.checkpoint import open_checkpoint
-    from m2dexport.export import graph_from_checkpoint
-    from m2dexport.rewrites import fuse_for_onnxruntime
+    from m2dexport.checkpoint.open import open_checkpoint
+    from m2dexport.graph.export import graph_from_checkpoint
+    from m2dexport.graph.fuse import fuse_for_onnxruntime
 
     checkpoint = open_checkpoint()
     model = graph_from_checkpoint(checkpoint, (DEPTH,))
@@ -114,8 +114,8 @@ def test_a_head_after_pooling_stays_in_float32(tmp_path: Path) -> None:
     import torch
     from tiny import tiny_checkpoint
 
-    from m2dexport.checkpoint import open_checkpoint
-    from m2dexport.export import graph_from_checkpoint
+    from m2dexport.checkpoint.open import open_checkpoint
+    from m2dexport.graph.export import graph_from_checkpoint
 
     head = [torch.nn.Linear(32, 512)]
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head))
@@ -220,9 +220,9 @@ def test_quantizing_twice_gives_the_same_bytes(shipped) -> None:
 
 def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone() -> None:
     """So that the profile, which quantizes all depths together, measures what is deployed."""
-    from m2dexport.checkpoint import open_checkpoint
-    from m2dexport.export import graph_from_checkpoint
-    from m2dexport.rewrites import fuse_for_onnxruntime
+    from m2dexport.checkpoint.open import open_checkpoint
+    from m2dexport.graph.export import graph_from_checkpoint
+    from m2dexport.graph.fuse import fuse_for_onnxruntime
 
     checkpoint = open_checkpoint()
     model = graph_from_checkpoint(checkpoint, (1, 2))

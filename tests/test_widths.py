@@ -17,19 +17,19 @@ from sentence_transformers import SentenceTransformer
 from test_slicing import CLOSE, encode, files
 from tiny import HIDDEN, LAYERS, TEXTS, tiny_checkpoint
 
-from m2dexport.build import build_artifact
-from m2dexport.checkpoint import Checkpoint, open_checkpoint
+from m2dexport.build.build import build_artifact
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.families import FAMILIES
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
+from m2dexport.checkpoint.tensors import copied, read_tensor, stored_tensors, write_tensors
 from m2dexport.data import calibration_texts, default_task_paths
-from m2dexport.engines import onnxruntime as engine
+from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import CheckpointError, UsageError
-from m2dexport.export import graph_from_checkpoint
-from m2dexport.families import FAMILIES
-from m2dexport.graph import serialize_graph
-from m2dexport.recipe import Recipe
-from m2dexport.reference import Reference
-from m2dexport.rewrites import fuse_for_onnxruntime
-from m2dexport.slicing import LoadingWarning, slice_checkpoint, slice_grid
-from m2dexport.tensors import copied, read_tensor, stored_tensors, write_tensors
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.vector import serialize_graph
+from m2dexport.reference.pooler import Reference
+from m2dexport.slice.slicing import LoadingWarning, slice_checkpoint, slice_grid
 
 # Where each live model takes in its heads and its feed-forward channels, layer by layer.
 _BERT = ("encoder.layer", "attention.output.dense", "output.dense")

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from m2dexport.artifact import (
+from m2dexport.graph.vector import coded_graph
+from m2dexport.precisions import BitOrder, VectorPrecision
+from m2dexport.runtime.artifact import (
     FORMAT,
     GRAPH,
     RANGES,
@@ -21,8 +23,7 @@ from m2dexport.artifact import (
     ArtifactSpec,
     space_id_of_artifact,
 )
-from m2dexport.codecs import CODEC_VERSION, LEVELS, BitOrder, Ranges, VectorPrecision
-from m2dexport.graph import coded_graph
+from m2dexport.vectors.codecs import CODEC_VERSION, LEVELS, Ranges
 
 HIDDEN = 16
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

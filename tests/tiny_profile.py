@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from m2dexport import manifest
-from m2dexport.manifest import Cell, Profile, cell_id
+from m2dexport.profile import manifest
+from m2dexport.profile.manifest import Cell, Profile, cell_id
 
 
 def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -> Cell:

@@ -23,21 +23,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport import codecs
-from m2dexport.build import Artifact, build_artifact, quantize_artifact
-from m2dexport.checkpoint import Checkpoint, open_checkpoint
-from m2dexport.codecs import VectorPrecision
+from m2dexport.build.build import Artifact, build_artifact, quantize_artifact
+from m2dexport.build.mixed import FLOOR, Fidelity
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.errors import M2DError
 from m2dexport.files import atomic_file, require_file
-from m2dexport.machine import read_machine
-from m2dexport.mixed import FLOOR, Fidelity
-from m2dexport.plan import Plan, default_plan
-from m2dexport.quality import TOP, RetrievalTask, StsTask, Task, evaluate, load_task
-from m2dexport.ranking import rank
-from m2dexport.recipe import Recipe
-from m2dexport.runtime import Encoder, encode_tokens, load
-from m2dexport.weights import WEIGHT_PRECISIONS, WeightPrecision
+from m2dexport.precisions import (
+    VECTOR_PRECISIONS,
+    WEIGHT_PRECISIONS,
+    VectorPrecision,
+    WeightPrecision,
+)
+from m2dexport.profile.machine import read_machine
+from m2dexport.profile.plan import Plan, default_plan
+from m2dexport.runtime.encoder import Encoder, encode_tokens, load
+from m2dexport.vectors import codecs
+from m2dexport.vectors.quality import evaluate
+from m2dexport.vectors.ranking import rank
+from m2dexport.vectors.tasks import TOP, RetrievalTask, StsTask, Task, load_task
 
 Floats = NDArray[np.float32]
 
@@ -114,7 +119,7 @@ def _options() -> tuple[Bench, Path | None]:
     add("--layers", type=_numbers, help="such as 2,6; default: all")
     add("--dims", type=_numbers, help="such as 64,384; default: the trained ones")
     add("--weights", type=_names, default=WEIGHT_PRECISIONS, help="default: all; fp32 always is")
-    add("--vectors", type=_names, default=codecs.VECTOR_PRECISIONS, help="default: all")
+    add("--vectors", type=_names, default=VECTOR_PRECISIONS, help="default: all")
     add("--sts", type=Path, default=stsb, help="sentence pairs; default: the shipped STS-B dev")
     add("--retrieval", type=Path, default=limit, help="BEIR folder; default: LIMIT-small")
     add("--threads", type=int, default=2)
@@ -141,7 +146,7 @@ def _options() -> tuple[Bench, Path | None]:
         ("--layers", plan.layers, range(1, checkpoint.layers + 1)),
         ("--dims", plan.dims, range(1, checkpoint.dim + 1)),
         ("--weights", plan.weights, WEIGHT_PRECISIONS),
-        ("--vectors", plan.vectors, codecs.VECTOR_PRECISIONS),
+        ("--vectors", plan.vectors, VECTOR_PRECISIONS),
     ):
         if unknown := [value for value in asked if value not in known]:
             parser.error(f"{name} {unknown[0]} is not among {', '.join(map(str, known))}")

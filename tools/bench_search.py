@@ -21,16 +21,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.codecs import (
+from m2dexport.precisions import VectorPrecision
+from m2dexport.profile.machine import read_machine
+from m2dexport.vectors.codecs import (
     Ranges,
-    VectorPrecision,
     bytes_per_vector,
     calibrate_ranges,
     decode_vectors,
     encode_vectors,
     normalize,
 )
-from m2dexport.machine import read_machine
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]

@@ -22,8 +22,8 @@ MIB = 1 << 20
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from m2dexport.checkpoint import open_checkpoint
-from m2dexport.slicing import slice_checkpoint
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.slice.slicing import slice_checkpoint
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -19,10 +19,13 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.checkpoint import open_checkpoint
-from m2dexport.codecs import (
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.data import calibration_texts, read_texts
+from m2dexport.precisions import VectorPrecision
+from m2dexport.profile.machine import read_machine
+from m2dexport.reference.pooler import Reference
+from m2dexport.vectors.codecs import (
     Ranges,
-    VectorPrecision,
     bytes_per_vector,
     calibrate_ranges,
     clipping_rate,
@@ -30,19 +33,9 @@ from m2dexport.codecs import (
     normalize,
     truncate,
 )
-from m2dexport.data import calibration_texts, read_texts
-from m2dexport.machine import read_machine
-from m2dexport.quality import (
-    TOP,
-    StsTask,
-    Task,
-    comparable,
-    load_task,
-    score_pairs,
-    score_ranking,
-)
-from m2dexport.ranking import rank, rescore
-from m2dexport.reference import Reference
+from m2dexport.vectors.quality import comparable, score_pairs, score_ranking
+from m2dexport.vectors.ranking import rank, rescore
+from m2dexport.vectors.tasks import TOP, StsTask, Task, load_task
 
 Floats = NDArray[np.float32]
 

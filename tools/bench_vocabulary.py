@@ -13,13 +13,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from m2dexport.checkpoint import Checkpoint, open_checkpoint
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import read_texts
-from m2dexport.pruning import Pruning, plan_pruning
-from m2dexport.quality import Task, evaluate, load_task
-from m2dexport.reference import Reference
-from m2dexport.slicing import slice_checkpoint
-from m2dexport.vocabulary import token_use
+from m2dexport.reference.pooler import Reference
+from m2dexport.slice.pruning import Pruning, plan_pruning
+from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.slice.vocabulary import token_use
+from m2dexport.vectors.quality import evaluate
+from m2dexport.vectors.tasks import Task, load_task
 
 
 def main() -> None:

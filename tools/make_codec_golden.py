@@ -17,7 +17,7 @@ import sentence_transformers
 from numpy.typing import NDArray
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from m2dexport.codecs import CODEC_VERSION
+from m2dexport.vectors.codecs import CODEC_VERSION
 
 OUT = Path(__file__).parent.parent / "tests" / "golden" / "codecs.json"
 

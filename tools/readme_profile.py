@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from m2dexport.manifest import Cell, Profile, read_profile
+from m2dexport.profile.manifest import Cell, Profile, read_profile
 
 README = Path(__file__).parent.parent / "README.md"
 MARK = "<!-- profile -->"

@@ -20,7 +20,7 @@ from m2dexport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from m2dexport.build import Artifact
+    from m2dexport.build.build import Artifact
 
 
 @cli.command()
@@ -53,7 +53,7 @@ def build(
       m2dexport build --layers 4 --dim 128 --weights int8 --vectors int8 --out artifact
       m2dexport build --weights int4-weight-only --max-drop 0.5 --out artifact
     """
-    from m2dexport.build import build_artifact
+    from m2dexport.build.build import build_artifact
 
     recipe = recipe_of(options)
     checkpoint = open_model(model, options)
@@ -87,7 +87,7 @@ def quantize(
     Example:
       m2dexport quantize artifact --weights int8 --vectors ubinary --out artifact-int8
     """
-    from m2dexport.build import quantize_artifact
+    from m2dexport.build.build import quantize_artifact
 
     recipe = recipe_of(options)
     with busy("Quantizing") as on_progress:
@@ -96,7 +96,7 @@ def quantize(
 
 
 def _print_artifact(artifact: Artifact, original: str, as_json: bool) -> None:
-    from m2dexport.report import print_mixture
+    from m2dexport.profile.report import print_mixture
 
     if as_json:
         print_json(asdict(artifact))

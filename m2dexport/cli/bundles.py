@@ -42,7 +42,7 @@ def bundle(
       m2dexport bundle artifact --out edge.m2d
       m2dexport bundle profile/profile.json --cell 4x128-int8-int8 --out edge.m2d
     """
-    from m2dexport.bundle import write_bundle
+    from m2dexport.runtime.bundle import write_bundle
 
     if not source.exists():
         raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
@@ -51,7 +51,9 @@ def bundle(
     if cell is None:
         info = write_bundle(source, out)
     else:
-        from m2dexport.deploy import bundle_cell  # needs torch; packing an artifact does not
+        from m2dexport.profile.deploy import (
+            bundle_cell,  # needs torch; packing an artifact does not
+        )
 
         with busy("Building and packing"):
             info = bundle_cell(
@@ -80,9 +82,9 @@ def verify(bundle_path: Path, vectors: Path | None, as_json: bool) -> None:
       m2dexport verify edge.m2d
       m2dexport verify edge.m2d --vectors vectors.npy
     """
-    from m2dexport.bundle import verify_bundle
-    from m2dexport.runtime import load
-    from m2dexport.streams import require_vectors_of
+    from m2dexport.runtime.bundle import verify_bundle
+    from m2dexport.runtime.encoder import load
+    from m2dexport.runtime.streams import require_vectors_of
 
     report = verify_bundle(bundle_path)
     if vectors:
@@ -117,8 +119,8 @@ def encode(
       m2dexport encode edge.m2d --in texts.txt --out vectors.npy
       echo "A man is playing a guitar." | m2dexport encode edge.m2d
     """
-    from m2dexport.runtime import load
-    from m2dexport.streams import encode_stream
+    from m2dexport.runtime.encoder import load
+    from m2dexport.runtime.streams import encode_stream
 
     summary = encode_stream(
         load(bundle_path, threads=threads),

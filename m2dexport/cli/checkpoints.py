@@ -46,8 +46,8 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     Example:
       m2dexport inspect --model sentence-transformers/all-MiniLM-L6-v2
     """
-    from m2dexport.checkpoint import depth_sizes
-    from m2dexport.report import print_checkpoint
+    from m2dexport.checkpoint.open import depth_sizes
+    from m2dexport.profile.report import print_checkpoint
 
     checkpoint = open_model(model, options)
     sizes = depth_sizes(checkpoint)
@@ -118,11 +118,11 @@ def slice_command(
       m2dexport slice --heads 8 --ffn 1024 --reorder-by-importance --out narrow
       m2dexport slice --layers 2 --dim 64 --prune-vocab 4000
     """
-    from m2dexport.checkpoint import PROVENANCE
+    from m2dexport.checkpoint.jsonfile import read_object
+    from m2dexport.checkpoint.open import PROVENANCE
     from m2dexport.data import calibration_texts
-    from m2dexport.jsonfile import read_object
-    from m2dexport.pruning import plan_pruning
-    from m2dexport.slicing import slice_grid
+    from m2dexport.slice.pruning import plan_pruning
+    from m2dexport.slice.slicing import slice_grid
 
     checkpoint = open_model(model, options)
     layers, dim = layers or (checkpoint.layers,), dim or (checkpoint.dim,)

@@ -11,10 +11,10 @@ import click
 from m2dexport.errors import UsageError
 
 if TYPE_CHECKING:
-    from m2dexport.checkpoint import Checkpoint
-    from m2dexport.mixed import QualityLimit
-    from m2dexport.quality import Task
-    from m2dexport.recipe import Recipe
+    from m2dexport.build.mixed import QualityLimit
+    from m2dexport.build.recipe import Recipe
+    from m2dexport.checkpoint.open import Checkpoint
+    from m2dexport.vectors.tasks import Task
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -169,7 +169,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def open_model(model: str | None, options: dict[str, Any]) -> Checkpoint:
     """Open the checkpoint that ``model_options`` name; tell what had to be assumed about it."""
-    from m2dexport.checkpoint import open_checkpoint
+    from m2dexport.checkpoint.open import open_checkpoint
 
     checkpoint = open_checkpoint(model, **options)
     for sentence in checkpoint.assumed:
@@ -186,14 +186,14 @@ def texts_of(path: Path | None) -> tuple[str, ...] | None:
 
 def tasks_of(evaluation: tuple[Path, ...]) -> tuple[Task, ...]:
     """Return the evaluation data of these files; without any, what ships."""
-    from m2dexport.quality import default_tasks, load_task
+    from m2dexport.vectors.tasks import default_tasks, load_task
 
     return tuple(load_task(path) for path in evaluation) or default_tasks()
 
 
 def recipe_of(options: dict[str, Any]) -> Recipe:
     """Take the values of ``recipe_options`` out of all options; return what they say."""
-    from m2dexport.recipe import Recipe
+    from m2dexport.build.recipe import Recipe
 
     max_drop, evaluation = options.pop("max_drop"), options.pop("evaluation")
     calibration = texts_of(options.pop("calibration"))
@@ -203,7 +203,7 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
 
 
 def _limit_of(max_drop: float | None, evaluation: tuple[Path, ...]) -> QualityLimit | None:
-    from m2dexport.mixed import QualityLimit
+    from m2dexport.build.mixed import QualityLimit
 
     if max_drop is None and evaluation:
         raise UsageError("--eval goes with --max-drop, which says how far quality may drop.")

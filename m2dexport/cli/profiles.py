@@ -46,11 +46,11 @@ def profile(
       m2dexport profile
       m2dexport profile --model my-checkpoint --eval sts.tsv --eval beir-folder --out profile
     """
-    from m2dexport.budget import load_target
     from m2dexport.data import calibration_texts
-    from m2dexport.plan import default_plan, plan_for
-    from m2dexport.report import print_profile, require_report_folder, write_report
-    from m2dexport.sweep import profile_checkpoint
+    from m2dexport.profile.plan import default_plan, plan_for
+    from m2dexport.profile.report import print_profile, require_report_folder, write_report
+    from m2dexport.profile.sweep import profile_checkpoint
+    from m2dexport.profile.target import load_target
 
     require_report_folder(out)
     tasks = tasks_of(evaluation)
@@ -94,9 +94,10 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
       m2dexport select profile/profile.json --p95-ms 5 --size-mb 20
       m2dexport select profile/profile.json --target edge-cpu
     """
-    from m2dexport.budget import budget_from, select_cell
-    from m2dexport.manifest import read_profile
-    from m2dexport.report import print_selection
+    from m2dexport.profile.manifest import read_profile
+    from m2dexport.profile.report import print_selection
+    from m2dexport.profile.select import select_cell
+    from m2dexport.profile.target import budget_from
 
     selection = select_cell(read_profile(profile), budget_from(target, **limits))
     if as_json:

@@ -12,14 +12,8 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args
 
 from m2dexport.errors import M2DError, MissingExtra, UsageError
-
-#: The processors on which a graph's 8-bit products are exact at full speed. "portable": all;
-#: "vnni": those with VNNI, and those that are no x86; the others need slower kernels.
-Isa = Literal["portable", "vnni"]
-ISAS: tuple[Isa, ...] = get_args(Isa)
 
 _MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
@@ -35,7 +29,7 @@ def engine_module(name: str) -> ModuleType:
         raise UsageError(f"the engine {name} cannot be run; choose from {', '.join(_MODULES)}.")
     package = _MODULES[name]
     try:
-        return importlib.import_module(f"{__name__}.{package}")
+        return importlib.import_module(f"{__name__}.{package}.run")
     except ModuleNotFoundError as error:
         if error.name != package:
             raise

@@ -1,0 +1,91 @@
+"""The recipe of an artifact: how it is quantized, and what it must then fulfil."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from m2dexport.build.mixed import MIXABLE, QualityLimit
+from m2dexport.data import calibration_texts
+from m2dexport.engines import engine_module
+from m2dexport.errors import UsageError
+from m2dexport.precisions import (
+    BIT_ORDERS,
+    ISAS,
+    VECTOR_PRECISIONS,
+    BitOrder,
+    Isa,
+    VectorPrecision,
+    WeightPrecision,
+)
+from m2dexport.quantize import require_precision
+from m2dexport.vectors.codecs import PER_BYTE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an artifact is quantized, and what it must then fulfil."""
+
+    weights: WeightPrecision = "fp32"
+    #: Which processors int8 weights are made for.
+    isa: Isa = "portable"
+    vectors: VectorPrecision = "float32"
+    #: Where the first dim of a packed byte goes, of int4, ubinary and binary vectors.
+    bit_order: BitOrder = "big"
+    #: Texts that weights and the ranges of vectors are fitted to; None: the shipped ones.
+    calibration: Sequence[str] | None = None
+    #: Share of the weight bytes, 0..1, that must be stored below float32, if any are.
+    min_coverage: float = 0.9
+    #: Accept weights with which a text's vector depends on its batch; such an artifact runs one
+    #: text at a time.
+    allow_batch_dependent: bool = False
+    #: How far quantized weights may drop quality; it decides which stay in float32. Without, those
+    #: of int8 do that ``mixed.close_gap`` names, usually none.
+    limit: QualityLimit | None = None
+
+    def texts(self) -> Sequence[str]:
+        """Return the calibration texts."""
+        return calibration_texts() if self.calibration is None else self.calibration
+
+
+def require_recipe(recipe: Recipe, engine: str) -> None:
+    """Refuse a recipe that makes no sense, or that an engine does not run.
+
+    Raises:
+        UsageError: naming the value.
+        MissingExtra: when the engine is not installed.
+    """
+    weights, isa, limit = recipe.weights, recipe.isa, recipe.limit
+    engine_module(engine)  # an unknown or missing one is refused before any work
+    require_precision(weights, engine)
+    if isa not in ISAS:
+        raise UsageError(f"--isa {isa!r} is unknown; choose from {', '.join(ISAS)}.")
+    if isa != "portable" and (engine, weights) != ("onnx", "int8"):
+        raise UsageError(
+            f"--isa {isa} goes with --engine onnx --weights int8, not with {weights} on {engine}."
+        )
+    if not 0 <= recipe.min_coverage <= 1:
+        raise UsageError(
+            f"--min-coverage {recipe.min_coverage:g} is no share; give one from 0 to 1."
+        )
+    if recipe.vectors not in VECTOR_PRECISIONS:
+        raise UsageError(
+            f"--vectors {recipe.vectors!r} is unknown; choose from {', '.join(VECTOR_PRECISIONS)}."
+        )
+    if recipe.bit_order not in BIT_ORDERS:
+        raise UsageError(
+            f"--bit-order {recipe.bit_order!r} is unknown; choose from {', '.join(BIT_ORDERS)}."
+        )
+    if recipe.bit_order != "big" and recipe.vectors not in PER_BYTE:
+        raise UsageError(
+            f"--bit-order goes with packed vectors ({', '.join(PER_BYTE)}), not {recipe.vectors}."
+        )
+    if limit is not None and not 0 <= limit.max_drop < math.inf:
+        raise UsageError(
+            f"--max-drop {limit.max_drop:g} is no number of points; give 0 or more, such as 0.5."
+        )
+    if limit is not None and weights not in MIXABLE:
+        raise UsageError(
+            f"--max-drop goes with --weights {', '.join(MIXABLE)}, not with {weights}."
+        )

@@ -1,0 +1,1 @@
+"""Checkpoints: what a trained model on disk is, read without loading its weights."""

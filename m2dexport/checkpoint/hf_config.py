@@ -1,0 +1,116 @@
+"""config.json: what transformers reads from it, what is refused, and how it is cut in depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m2dexport.checkpoint.families import Family, bare_class
+from m2dexport.checkpoint.jsonfile import read_json
+from m2dexport.errors import CheckpointError
+
+CONFIG = "config.json"
+RAW_LAST_STATE = "tie_last_hidden_states"  # transformers >= 5.18; false: hidden_states[-1] is raw
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """Return transformers' view of config.json, which knows the defaults and aliases of its keys.
+
+    Raises:
+        CheckpointError: when it is missing, unknown to transformers, or of a refused kind.
+    """
+    from transformers import AutoConfig
+
+    raw = read_json(folder / CONFIG)
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise CheckpointError(f"{folder / CONFIG} names no model_type.")
+    _refuse(folder, raw, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a config class may raise anything about a value it dislikes
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"transformers cannot read {folder / CONFIG} of model type {raw['model_type']!r}: "
+            f"{reason}"
+        ) from error
+    for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        if not isinstance(getattr(config, key, None), int):
+            raise CheckpointError(
+                f"model type {raw['model_type']!r} has no {key}, so it is not a text model that "
+                "can be cut in depth."
+            )
+    return config
+
+
+def _refuse(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
+    import transformers
+    from packaging.version import Version
+
+    model_type = raw["model_type"]
+    if "quantization_config" in raw:
+        raise CheckpointError(
+            f"{folder} has quantized weights; slice the checkpoint that it was quantized from."
+        )
+    if not is_native(model_type) and not trust_remote_code:
+        code = "auto_map" in raw
+        raise CheckpointError(
+            f"transformers {transformers.__version__} does not know the model type {model_type!r} "
+            f"of {folder}; "
+            + (
+                "it brings code of its own, which runs only with --trust-remote-code."
+                if code
+                else "install a newer transformers."
+            )
+        )
+    if raw.get("is_causal") is False and Version(transformers.__version__) < Version("5.2"):
+        raise CheckpointError(
+            f"{folder} attends in both directions (is_causal is false), which transformers "
+            f"{transformers.__version__} ignores; install transformers 5.2 or newer."
+        )
+
+
+def is_native(model_type: str) -> bool:
+    """Say whether transformers has a model type without code from the checkpoint."""
+    return bare_class(model_type) is not None
+
+
+def cut_config(raw: Mapping[str, Any], family: Family, depth: int, layers: int) -> dict[str, Any]:
+    """Return config.json for the first ``layers`` of ``depth`` layers.
+
+    Lists with one entry per layer are cut, too: a list left at full length makes transformers
+    raise, or give a layer the wrong kind of attention.
+
+    Raises:
+        CheckpointError: when groups of layers that share weights cannot be cut there.
+    """
+    new = dict(raw)
+    keys = [key for key in family.depth_keys if key in raw] or [family.depth_keys[0]]
+    new.update(dict.fromkeys(keys, layers))
+    per_layer = family.per_layer
+    if family.inferred:
+        per_layer = tuple(key for key, value in raw.items() if _per_layer(key, value, depth))
+    for key in per_layer:
+        if isinstance(raw.get(key), list):
+            new[key] = raw[key][:layers]
+    if family.groups_key:
+        new[family.groups_key] = _groups(raw, family.groups_key, depth, layers)
+    if is_native(raw["model_type"]):
+        new["architectures"] = [bare_class(raw["model_type"]).__name__]  # task heads are left out
+        new.pop("auto_map", None)  # transformers' own code is what was measured
+    return new
+
+
+def _per_layer(key: str, value: Any, depth: int) -> bool:
+    return "layer" in key and isinstance(value, list) and len(value) == depth
+
+
+def _groups(raw: Mapping[str, Any], key: str, depth: int, layers: int) -> int:
+    groups = int(raw.get(key, 1))
+    size = depth // groups
+    if layers > size and layers % size:
+        raise CheckpointError(
+            f"{groups} groups of {size} layers share weights, so --layers {layers} would change "
+            f"which layer uses which group; choose a multiple of {size}, or fewer than {size}."
+        )
+    return -(-layers // size)

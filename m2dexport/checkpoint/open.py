@@ -1,0 +1,380 @@
+"""Open a checkpoint and describe it: family, depth, pooling, head, prompts, trained grid."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from m2dexport.checkpoint.convert import base_of, converted, extracted, merged, needs_conversion
+from m2dexport.checkpoint.families import Family, Layout, family_of, locate
+from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, read_config
+from m2dexport.checkpoint.jsonfile import read_object
+from m2dexport.checkpoint.st_modules import (
+    Dense,
+    Head,
+    LatentAttention,
+    LayerNormHead,
+    Modules,
+    Pooling,
+    PoolingMode,
+    pooling_from_name,
+    read_modules,
+)
+from m2dexport.checkpoint.tensors import (
+    INDEX,
+    WEIGHTS,
+    sha256_of_tensors,
+    stored_tensors,
+    tensors_in,
+)
+from m2dexport.checkpoint.towers import find_tower
+from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on_raw_states
+from m2dexport.checkpoint.widths import Widths, read_widths
+from m2dexport.errors import CheckpointError, UsageError
+from m2dexport.files import license_files
+
+__all__ = [
+    "Checkpoint",
+    "Dense",
+    "DepthSize",
+    "FinalNorm",
+    "Head",
+    "LayerNormHead",
+    "Pooling",
+    "PoolingMode",
+    "depth_sizes",
+    "layout_of",
+    "open_checkpoint",
+    "weights_sha256",
+]
+
+FinalNorm = Literal["none", "applied", "skipped"]
+PROVENANCE = "m2dexport.json"
+_UNLIMITED = 1_000_000  # tokenizers without a limit store 1e30 or 2**63 as model_max_length
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model on disk, and all that its folder says about how to embed with it."""
+
+    path: Path  # local folder with config.json, the weights and the tokenizer
+    model_type: str  # of transformers
+    layers: int  # N
+    hidden: int  # width of the hidden states
+    dim: int  # width of the final vector, after the head: the largest d
+    widths: Widths | None  # inside the layers; None for families whose layers are not in the table
+    vocab_size: int
+    latent: LatentAttention | None  # NV-Embed's, between the transformer and pooling
+    pooling: Pooling
+    head: tuple[Head, ...]  # modules after pooling, in order, Normalize apart
+    normalized: bool  # the checkpoint itself ends with Normalize
+    final_norm: FinalNorm  # "none" for post-LN families, which have nothing to decide
+    prompts: Mapping[str, str]  # by name: {"query": "...", "document": "..."}
+    default_prompt: str | None  # a name in prompts
+    max_length: int  # tokens, specials included
+    trained: Grid | None  # None: unknown
+    assumed: tuple[str, ...]  # sentences: what was not stored and therefore assumed
+    sliced_from: str | None  # weights_sha256 of the parent, for a sub-model
+    licenses: tuple[Path, ...]  # licence and notice files, which go wherever the weights go
+
+
+@dataclass(frozen=True)
+class DepthSize:
+    """What a sub-model of one depth weighs, as stored, without its head."""
+
+    layers: int
+    parameters: int
+    bytes: int
+    embedding_parameters: int  # of these, the token table's
+    embedding_bytes: int
+
+
+def open_checkpoint(
+    model: str | Path | None = None,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    pooling: str | None = None,
+    trained: str | None = None,
+) -> Checkpoint:
+    """Return a description of a checkpoint; the weights are found and checked, not loaded.
+
+    Args:
+        model: a folder, a hub id, or None for the checkpoint that ships with m2dexport.
+        allow_pickle: read a checkpoint that has only pickled weights, with torch's restricted
+            unpickler; a converted copy is kept in the cache.
+        trust_remote_code: let transformers run code that the checkpoint brings.
+        pooling: declared pooling, such as "mean", "cls" or "lasttoken", for a checkpoint that does
+            not store it.
+        trained: declared trained grid, such as "2:32,4:64"; replaces what is stored.
+
+    Returns:
+        The description. Everything that was not stored is listed in ``assumed``.
+
+    Raises:
+        UsageError: when the model cannot be found or an option is wrong.
+        CheckpointError: when it cannot be read, or is of a kind that cannot be exported.
+
+    Example:
+        >>> open_checkpoint("all-MiniLM-L6-v2").layers
+        6
+    """
+    assumed: list[str] = []
+    folder = _prepared(_local_folder(model), allow_pickle, assumed)
+    modules = read_modules(folder)
+    if not (modules.transformer / CONFIG).is_file():
+        raise CheckpointError(
+            f"{modules.transformer} has no {CONFIG}, so it is not the folder of a checkpoint."
+        )
+    chosen = _choose_pooling(folder, modules, pooling, assumed)
+    config = read_config(modules.transformer, trust_remote_code=trust_remote_code)
+    layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
+    layout = _layout(modules.transformer, config.model_type, layers)
+    family = layout.family
+    assumed.extend(_notes(config.model_type, family, folder))
+    dim = _width_after(modules.head, hidden * len(chosen.modes))
+    provenance = read_object(folder / PROVENANCE)
+    prompts, default_prompt = _prompts(folder)
+    if not chosen.include_prompt and any(prompts.values()):
+        raise CheckpointError(
+            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
+            "of token ids and mask cannot do; remove the prompts, or set it to true."
+        )
+    return Checkpoint(
+        path=modules.transformer,
+        model_type=str(config.model_type),
+        layers=layers,
+        hidden=hidden,
+        dim=dim,
+        widths=read_widths(layout, config, modules.transformer),
+        vocab_size=int(config.vocab_size),
+        latent=modules.latent,
+        pooling=chosen,
+        head=modules.head,
+        normalized=modules.normalized,
+        final_norm=_final_norm(family, config, modules),
+        prompts=prompts,
+        default_prompt=default_prompt,
+        max_length=_max_length(modules, config, family, assumed),
+        trained=_trained_grid(folder, provenance, trained, (layers, dim)),
+        assumed=tuple(assumed),
+        sliced_from=provenance.get("sliced_from"),
+        licenses=license_files(folder),
+    )
+
+
+def layout_of(checkpoint: Checkpoint) -> Layout:
+    """Return where the tensors of a checkpoint's bare model lie, layer by layer."""
+    return _layout(checkpoint.path, checkpoint.model_type, checkpoint.layers)
+
+
+def weights_sha256(checkpoint: Checkpoint) -> str:
+    """Return a hash of the weights that decide a vector: the bare model's and the head's.
+
+    It is taken over tensor names, types, shapes and values, so it does not depend on file names,
+    sharding, or the task heads that a checkpoint may carry besides.
+    """
+    tensors = layout_of(checkpoint).tensors(checkpoint.layers)
+    if checkpoint.latent:
+        for name, tensor in stored_tensors(checkpoint.latent.folder).items():
+            tensors[f"latent.{name}"] = tensor
+    for position, module in enumerate(checkpoint.head):
+        for name, tensor in stored_tensors(module.folder).items():
+            tensors[f"head.{position}.{name}"] = tensor
+    return sha256_of_tensors(tensors)
+
+
+def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
+    """Return parameters and bytes of the sub-model of each depth, 1 to N."""
+    layout = layout_of(checkpoint)
+    sizes = []
+    for depth in range(1, checkpoint.layers + 1):
+        tensors = layout.tensors(depth).values()
+        table = [t for t in tensors if t.shape[:1] == (checkpoint.vocab_size,)]
+        sizes.append(
+            DepthSize(
+                layers=depth,
+                parameters=sum(t.parameters for t in tensors),
+                bytes=sum(t.size for t in tensors),
+                embedding_parameters=sum(t.parameters for t in table),
+                embedding_bytes=sum(t.size for t in table),
+            )
+        )
+    return sizes
+
+
+def _prepared(folder: Path, allow_pickle: bool, assumed: list[str]) -> Path:
+    """Return the folder, or one made from it: a text model in safetensors without an adapter."""
+    base_name = base_of(folder)
+    if base_name is not None:
+        base = folder / base_name if (folder / base_name).is_dir() else _local_folder(base_name)
+        merged_folder = merged(folder, _prepared(base, allow_pickle, assumed))
+        assumed.append(f"the adapter was merged into {base_name} at {merged_folder}.")
+        return merged_folder
+    if needs_conversion(folder):
+        folder = _converted(folder, allow_pickle)
+    if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        return folder  # what is missing is told when it is needed
+    tower = find_tower(folder, list(stored_tensors(folder)))
+    if tower is None:
+        return folder
+    assumed.append(f"{tower.note}.")
+    return extracted(folder, tower)
+
+
+def _converted(folder: Path, allow_pickle: bool) -> Path:
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{folder} has pickled weights alone, which can run code when loaded; convert them to "
+            "safetensors, or pass --allow-pickle to read them with torch's restricted unpickler."
+        )
+    return converted(folder)
+
+
+def _local_folder(model: str | Path | None) -> Path:
+    if model is None:
+        return Path(str(importlib.resources.files("m2dexport"))) / "data" / "checkpoint"
+    path = Path(model)
+    if path.is_dir():
+        return path
+    text = str(model)
+    if path.exists():
+        raise UsageError(f"{text} is a file; name the folder of a checkpoint.")
+    if isinstance(model, Path) or text.count("/") > 1 or text.startswith((".", "/", "~")):
+        raise UsageError(f"{text} does not exist; name a checkpoint folder or a hub id.")
+    return _download(text)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    ignored = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
+    try:
+        return Path(snapshot_download(hub_id, ignore_patterns=ignored))
+    except HFValidationError as error:
+        raise UsageError(f"{hub_id!r} is neither a folder nor a hub id.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"{hub_id!r} is no folder here and could not be fetched from the hub; check the name "
+            "and the network."
+        ) from error
+
+
+def _choose_pooling(
+    folder: Path, modules: Modules, declared: str | None, assumed: list[str]
+) -> Pooling:
+    if declared is None and modules.pooling is None:
+        raise CheckpointError(
+            f"{folder} does not store how it pools (it has no modules.json); say it with "
+            "--pooling mean, cls or lasttoken."
+        )
+    if declared is None:
+        return cast(Pooling, modules.pooling)
+    chosen = pooling_from_name(declared)
+    if modules.pooling is not None and modules.pooling.modes != chosen.modes:
+        stored = "+".join(modules.pooling.modes)
+        raise UsageError(f"--pooling {declared} contradicts {folder}, which stores {stored}.")
+    if modules.pooling is None:
+        assumed.append(f"pooling is {declared}, as declared; the checkpoint does not store it.")
+    return modules.pooling or chosen
+
+
+def _notes(model_type: str, family: Family, folder: Path) -> Iterator[str]:
+    if family.inferred:
+        norm = f"at {family.final_norm}" if family.final_norm else "nowhere"
+        yield (
+            f"model type {model_type!r} is not in the table of families: its layers were found at "
+            f"{family.layers[0]}*, its final norm {norm}."
+        )
+    if family.final_norm and trained_on_raw_states(folder):
+        yield (
+            "shallow depths apply the final norm, although their training did not; slice them "
+            "with --final-norm skipped to get what was trained."
+        )
+
+
+def _layout(folder: Path, model_type: str, layers: int) -> Layout:
+    tensors = stored_tensors(folder)
+    return locate(family_of(model_type, list(tensors), layers), tensors, layers, folder)
+
+
+def _width_after(head: tuple[Head, ...], width: int) -> int:
+    for module in head:
+        needed = module.in_features if isinstance(module, Dense) else module.features
+        if needed != width:
+            raise CheckpointError(f"{module.folder} takes {needed} values and gets {width}.")
+        if isinstance(module, Dense):
+            weight = tensors_in(module.folder / WEIGHTS).get("linear.weight")
+            if weight is None or weight.shape != (module.out_features, module.in_features):
+                raise CheckpointError(
+                    f"{module.folder} does not hold the weights that it describes."
+                )
+            width = module.out_features
+    return width
+
+
+def _trained_grid(
+    folder: Path, provenance: Mapping[str, Any], declared: str | None, limits: tuple[int, int]
+) -> Grid | None:
+    if declared is not None:
+        return parse_grid(declared, *limits)
+    if provenance.get("trained_grid") is not None:
+        return tuple((int(n), int(d)) for n, d in provenance["trained_grid"])
+    return read_grid(folder, *limits)
+
+
+def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    path = folder / "config_sentence_transformers.json"
+    stored = read_object(path)
+    prompts = stored.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise CheckpointError(f"{path} has prompts that are not an object of names and texts.")
+    prompts = {str(name): str(text) for name, text in prompts.items() if text is not None}
+    default = stored.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{path} names the default prompt {default!r}, which it lacks.")
+    return prompts, default
+
+
+def _final_norm(family: Family, config: Any, modules: Modules) -> FinalNorm:
+    if family.final_norm is None:
+        return "none"
+    raw = modules.raw_output and getattr(config, RAW_LAST_STATE, None) is False
+    return "skipped" if raw else "applied"
+
+
+def _steady_positions(config: Any) -> int | None:
+    """Return up to where longrope's positions are those of its short factors, if it is used."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return None
+    known = (rope, vars(config))
+    limits = [each.get("original_max_position_embeddings") for each in known]
+    return next((int(limit) for limit in limits if limit), None)
+
+
+def _max_length(modules: Modules, config: Any, family: Family, assumed: list[str]) -> int:
+    """Return the longest input in tokens: what is stored, within the positions that exist."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and family.position_offset:
+        positions -= int(config.pad_token_id or 0) + 1
+    stored = modules.max_length
+    if stored is None:
+        tokenizer = read_object(modules.transformer / "tokenizer_config.json")
+        stored = tokenizer.get("model_max_length")
+    known = [n for n in (stored, positions) if isinstance(n, int | float) and 0 < n < _UNLIMITED]
+    steady = _steady_positions(config)
+    if steady is not None and steady < min(known, default=_UNLIMITED):
+        assumed.append(
+            f"the maximum length is {steady} tokens, as stored for longrope: beyond it, a text's "
+            "positions would depend on the longest text of its batch."
+        )
+        return steady
+    if not known:
+        assumed.append("the maximum length is 512 tokens, as the checkpoint stores none.")
+        return 512
+    return int(min(known))

@@ -1,0 +1,159 @@
+"""Exact graph rewrites: the same function in the operators that onnxruntime runs fastest.
+
+Every rewrite takes a model, changes it in place and returns how many matches it replaced, so that a
+test (and a reader of the manifest) can count what is really in the graph.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from m2dexport.graph.edit import CONTRIB, only_user, producer, scalar_of
+
+
+def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
+    """Apply every rewrite; returns name -> number of matches replaced."""
+    model.opset_imports[CONTRIB] = 1
+    counts = {
+        "MultiHeadAttention": fuse_attention(model),
+        "Gelu": fuse_gelu(model),
+    }
+    RemoveUnusedNodesPass()(model)
+    return counts
+
+
+def fuse_for_engine(model: ir.Model, engine: str) -> None:
+    """Apply the rewrites that an engine needs: OpenVINO fuses standard operators by itself."""
+    if engine == "onnx":
+        fuse_for_onnxruntime(model)
+
+
+def fuse_attention(model: ir.Model) -> int:
+    """Replace textbook attention under a plain padding mask by one MultiHeadAttention.
+
+    ::
+
+        q ─Reshape─Transpose─Mul(scale)─┐
+        k ─Reshape─Transpose────────────MatMul─Add(padding)─Softmax─┐
+        v ─Reshape─Transpose────────────────────────────────────MatMul─Transpose─Reshape─>
+
+    Attention with rotary positions, a bias or a causal or sliding pattern does not match.
+    """
+    attention_mask = next(value for value in model.graph.inputs if value.name == "attention_mask")
+    key_padding: ir.Value | None = None
+    replaced = 0
+    for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
+        match = _match_attention(softmax, attention_mask)
+        if match is None:
+            continue
+        query, key, value, heads, scale, end = match
+        if key_padding is None:
+            cast = ir.node("Cast", [attention_mask], {"to": ir.DataType.INT32})
+            model.graph.insert_before(model.graph[0], cast)
+            key_padding = cast.outputs[0]
+        fused = ir.node(
+            "MultiHeadAttention",
+            [query, key, value, None, key_padding],
+            {"num_heads": heads, "scale": scale},
+            domain=CONTRIB,
+        )
+        _replace(model.graph, end, fused)
+        replaced += 1
+    return replaced
+
+
+def fuse_gelu(model: ir.Model) -> int:
+    """Replace ``x * 0.5 * (1 + erf(x / sqrt 2))`` by one Gelu, which takes its bias in, too."""
+    replaced = 0
+    for node in [node for node in model.graph if node.op_type == "Mul"]:
+        x = gelu_input(node)
+        if x is not None:
+            _replace(model.graph, node, ir.node("Gelu", [x], domain=CONTRIB))
+            replaced += 1
+    return replaced
+
+
+def gelu_input(node: ir.Node) -> ir.Value | None:
+    """Return x when a node computes ``x * (0.5 * (1 + erf(x / sqrt 2)))``, else None."""
+    for x, half in permutations(node.inputs) if node.op_type == "Mul" else ():
+        plus_one = producer(_beside(producer(half, "Mul"), 0.5), "Add")
+        erf = producer(_beside(plus_one, 1.0), "Erf")
+        divide = producer(erf.inputs[0], "Div") if erf else None
+        if divide and divide.inputs[0] is x and _is_scalar(divide.inputs[1], 2**0.5):
+            return x
+    return None
+
+
+def _beside(node: ir.Node | None, scalar: float) -> ir.Value | None:
+    """Return what a node of two inputs takes beside a scalar constant."""
+    for value, other in permutations(node.inputs) if node else ():
+        if _is_scalar(value, scalar):
+            return other
+    return None
+
+
+def _replace(graph: ir.Graph, last: ir.Node, fused: ir.Node) -> None:
+    """Let ``fused`` take over from ``last``, the end of what it replaces."""
+    old, new = last.outputs[0], fused.outputs[0]
+    new.shape, new.type = old.shape, old.type
+    graph.insert_before(last, fused)
+    old.replace_all_uses_with(new)
+
+
+def _match_attention(
+    softmax: ir.Node, attention_mask: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value, int, float, ir.Node] | None:
+    masked = producer(softmax.inputs[0], "Add")
+    scores = producer(masked.inputs[0], "MatMul") if masked else None
+    weighted = only_user(softmax.outputs[0], "MatMul")
+    if masked is None or scores is None or weighted is None:
+        return None
+    scaled = producer(scores.inputs[0], "Mul")
+    scale = scalar_of(scaled.inputs[1]) if scaled else None
+    if scaled is None or scale is None or not _is_padding(masked.inputs[1], attention_mask):
+        return None
+    query = _merged_heads(scaled.inputs[0], (0, 2, 1, 3))
+    key = _merged_heads(scores.inputs[1], (0, 2, 3, 1))
+    value = _merged_heads(weighted.inputs[1], (0, 2, 1, 3))
+    transpose = only_user(weighted.outputs[0], "Transpose")
+    end = only_user(transpose.outputs[0], "Reshape") if transpose else None
+    if query is None or key is None or value is None or transpose is None or end is None:
+        return None
+    if tuple(transpose.attributes["perm"].as_ints()) != (0, 2, 1, 3):
+        return None
+    heads = scaled.inputs[0].shape[1] if scaled.inputs[0] and scaled.inputs[0].shape else None
+    if not isinstance(heads, int):
+        return None
+    return query, key, value, heads, scale, end
+
+
+def _merged_heads(value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | None:
+    """Return the (batch, sequence, heads * width) value that was split into heads, if it was."""
+    transpose = producer(value, "Transpose")
+    if transpose is None or tuple(transpose.attributes["perm"].as_ints()) != perm:
+        return None
+    reshape = producer(transpose.inputs[0], "Reshape")
+    return reshape.inputs[0] if reshape else None
+
+
+def _is_padding(value: ir.Value | None, attention_mask: ir.Value) -> bool:
+    """Say whether an additive mask is ``(1 - attention_mask) * lowest`` and nothing else."""
+    for op_type in ("Mul", "Sub", "Cast", "Unsqueeze", "Cast"):
+        if op_type == "Cast" and value is attention_mask:
+            return True
+        node = producer(value, op_type)
+        if node is None:
+            return op_type == "Cast" and value is attention_mask
+        if op_type == "Sub" and not _is_scalar(node.inputs[0], 1.0):
+            return False
+        value = node.inputs[1] if op_type == "Sub" else node.inputs[0]
+    return value is attention_mask
+
+
+def _is_scalar(value: ir.Value | None, expected: float) -> bool:
+    number = scalar_of(value)
+    return number is not None and bool(np.isclose(number, expected, rtol=1e-6))

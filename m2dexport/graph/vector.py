@@ -1,0 +1,200 @@
+"""The embedding graph: keep one depth, cut to a dim, normalise, encode the vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnx_ir.tape import Tape
+
+from m2dexport.graph.edit import producer
+from m2dexport.precisions import BitOrder, VectorPrecision
+from m2dexport.vectors.codecs import (
+    LEVELS,
+    PER_BYTE,
+    SYMMETRIC_LEVELS,
+    Ranges,
+    code_dtype,
+    code_width,
+    require_ranges,
+)
+
+OUTPUT = "sentence_embedding"
+_EPSILON = np.float32(1e-12)  # of torch.nn.functional.normalize
+
+
+def depth_output(depth: int) -> str:
+    """Return the name of the graph output that holds the pooled vectors of one depth."""
+    return f"depth_{depth}"
+
+
+def depth_graph(all_depths: ir.Model, depth: int) -> ir.Model:
+    """Return a copy of an all-depths graph that computes one depth and nothing above it."""
+    model = all_depths.clone()
+    kept = [value for value in model.graph.outputs if value.name == depth_output(depth)]
+    model.graph.outputs[:] = kept
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def vector_graph(model: ir.Model, dim: int) -> ir.Model:
+    """Return a copy of a one-depth graph that puts out its leading ``dim``, L2-normalised.
+
+    The output becomes float32 (batch, dim), named ``sentence_embedding``: cut first, then
+    normalised, with the epsilon of ``torch.nn.functional.normalize``.
+    """
+    model = model.clone()
+    tape = _Tape(model.graph)
+    vector = model.graph.outputs[0]
+    if vector.shape is None or vector.shape[1] != dim:
+        vector = _cut(tape, vector, dim)
+    axis = tape.constant("vector_axis", np.array([-1]))
+    norm = tape.op("ReduceL2", [vector, axis], {"keepdims": 1})
+    vector = tape.op("Div", [vector, tape.op("Max", [norm, tape.constant("epsilon", _EPSILON)])])
+    return _with_output(model, vector, ir.DataType.FLOAT, dim)
+
+
+def full_width(model: ir.Model) -> ir.Model:
+    """Return a copy of a ``vector_graph`` that normalises the pooled vector without cutting it."""
+    model = model.clone()
+    divide = model.graph.outputs[0].producer()
+    assert divide is not None
+    cut = producer(divide.inputs[0], "Slice")  # that of ``_cut``, or a sub-model's own
+    whole = cut.inputs[0] if cut is not None else None
+    if whole is None or whole.shape is None or len(whole.shape) != 2:
+        return model
+    model.graph.outputs[:] = [whole]
+    RemoveUnusedNodesPass()(model)
+    return vector_graph(model, int(whole.shape[1]))  # type: ignore[arg-type]
+
+
+def coded_graph(
+    model: ir.Model,
+    vectors: VectorPrecision,
+    ranges: Ranges | None,
+    bit_order: BitOrder = "big",
+) -> ir.Model:
+    """Return a copy of a ``vector_graph`` that puts out encoded vectors.
+
+    Args:
+        model: a graph with one float32 (batch, dim) output, normalised.
+        vectors: the precision; the codes, their type and width are those of
+            ``codecs.encode_vectors``, bit for bit.
+        ranges: the frozen ranges of int8 and int4 vectors.
+        bit_order: where the first dim of a packed byte goes.
+
+    Raises:
+        UsageError: when int8 or int4 vectors come without ranges, or with those of another dim.
+    """
+    model = model.clone()
+    vector = model.graph.outputs[0]
+    dim = vector.shape[1] if vector.shape is not None else None
+    assert isinstance(dim, int)
+    if vectors == "float32":
+        return model
+    vector.name = "float_embedding"
+    tape = _Tape(model.graph)
+    if vectors in LEVELS:
+        codes = _levels(tape, vector, vectors, require_ranges(vectors, ranges, dim))
+    elif vectors == "int8-symmetric":
+        codes = _symmetric(tape, vector)
+    else:
+        bits = tape.op("Greater", [vector, tape.constant("sign_threshold", np.float32(0))])
+        codes = tape.op("Cast", [bits], {"to": ir.DataType.FLOAT})
+    if vectors in PER_BYTE:
+        places = _place_values(dim, PER_BYTE[vectors], bit_order)
+        codes = tape.op("MatMul", [codes, tape.constant("place_values", places)])
+    if vectors in ("int8", "binary"):  # from 0..255 to -128..127
+        codes = tape.op("Sub", [codes, tape.constant("code_zero", np.float32(128))])
+    dtype = ir.DataType.from_numpy(code_dtype(vectors))
+    codes = tape.op("Cast", [codes], {"to": dtype})
+    return _with_output(model, codes, dtype, code_width(dim, vectors))
+
+
+def serialize_graph(model: ir.Model) -> bytes:
+    """Return the ONNX file's bytes, without the exporter's notes, whose content varies."""
+    model = model.clone()
+    ClearMetadataAndDocStringPass()(model)
+    model.graph.name = "m2dexport"
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(["batch", "sequence"])
+    return ir.to_proto(model).SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+
+
+def tail_bytes(width: int, dim: int, vectors: VectorPrecision) -> int:
+    """Return the bytes that cutting to ``dim`` and encoding add to a graph that does neither.
+
+    They do not depend on what is below, so they are counted on a graph that holds nothing else.
+    int8 and int4 count the ranges file, too.
+    """
+    pooled = ir.Value(
+        name="pooled", shape=ir.Shape(["batch", width]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
+    graph = ir.Graph([pooled], [pooled], nodes=[], opset_imports={"": 18}, name="tail")
+    model = ir.Model(graph, ir_version=8)
+    ranges = None
+    if vectors in LEVELS:
+        ranges = Ranges(
+            np.full(dim, -0.123456789, np.float32), np.full(dim, 0.123456789, np.float32)
+        )
+    tail = ir.to_proto(coded_graph(vector_graph(model, dim), vectors, ranges))
+    plain = ir.to_proto(vector_graph(model, width))
+    files = len(ranges.to_json()) if ranges else 0
+    return len(tail.SerializeToString()) - len(plain.SerializeToString()) + files
+
+
+def _cut(tape: _Tape, vector: ir.Value, dim: int) -> ir.Value:
+    bounds = {"cut_start": 0, "cut_end": dim, "cut_axis": 1}
+    return tape.op(
+        "Slice", [vector, *(tape.constant(name, np.array([v])) for name, v in bounds.items())]
+    )
+
+
+def _with_output(model: ir.Model, value: ir.Value, dtype: ir.DataType, width: int) -> ir.Model:
+    value.name = OUTPUT
+    value.type = ir.TensorType(dtype)
+    value.shape = ir.Shape(["batch", width])
+    model.graph.outputs[:] = [value]
+    return model
+
+
+def _levels(tape: _Tape, vector: ir.Value, precision: VectorPrecision, ranges: Ranges) -> ir.Value:
+    """Return each value's level within its range, as float: ``codecs`` operator by operator."""
+    offset = tape.op("Sub", [vector, tape.constant("range_low", ranges.low)])
+    step = tape.constant("range_step", ranges.step(precision))
+    levels = tape.op("Floor", [tape.op("Div", [offset, step])])
+    return _clip(tape, levels, 0, LEVELS[precision])
+
+
+def _symmetric(tape: _Tape, vector: ir.Value) -> ir.Value:
+    scale = tape.constant("code_scale", np.float32(SYMMETRIC_LEVELS))
+    rounded = tape.op("Round", [tape.op("Mul", [vector, scale])])  # halves to even, as rint does
+    return _clip(tape, rounded, -SYMMETRIC_LEVELS, SYMMETRIC_LEVELS)
+
+
+def _clip(tape: _Tape, value: ir.Value, low: int, high: int) -> ir.Value:
+    bounds = {"code_low": low, "code_high": high}
+    return tape.op(
+        "Clip", [value, *(tape.constant(name, np.float32(v)) for name, v in bounds.items())]
+    )
+
+
+def _place_values(dim: int, per_byte: int, bit_order: BitOrder) -> NDArray[np.float32]:
+    """Return what each dim's code is worth in each byte: a product with it packs a row."""
+    index = np.arange(dim)
+    place = index % per_byte
+    if bit_order == "big":
+        place = per_byte - 1 - place
+    values = np.zeros((dim, -(-dim // per_byte)), dtype=np.float32)
+    values[index, index // per_byte] = 2.0 ** (place * (8 // per_byte))
+    return values
+
+
+class _Tape(Tape):
+    """A tape at the end of a graph that also registers its constants there."""
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        return self.initializer(ir.tensor(np.asarray(array), name=name))

@@ -1,0 +1,197 @@
+"""The profile manifest: profile.json, its models and its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from m2dexport.errors import UsageError
+from m2dexport.files import atomic_file
+from m2dexport.precisions import VectorPrecision, WeightPrecision
+
+FORMAT = 1
+MEAN = "mean"
+_DIGITS = 6
+
+Flag = Literal[
+    "untrained", "slower_than_fp32", "below_shallower", "batch_dependent", "mixed_precision"
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(_Model):
+    """Where the figures were measured."""
+
+    cpu: str = Field(description="model name")
+    flags: tuple[str, ...] = Field(description="instruction sets that decide speed and exactness")
+    cores: int
+    threads: int = Field(description="threads of each measured session")
+    memory_bytes: int
+    os: str
+    python: str
+
+
+class CheckpointInfo(_Model):
+    """Which checkpoint was profiled."""
+
+    model: str | None = Field(description="as the user named it; null: the one that ships")
+    sha256: str = Field(description="hash of the weights by content")
+    model_type: str
+    layers: int
+    dim: int
+    trained: tuple[tuple[int, int], ...] | None = Field(description="null: unknown")
+    pooling: str | None = Field(description="as declared by the user; null: as stored")
+
+
+class TaskInfo(_Model):
+    """One evaluation set."""
+
+    name: str
+    kind: Literal["sts", "retrieval"]
+    main_metric: str
+    texts: int
+    sha256: str
+
+
+class Shape(_Model):
+    """The input of one timed run: every token is real, none is padding."""
+
+    batch: int
+    sequence: int
+
+
+class Latency(_Model):
+    """Latency at one shape, tokenization not included."""
+
+    batch: int
+    sequence: int
+    p50_ms: float
+    p95_ms: float
+    runs: int
+
+
+class Cell(_Model):
+    """One point of the profile: what a (layers, dim, weights, vectors) gives and costs."""
+
+    id: str
+    layers: int
+    dim: int
+    weights: WeightPrecision
+    vectors: VectorPrecision
+    engine: str
+    provider: str
+    quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
+    mean_quality: float = Field(description="unweighted mean of the tasks' main metrics, points")
+    retention: float = Field(description="mean_quality over that of the reference cell")
+    latency: tuple[Latency, ...]
+    p50_ms: float = Field(description="at latency_shape")
+    p95_ms: float = Field(description="at latency_shape")
+    load_ms: float = Field(description="from file to a session that can run")
+    size_bytes: int = Field(description="graph, tokenizer and ranges")
+    peak_memory_bytes: int = Field(description="of a process of its own")
+    bytes_per_vector: int
+    flags: tuple[Flag, ...]
+    on_frontier: bool = Field(description="no cell is better in one respect and worse in none")
+
+
+class Profile(_Model):
+    """profile.json."""
+
+    format: int
+    created: str = Field(description="UTC, ISO 8601")
+    tools: Mapping[str, str] = Field(description="name -> version")
+    machine: Machine
+    checkpoint: CheckpointInfo
+    tasks: tuple[TaskInfo, ...]
+    calibration_sha256: str
+    reference: str = Field(description="id of the deepest, widest, unquantized cell")
+    latency_shape: Shape
+    seconds: Mapping[str, float] = Field(description="step -> seconds it took")
+    cells: tuple[Cell, ...]
+
+    def metric(self, cell: Cell, name: str) -> float:
+        """Return a cell's points in one metric, or their mean.
+
+        Raises:
+            UsageError: when the profile has no such metric.
+        """
+        if name == MEAN:
+            return cell.mean_quality
+        if name not in cell.quality:
+            known = ", ".join([MEAN, *sorted(cell.quality)])
+            raise UsageError(f"the profile has no metric {name!r}; it has: {known}.")
+        return cell.quality[name]
+
+    def cell(self, cell_id: str) -> Cell:
+        """Return the cell of an id.
+
+        Raises:
+            UsageError: when the profile has no such cell.
+        """
+        for cell in self.cells:
+            if cell.id == cell_id:
+                return cell
+        raise UsageError(
+            f"the profile has no cell {cell_id!r}; ids look like {self.cells[0].id}, and select "
+            "names one."
+        )
+
+
+def cell_id(layers: int, dim: int, weights: str, vectors: str) -> str:
+    """Return the id of a cell: "6x128-int8-ubinary" is 6 layers, 128 dims, weights, vectors."""
+    return f"{layers}x{dim}-{weights}-{vectors}"
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write profile.json: sorted keys and floats of six digits, whole or not at all."""
+    text = json.dumps(_rounded(profile.model_dump(mode="json")), indent=2, sort_keys=True)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_profile(path: Path) -> Profile:
+    """Read profile.json.
+
+    Raises:
+        UsageError: when it is missing, no profile, or of a later format.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a readable profile.json: {error}.") from error
+    number = stored.get("format") if isinstance(stored, dict) else None
+    if number != FORMAT:
+        raise UsageError(f"{path} has format {number}; this version reads format {FORMAT}.")
+    try:
+        profile = Profile.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path} is not a profile: {where}: {first['msg']}.") from error
+    if not profile.cells:
+        raise UsageError(f"{path} holds no cells.")
+    return profile
+
+
+def profile_schema() -> dict[str, Any]:
+    """Return the JSON Schema of profile.json, which ships as data/profile.schema.json."""
+    schema = Profile.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _rounded(value: Any) -> Any:
+    """Round floats to six significant digits: more would be noise, and diffs would show it."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return value

@@ -1,0 +1,127 @@
+"""Choosing: the Pareto frontier of a profile, and the best cell within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from m2dexport.errors import M2DError
+from m2dexport.profile.manifest import Cell, Profile
+from m2dexport.profile.target import Budget
+
+_MEGA = 1e6
+
+#: Smaller differences than these decide nothing: points of quality, factors of latency and size.
+QUALITY_NOISE = 0.1
+LATENCY_NOISE = 1.05
+SIZE_NOISE = 1.01
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best cell within a budget."""
+
+    cell: Cell
+    points: float  # in the budget's metric
+    metric: str
+    binding: str | None  # the limit without which a better cell would fit; None: none does
+    next_better: Cell | None  # that cell
+
+
+@dataclass(frozen=True)
+class _Limit:
+    key: str
+    limit: float
+    sign: int  # 1: at most; -1: at least
+    values: dict[str, float] = field(repr=False)  # cell id -> value
+
+    def excess(self, cell: Cell) -> float:
+        """Return by which share of the limit a cell misses it; 0 or less when it holds."""
+        return self.sign * (self.values[cell.id] - self.limit) / max(abs(self.limit), 1e-9)
+
+
+def frontier(cells: Sequence[Cell]) -> frozenset[str]:
+    """Return the ids of the cells that no other cell dominates.
+
+    A cell dominates another when it is no worse in mean quality, p50 latency, file size and bytes
+    per vector, and better in one of them. Differences of quality, latency and size within
+    ``QUALITY_NOISE``, ``LATENCY_NOISE`` and ``SIZE_NOISE`` count as none.
+    """
+    quality = np.array([cell.mean_quality for cell in cells])
+    cost = np.array([[cell.p50_ms, cell.size_bytes, cell.bytes_per_vector] for cell in cells])
+    noise = np.array([LATENCY_NOISE, SIZE_NOISE, 1])
+    best = []
+    for index, cell in enumerate(cells):
+        no_worse = (quality >= quality[index] - QUALITY_NOISE) & (cost <= cost[index] * noise).all(
+            axis=1
+        )
+        better = (quality > quality[index] + QUALITY_NOISE) | (cost * noise < cost[index]).any(
+            axis=1
+        )
+        if not (no_worse & better).any():
+            best.append(cell.id)
+    return frozenset(best)
+
+
+def select_cell(profile: Profile, budget: Budget) -> Selection:
+    """Return the cell of the highest quality within the budget.
+
+    Ties go to the lower p50, then the smaller file, the fewer vector bytes, and the id.
+
+    Raises:
+        UsageError: when the profile lacks the budget's metric.
+        M2DError: when no cell fits, naming the one that misses by the least.
+    """
+    limits = _limits(profile, budget)
+    ranked = sorted(profile.cells, key=lambda cell: _rank(profile, cell, budget.metric))
+    fitting = [cell for cell in ranked if all(limit.excess(cell) <= 0 for limit in limits)]
+    if not fitting:
+        nearest = min(ranked, key=lambda cell: max(limit.excess(cell) for limit in limits))
+        missed = "; ".join(
+            f"{limit.key} is {limit.values[nearest.id]:.4g} where {limit.limit:g} is "
+            f"{'allowed' if limit.sign > 0 else 'needed'}"
+            for limit in limits
+            if limit.excess(nearest) > 0
+        )
+        raise M2DError(f"no cell fits the budget; the nearest is {nearest.id}: {missed}.")
+    best = fitting[0]
+    binding, better = _binding(ranked, best, limits)
+    points = profile.metric(best, budget.metric)
+    return Selection(best, points, budget.metric, binding, better)
+
+
+def _limits(profile: Profile, budget: Budget) -> list[_Limit]:
+    def limit(key: str, sign: int, values: dict[str, float]) -> list[_Limit]:
+        bound = getattr(budget, key)
+        return [] if bound is None else [_Limit(key, float(bound), sign, values)]
+
+    cells = profile.cells
+    return [
+        *limit("p50_ms", 1, {c.id: c.p50_ms for c in cells}),
+        *limit("p95_ms", 1, {c.id: c.p95_ms for c in cells}),
+        *limit("size_mb", 1, {c.id: c.size_bytes / _MEGA for c in cells}),
+        *limit("memory_mb", 1, {c.id: c.peak_memory_bytes / _MEGA for c in cells}),
+        *limit("vector_bytes", 1, {c.id: c.bytes_per_vector for c in cells}),
+        *limit("min_quality", -1, {c.id: profile.metric(c, budget.metric) for c in cells}),
+    ]
+
+
+def _rank(profile: Profile, cell: Cell, metric: str) -> tuple[float, float, int, int, str]:
+    quality = profile.metric(cell, metric)
+    return -quality, cell.p50_ms, cell.size_bytes, cell.bytes_per_vector, cell.id
+
+
+def _binding(
+    ranked: Sequence[Cell], best: Cell, limits: Sequence[_Limit]
+) -> tuple[str | None, Cell | None]:
+    """Return the limit whose removal admits the best cell that ranks above ``best``."""
+    for cell in ranked[: ranked.index(best)]:
+        missed = [limit.key for limit in limits if limit.excess(cell) > 0]
+        if len(missed) == 1:
+            return missed[0], cell
+    if ranked[0] is not best:
+        missed = [limit.key for limit in limits if limit.excess(ranked[0]) > 0]
+        return " and ".join(missed), ranked[0]
+    return None, None

@@ -1,0 +1,138 @@
+"""Targets and budgets: where an artifact will run and what it may cost, from profiles/*.toml."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from m2dexport.errors import UsageError
+from m2dexport.precisions import VectorPrecision, WeightPrecision
+from m2dexport.profile.manifest import MEAN
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Budget(_Table):
+    """What a deployment may cost and must give; a limit that is None does not count."""
+
+    p50_ms: PositiveFloat | None = None
+    p95_ms: PositiveFloat | None = None
+    size_mb: PositiveFloat | None = Field(None, description="10^6 bytes")
+    memory_mb: PositiveFloat | None = Field(None, description="10^6 bytes")
+    vector_bytes: PositiveInt | None = None
+    min_quality: float | None = Field(None, ge=0, le=100, description="points")
+    metric: str = MEAN
+
+
+class Grid(_Table):
+    """The cells to profile; None takes the default."""
+
+    layers: tuple[PositiveInt, ...] | None = None
+    dims: tuple[PositiveInt, ...] | None = None
+    weights: tuple[WeightPrecision, ...] | None = None
+    vectors: tuple[VectorPrecision, ...] | None = None
+
+
+class LatencyShapes(_Table):
+    """The shapes to time; the first is the one that limits on latency mean."""
+
+    shapes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(min_length=1)
+
+
+class Target(_Table):
+    """Where an artifact will run."""
+
+    description: str
+    engine: Literal["onnx", "openvino", "tensorrt"]
+    provider: str
+    threads: PositiveInt | None = None
+    grid: Grid = Grid()
+    latency: LatencyShapes | None = None
+    budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))
+
+
+def load_target(name: str | Path) -> Target:
+    """Read a target.
+
+    Args:
+        name: the name of a shipped target, such as "edge-cpu", or a .toml file.
+
+    Raises:
+        UsageError: naming the file, the key and what is allowed.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        shipped = {found.stem: found for found in _profiles_folder().glob("*.toml")}
+        if str(name) not in shipped:
+            raise UsageError(
+                f"{name} is neither a .toml file nor a shipped target; those are: "
+                f"{', '.join(sorted(shipped))}."
+            )
+        path = shipped[str(name)]
+    try:
+        stored = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}.") from error
+    target: Target = _validated(Target, stored, str(path))
+    return target
+
+
+def budget_from(target: str | Path | None, **limits: Any) -> Budget:
+    """Return a target's budget with the limits that are given replaced.
+
+    Raises:
+        UsageError: when a limit is no positive number, or nothing is limited at all.
+    """
+    base = load_target(target).budget.model_dump() if target else {}
+    given = {key: value for key, value in limits.items() if value is not None}
+    budget: Budget = _validated(Budget, {**base, **given}, "the budget")
+    if not any(value is not None for key, value in budget if key != "metric"):
+        raise UsageError("no limit is given; pass --target or a limit such as --p95-ms 5.")
+    return budget
+
+
+def _profiles_folder() -> Path:
+    """Return profiles/: in the package when installed, beside it in a clone."""
+    package = Path(__file__).parent.parent
+    packaged = package / "profiles"
+    return packaged if packaged.is_dir() else package.parent / "profiles"
+
+
+def _validated(model: type[Any], stored: dict[str, Any], where: str) -> Any:
+    try:
+        return model.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = [str(part) for part in first["loc"]]
+        key = ".".join(keys)
+        if first["type"] == "extra_forbidden":
+            allowed = _keys_at(model, keys[:-1])
+            close = difflib.get_close_matches(keys[-1], allowed, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            message = f"{where} has an unknown key {key}{hint}; allowed are {', '.join(allowed)}."
+        elif first["type"] == "missing":
+            message = f"{where} lacks the key {key}."
+        else:
+            text = first["msg"][0].lower() + first["msg"][1:]
+            message = f"{where}: {key} is {first['input']!r}; {text}."
+        raise UsageError(message) from error
+
+
+def _keys_at(model: type[BaseModel], keys: Sequence[str]) -> list[str]:
+    for key in keys:
+        annotation = model.model_fields[key].annotation
+        options = get_args(annotation) or (annotation,)
+        model = next(t for t in options if isinstance(t, type) and issubclass(t, BaseModel))
+    return sorted(model.model_fields)

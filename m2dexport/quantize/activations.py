@@ -1,0 +1,88 @@
+"""What flows through a graph on calibration texts: rows of the values that are to be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.errors import UsageError
+from m2dexport.graph.vector import serialize_graph
+from m2dexport.quantize import CalibrationTokens
+
+Floats = NDArray[np.float32]
+
+_BATCH = 16
+_SEED = 0
+#: Rows kept of each value. Their number must not depend on the graph: a depth is quantized alike in
+#: the graph of all depths and alone.
+_ROWS = 2048
+MIN_TOKENS = 256
+
+
+def collect_activations(
+    model: ir.Model, values: Sequence[ir.Value], calibration: CalibrationTokens
+) -> Mapping[str, Floats]:
+    """Return value name -> float32 (rows, width): one row a token, the same tokens for all values.
+
+    Args:
+        model: a float32 graph; it is not changed.
+        values: float32 (batch, sequence, width) values of it.
+        calibration: the texts; padding leaves no row.
+
+    Raises:
+        UsageError: when the texts have fewer than 256 tokens together, or a value is not finite.
+    """
+    tokens = sum(len(text) for text in calibration.ids)
+    if tokens < MIN_TOKENS:
+        raise UsageError(
+            f"the calibration texts have {tokens} tokens; int8 weights need {MIN_TOKENS} or more."
+        )
+    names = [str(value.name) for value in values]
+    session = engine.load(serialize_graph(_with_outputs(model, names)))
+    chosen = np.zeros(tokens, dtype=bool)
+    chosen[np.random.default_rng(_SEED).permutation(tokens)[:_ROWS]] = True
+    rows: dict[str, list[Floats]] = {name: [] for name in names}
+    order = sorted(range(len(calibration.ids)), key=lambda index: len(calibration.ids[index]))
+    seen = 0
+    for start in range(0, len(order), _BATCH):
+        texts = [calibration.ids[index] for index in order[start : start + _BATCH]]
+        input_ids, mask = _padded(texts, calibration.pad_id)
+        real = mask.astype(bool)
+        take = chosen[seen : seen + int(real.sum())]
+        seen += int(real.sum())
+        outputs = engine.run(session, input_ids, mask)[-len(names) :]
+        for name, output in zip(names, outputs, strict=True):
+            if output.shape[:2] == real.shape:
+                rows[name].append(output[real][take])
+            elif not rows[name]:  # the same for every text, such as a table of relative positions
+                rows[name].append(output.reshape(-1, output.shape[-1]))
+    found = {name: np.concatenate(parts) for name, parts in rows.items()}
+    for name, values_found in found.items():
+        if not np.isfinite(values_found).all():
+            raise UsageError(f"{name} is not finite on the calibration texts; check the weights.")
+    return found
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    model = model.clone()
+    made = {output.name: output for node in model.graph for output in node.outputs}
+    for name in names:
+        made[name].type = ir.TensorType(ir.DataType.FLOAT)
+        model.graph.outputs.append(made[name])
+    return model
+
+
+def _padded(
+    texts: Sequence[Sequence[int]], pad_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    width = max(1, *(len(text) for text in texts))
+    input_ids = np.full((len(texts), width), pad_id, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for row, text in enumerate(texts):
+        input_ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return input_ids, mask

@@ -1,0 +1,51 @@
+"""How much of a graph's weights a precision really reached: read off the finished graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from m2dexport.graph.edit import SMALL
+from m2dexport.precisions import WeightPrecision
+
+_NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+#: What codes are widened with; named after the same weight as the codes.
+_PARTS = ("scale", "offset")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was quantized and what was not."""
+
+    share: float  # of the bytes of all weights, 0..1: how many are codes or belong to codes
+    left: tuple[str, ...]  # weights of 4096 values or more that stayed in float32, largest first
+
+
+def coverage(
+    model: ir.Model, precision: WeightPrecision, without: Collection[str] = ()
+) -> Coverage:
+    """Compute from the finished graph the share of its weight bytes that are really quantized.
+
+    Packed codes count by the bytes they take, and so do the scales and offsets of the same weight.
+    Weights named in ``without`` are left out of account.
+    """
+    if precision == "fp32":
+        return Coverage(1.0, ())
+    weights = {n: v.const_value for n, v in model.graph.initializers.items()}
+    codes = {n for n, tensor in weights.items() if tensor is not None and tensor.dtype in _NARROW}
+    coded = {name.rpartition(".")[0] for name in codes}
+    narrow = 0
+    wide: dict[str, int] = {}
+    for name, tensor in weights.items():
+        stem, _, part = name.rpartition(".")
+        if tensor is None or name in without:
+            continue
+        if name in codes or (part in _PARTS and stem in coded):
+            narrow += tensor.nbytes
+        elif tensor.dtype == ir.DataType.FLOAT:
+            wide[name] = tensor.nbytes
+    left = [name for name, size in wide.items() if size >= 4 * SMALL]
+    share = narrow / max(1, narrow + sum(wide.values()))
+    return Coverage(share, tuple(sorted(left, key=lambda name: (-wide[name], name))))

@@ -1,0 +1,38 @@
+"""Half precision: weights are stored in 16 bits and widened to float32 where they are used."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from m2dexport.errors import CheckpointError
+from m2dexport.graph.edit import array_of, constant, large_weights, replace, table_users
+
+
+def store_half(graph: ir.Graph, dtype: ir.DataType) -> None:
+    """Store every large float32 constant as ``dtype``, and cast it back before it is used.
+
+    The cast of a constant is folded when onnxruntime loads the graph, so that what runs is the
+    float32 graph; of an embedding table only the rows that a text uses are widened.
+
+    Raises:
+        CheckpointError: when a value is beyond the range of ``dtype``.
+    """
+    for value in large_weights(graph):
+        with np.errstate(over="ignore"):
+            values = array_of(value).astype(dtype.numpy())
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise CheckpointError(
+                f"weight {value.name} holds values beyond {dtype.name.lower()}; use bf16 or fp32."
+            )
+        stored = constant(graph, f"{value.name}.{dtype.name.lower()}", values)
+        for node in table_users(value):
+            tape = Tape()
+            rows = tape.op("Gather", [stored, node.inputs[1]], {"axis": 0})
+            replace(graph, node, tape, tape.op("Cast", [rows], {"to": ir.DataType.FLOAT}))
+        if value.uses():
+            tape = Tape()
+            wide = tape.op("Cast", [stored], {"to": ir.DataType.FLOAT})
+            graph.insert_before(graph[0], tape.nodes)
+            value.replace_all_uses_with(wide)

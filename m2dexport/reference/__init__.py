@@ -1,0 +1,1 @@
+"""The torch original: what everything else is compared with."""

@@ -1,0 +1,254 @@
+"""The .m2d file: a canonical ZIP archive, in which every byte is decided by what it holds.
+
+Entries are stored uncompressed, sorted by name, dated 1980-01-01, with fixed modes and neither
+comments nor extra fields, so the same files always make the same bytes. The reader works out the
+headers that the archive must have and compares them, and checks each entry's CRC-32, size and
+sha256: no byte can change unnoticed. This detects damage and mix-ups. It does not authenticate:
+whoever can write a new archive can write new checksums, so get bundles from where you trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from m2dexport.errors import BundleError, M2DError
+from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SPEC, TOKENIZER, ArtifactSpec
+from m2dexport.vectors.codecs import PER_BYTE
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.json"
+REQUIRED = frozenset({SPEC, GOLDEN, MANIFEST, TOKENIZER})
+GRAPHS = frozenset(name for names in GRAPH_FILES.values() for name in names)
+KNOWN = REQUIRED | GRAPHS | {RANGES}
+
+_LIMIT = (1 << 32) - 1  # of a ZIP archive without the 64-bit extension
+_SMALL_LIMIT = 1 << 28  # bytes of any entry but the graph
+_MOST_ENTRIES = 16
+_VERSION = 20  # ZIP 2.0
+_UNIX = 3
+_MODE = 0o100644  # a regular file
+_MIDNIGHT, _FIRST_DAY = 0, 1 << 5 | 1  # 1980-01-01 00:00, the first date that ZIP can tell
+_LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_END = struct.Struct("<4s4H2LH")
+#: What zipfile raises on damaged archives (RuntimeError: an entry marked as encrypted).
+_UNREADABLE = (OSError, zipfile.BadZipFile, EOFError, struct.error, ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    size: int  # bytes
+    crc: int  # CRC-32 of the content
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write the canonical archive of ``files``; the same files make the same bytes.
+
+    Raises:
+        M2DError: when they are too large for one archive.
+    """
+    entries = [_Entry(name, len(files[name]), zlib.crc32(files[name])) for name in sorted(files)]
+    total = sum(entry.size for entry in entries)
+    if total > _LIMIT - (1 << 16):
+        raise M2DError(
+            f"the files take {total:,} bytes and a bundle holds at most {_LIMIT - (1 << 16):,}; "
+            "choose a smaller cell."
+        )
+    headers, directory = _layout(entries)
+    with path.open("wb") as stream:
+        for header, entry in zip(headers, entries, strict=True):
+            stream.write(header)
+            stream.write(files[entry.name])
+        stream.write(directory)
+
+
+def manifest_json(
+    files: Mapping[str, bytes], spec: ArtifactSpec, licenses: Mapping[str, str]
+) -> bytes:
+    """Return the content of manifest.json.
+
+    Args:
+        files: every other file of the bundle.
+        spec: the artifact's specification, for the space_id, the codec and the tool versions.
+        licenses: file name (LICENSE, NOTICE) to text.
+    """
+    manifest = {
+        "format": FORMAT,
+        "space_id": spec.space_id,
+        "vectors": {
+            "precision": spec.vectors,
+            "dim": spec.dim,
+            "codec": spec.codec,
+            "bit_order": spec.bit_order if spec.vectors in PER_BYTE else None,
+        },
+        "files": {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+            for name, content in files.items()
+        },
+        "coverage": {"share": spec.coverage, "left_in_float32": spec.left_in_float32},
+        "created_by": spec.provenance,
+        "licenses": dict(licenses),
+    }
+    return (json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def open_bundle(path: Path) -> dict[str, bytes]:
+    """Return every file of a bundle by name, after checking each byte of the archive.
+
+    Nothing is unpacked to disk. The graph is not run: ``verify_bundle`` does that.
+
+    Raises:
+        BundleError: when it is no bundle, is damaged, or was made by a later format.
+    """
+    try:
+        with path.open("rb") as stream:
+            files = _read_archive(stream, path)
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{path} cannot be read as a bundle: {reason}; copy it anew.") from error
+    manifest = manifest_of(files, path)
+    _check_names(files, manifest, path)
+    for name, told in manifest["files"].items():
+        if len(files[name]) != told["size"]:
+            raise BundleError(
+                f"{path}: {name} has {len(files[name]):,} bytes where the manifest tells "
+                f"{told['size']!r}; copy the bundle anew."
+            )
+        if hashlib.sha256(files[name]).hexdigest() != told["sha256"]:
+            raise BundleError(f"{path}: {name} does not match its sha256; copy the bundle anew.")
+    return files
+
+
+def _read_archive(stream: BinaryIO, path: Path) -> dict[str, bytes]:
+    size = _require_plain_end(stream, path)
+    with zipfile.ZipFile(stream) as archive:
+        infos = archive.infolist()
+        for info in infos:
+            _require_plain_entry(info, path)
+        names = [info.filename for info in infos]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BundleError(f"{path} holds {twice!r} twice; a bundle never does.")
+        _require_canonical(stream, infos, size, path)
+        return {info.filename: archive.read(info) for info in infos}
+
+
+def _require_plain_end(stream: BinaryIO, path: Path) -> int:
+    """Return the archive's size after checking the record at its very end.
+
+    It bounds what the ZIP reader is then willing to read into memory.
+    """
+    size = stream.seek(0, 2)
+    if size > _LIMIT:
+        raise BundleError(f"{path} has {size:,} bytes; a bundle has at most {_LIMIT:,}.")
+    stream.seek(max(0, size - _END.size))
+    tail = stream.read(_END.size)
+    if len(tail) < _END.size or not tail.startswith(b"PK\5\6"):
+        raise BundleError(f"{path} is no bundle, or its end is missing; copy it anew.")
+    entries, directory_size = _END.unpack(tail)[4:6]
+    if entries > _MOST_ENTRIES or directory_size > size or directory_size > 1 << 16:
+        raise BundleError(f"{path} lists {entries} files; a bundle has at most {len(KNOWN)}.")
+    return size
+
+
+def _require_plain_entry(info: zipfile.ZipInfo, path: Path) -> None:
+    # orig_filename: zipfile cuts a name at a zero byte.
+    name = info.orig_filename
+    if name != Path(name).name or "\\" in name or ":" in name or name in (".", ".."):
+        raise BundleError(f"{path} holds {name!r}; a bundle has no folders and no absolute names.")
+    if info.external_attr >> 16 != _MODE:
+        raise BundleError(f"{path}: {name!r} is a link, a folder or has a mode of its own.")
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise BundleError(f"{path}: {name!r} is compressed; a bundle stores files as they are.")
+    if info.file_size > _SMALL_LIMIT and name not in GRAPHS:
+        raise BundleError(f"{path}: {name!r} is larger than {_SMALL_LIMIT:,} bytes.")
+
+
+def _require_canonical(
+    stream: BinaryIO, infos: Sequence[zipfile.ZipInfo], size: int, path: Path
+) -> None:
+    """Compare every byte outside the contents with what a bundle of these files must have there.
+
+    This also refuses overlapping and surplus content: the sizes add up to the archive's own.
+    """
+    entries = [_Entry(info.orig_filename, info.file_size, info.CRC) for info in infos]
+    damaged = BundleError(f"{path} is damaged or was not written by m2dexport; copy it anew.")
+    if [entry.name for entry in entries] != sorted(entry.name for entry in entries):
+        raise damaged
+    headers, directory = _layout(entries)
+    offset = 0
+    for header, entry in zip(headers, entries, strict=True):
+        stream.seek(offset)
+        if stream.read(len(header)) != header:
+            raise damaged
+        offset += len(header) + entry.size
+    stream.seek(offset)
+    if offset + len(directory) != size or stream.read(len(directory)) != directory:
+        raise damaged
+
+
+def _layout(entries: Sequence[_Entry]) -> tuple[list[bytes], bytes]:
+    """Return the header in front of each entry and the directory behind the last one."""
+    headers: list[bytes] = []
+    directory, offset = b"", 0
+    for entry in entries:
+        name = entry.name.encode("ascii", "replace")
+        # Needed version, flags, method "stored", time, date, CRC-32, stored size, size.
+        shared = (_VERSION, 0, 0, _MIDNIGHT, _FIRST_DAY, entry.crc, entry.size, entry.size)
+        header = _LOCAL.pack(b"PK\3\4", *shared, len(name), 0) + name
+        made_by = _UNIX << 8 | _VERSION
+        # Lengths of name, extra field and comment, disk, internal and external attributes.
+        rest = (len(name), 0, 0, 0, 0, _MODE << 16, min(offset, _LIMIT))
+        directory += _CENTRAL.pack(b"PK\1\2", made_by, *shared, *rest) + name
+        headers.append(header)
+        offset += len(header) + entry.size
+    count = len(entries)
+    end = _END.pack(b"PK\5\6", 0, 0, count, count, len(directory), min(offset, _LIMIT), 0)
+    return headers, directory + end
+
+
+def manifest_of(files: Mapping[str, bytes], path: Path) -> dict[str, Any]:
+    """Return the content of manifest.json.
+
+    Raises:
+        BundleError: when it is missing, no manifest, or of a later format.
+    """
+    if MANIFEST not in files:
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}; bundle makes one.")
+    try:
+        manifest: dict[str, Any] = json.loads(files[MANIFEST])
+        number, told = manifest["format"], manifest["files"]
+        if number != FORMAT:
+            raise BundleError(
+                f"{path} has bundle format {number!r} and this version reads {FORMAT}; "
+                "upgrade m2dexport."
+            )
+        if not all(set(entry) == {"sha256", "size"} for entry in told.values()):
+            raise KeyError("sha256 and size")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{path}: {MANIFEST} cannot be read: {error!r}.") from error
+    return manifest
+
+
+def _check_names(files: Mapping[str, bytes], manifest: dict[str, Any], path: Path) -> None:
+    for name in sorted(set(files) - KNOWN):
+        raise BundleError(f"{path} holds {name!r}, which does not belong into a bundle.")
+    told = set(manifest["files"]) | {MANIFEST}
+    engine = next((key for key, names in GRAPH_FILES.items() if names[0] in files), "onnx")
+    required = REQUIRED | set(GRAPH_FILES[engine])
+    for name in sorted(GRAPHS & set(files) - required):
+        raise BundleError(f"{path} holds {name!r} beside the graph of engine {engine}.")
+    for name in sorted((required | told) - set(files)):
+        raise BundleError(f"{path} lacks {name!r}; build the bundle anew.")
+    for name in sorted(set(files) - told):
+        raise BundleError(f"{path} holds {name!r}, which its manifest does not tell of.")

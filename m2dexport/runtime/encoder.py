@@ -1,0 +1,224 @@
+"""Text in, final vector out: numpy, tokenizers and one engine, without torch or a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from m2dexport.engines import engine_module, require_version
+from m2dexport.errors import BundleError, M2DError, UsageError
+from m2dexport.runtime import artifact
+from m2dexport.runtime.archive import open_bundle
+from m2dexport.runtime.artifact import ArtifactSpec
+from m2dexport.vectors.codecs import code_dtype, code_width
+
+#: A batch holds at most this many tokens, padding included: longer texts make smaller batches.
+_TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors and what a caller should know about how they came about."""
+
+    vectors: NDArray[Any]  # a row a text, as codecs.encode_vectors describes it
+    truncated: int  # how many texts were longer than the maximum length
+    space_id: str  # vectors of another space must not be compared with these
+
+
+class Encoder:
+    """A loaded artifact. Safe to use from several threads.
+
+    Args:
+        spec: the artifact's specification.
+        tokenizer_json: content of its tokenizer.json.
+        graph: the files of its graph, or their bytes, in the order of ``artifact.GRAPH_FILES``.
+        threads: intra-op threads; None takes what this process may use.
+    """
+
+    def __init__(
+        self,
+        spec: ArtifactSpec,
+        tokenizer_json: str,
+        *graph: Path | bytes,
+        threads: int | None = None,
+    ) -> None:
+        self.spec = spec
+        self._tokenizer = load_tokenizer(tokenizer_json)
+        self._engine = engine_module(spec.engine)
+        require_version(spec.engine, spec.min_engine)
+        self._session = self._engine.load(*graph, threads=threads, isa=spec.isa)
+
+    def encode(
+        self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32
+    ) -> NDArray[Any]:
+        """Return one vector per text, in order; see ``encode_report`` for the arguments."""
+        return self.encode_report(texts, prompt=prompt, batch_size=batch_size).vectors
+
+    def encode_report(
+        self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32
+    ) -> Encoded:
+        """Return one vector per text, in order, and how many texts were cut.
+
+        Args:
+            texts: any number of texts.
+            prompt: name of one of the model's prompts, such as "query"; None uses the default
+                prompt where the model has one, "" uses none.
+            batch_size: texts run together at most; an artifact whose vectors depend on the batch
+                always runs one at a time.
+
+        Raises:
+            UsageError: when the model has no prompt of that name, or ``texts`` is one string.
+        """
+        encodings = self._encodings(texts, prompt)
+        ids = [encoding.ids for encoding in encodings]
+        size = batch_size if self.spec.batch_invariant else 1
+        vectors = encode_tokens(self.run, ids, self.spec.pad_id, size)
+        if vectors is None:
+            vectors = self._no_vectors()
+        return Encoded(vectors, sum(bool(e.overflowing) for e in encodings), self.spec.space_id)
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the final vectors of int64 (batch, sequence) ids and mask, one row a text."""
+        vectors: NDArray[Any] = self._engine.run(self._session, input_ids, attention_mask)[0]
+        return vectors
+
+    def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[list[int]]:
+        """Return the token ids of each text, cut at the maximum length, specials included."""
+        return [encoding.ids for encoding in self._encodings(texts, prompt)]
+
+    def _encodings(self, texts: Sequence[str], prompt: str | None) -> list[tokenizers.Encoding]:
+        if isinstance(texts, str):  # a sequence of one-letter texts, too, but never meant so
+            raise UsageError("texts is one string; pass a list of strings.")
+        prefix = self._prompt(prompt)
+        encodings: list[tokenizers.Encoding] = self._tokenizer.encode_batch(
+            [prefix + text for text in texts]
+        )
+        return encodings
+
+    def _prompt(self, name: str | None) -> str:
+        name = self.spec.default_prompt if name is None else name
+        if not name:
+            return ""
+        if name not in self.spec.prompts:
+            known = ", ".join(sorted(self.spec.prompts)) or "none"
+            raise UsageError(f"this model has no prompt named {name!r}; it has: {known}.")
+        return self.spec.prompts[name]
+
+    def _no_vectors(self) -> NDArray[Any]:
+        width = code_width(self.spec.dim, self.spec.vectors)
+        return np.zeros((0, width), dtype=code_dtype(self.spec.vectors))
+
+
+def load(path: str | Path, *, threads: int | None = None) -> Encoder:
+    """Load a bundle (a .m2d archive) or an artifact folder.
+
+    Args:
+        path: the archive or the folder.
+        threads: intra-op threads; None takes what this process may use.
+
+    Raises:
+        UsageError: when there is nothing there, or the folder is no artifact.
+        BundleError: when the archive is damaged or does not match its checksums.
+
+    Example:
+        >>> load("edge.m2d").encode(["A man is playing a guitar."]).shape
+        (1, 128)
+    """
+    path = Path(path)
+    if path.is_dir():
+        spec = artifact.read_spec(path)
+        tokenizer_json = (path / artifact.TOKENIZER).read_text(encoding="utf-8")
+        graph = (path / name for name in artifact.GRAPH_FILES[spec.engine])
+        return Encoder(spec, tokenizer_json, *graph, threads=threads)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
+    return encoder_from_files(open_bundle(path), path, threads=threads)
+
+
+def encoder_from_files(
+    files: Mapping[str, bytes], path: Path, *, threads: int | None = None
+) -> Encoder:
+    """Return the encoder of a bundle's files, as ``open_bundle`` reads them.
+
+    Args:
+        files: name to content.
+        path: the bundle, for messages.
+        threads: intra-op threads; None takes what this process may use.
+
+    Raises:
+        BundleError: when a file cannot be read.
+    """
+    try:
+        spec = artifact.spec_from_json(files[artifact.SPEC].decode(), path / artifact.SPEC)
+        tokenizer_json = files[artifact.TOKENIZER].decode()
+        graph = [files[name] for name in artifact.GRAPH_FILES[spec.engine]]
+    except (UsageError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be used: {error}") from error
+    except KeyError as error:
+        raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
+    return Encoder(spec, tokenizer_json, *graph, threads=threads)
+
+
+def load_tokenizer(tokenizer_json: str) -> tokenizers.Tokenizer:
+    """Return the tokenizer of an artifact, which truncates and does not pad.
+
+    Raises:
+        M2DError: when the tokenizers library refuses it.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise M2DError(f"tokenizers cannot read tokenizer.json: {error}") from error
+
+
+def encode_tokens(
+    run: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]],
+    ids: Sequence[Sequence[int]],
+    pad_id: int,
+    batch_size: int,
+) -> NDArray[Any] | None:
+    """Run token ids in batches of similar length; one output row per text, in the given order.
+
+    Args:
+        run: from int64 (batch, sequence) ids and mask to an array of ``batch`` rows.
+        ids: the token ids of each text.
+        pad_id: the id that fills a batch up to its longest text.
+        batch_size: texts run together at most.
+
+    Returns:
+        The rows, or None when there are no texts.
+    """
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+    result: NDArray[Any] | None = None
+    for batch in _batches(order, ids, batch_size):
+        # A text without any token (a decoder's empty string) is one pad token: there must be
+        # something to pool.
+        width = max(1, len(ids[batch[0]]))
+        input_ids = np.full((len(batch), width), pad_id, dtype=np.int64)
+        mask = np.zeros((len(batch), width), dtype=np.int64)
+        for row, index in enumerate(batch):
+            length = len(ids[index])
+            input_ids[row, :length] = ids[index]
+            mask[row, : max(1, length)] = 1
+        rows = run(input_ids, mask)
+        if result is None:
+            result = np.empty((len(ids), *rows.shape[1:]), dtype=rows.dtype)
+        result[batch] = rows
+    return result
+
+
+def _batches(
+    order: Sequence[int], ids: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[list[int]]:
+    start = 0
+    while start < len(order):
+        longest = max(1, len(ids[order[start]]))
+        size = max(1, min(batch_size, _TOKENS_PER_BATCH // longest))
+        yield list(order[start : start + size])
+        start += size

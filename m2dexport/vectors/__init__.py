@@ -1,0 +1,1 @@
+"""Vectors: their codes, their ranking, their quality; numpy and scipy only."""

@@ -1,0 +1,119 @@
+"""Quality of one cell from vectors that are already there: STS correlation and retrieval.
+
+All metrics are in points, 0 to 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from m2dexport.precisions import VectorPrecision
+from m2dexport.vectors.codecs import Ranges, decode_vectors, encode_vectors, normalize, truncate
+from m2dexport.vectors.ranking import Rows, rank, rescore
+from m2dexport.vectors.tasks import TOP, RetrievalTask, StsTask, Task
+
+Floats = NDArray[np.float32]
+
+_MULTIPLIER = 4  # times as many candidates are rescored
+_PAIR_BLOCK = 4096
+
+
+def evaluate(
+    task: Task,
+    vectors: Sequence[Floats],
+    dim: int,
+    precision: VectorPrecision,
+    ranges: Ranges | None = None,
+) -> dict[str, float]:
+    """Return metric -> points for one dim and vector precision.
+
+    Retrieval with one-bit codes is scored rescored, too: ``ndcg@10+int8x4`` is that of the best
+    4 x 10 documents by Hamming distance, ranked anew by the product of the float query with int8
+    documents, which must be stored beside the bits; ``ndcg@10+ubinaryx4`` with the bits themselves.
+
+    Args:
+        task: what to score.
+        vectors: pooled float32 (texts, width) of each of ``task.texts()``, neither cut nor
+            normalised.
+        dim: leading width to keep.
+        precision: how the vectors are stored; see ``comparable``.
+        ranges: the frozen ranges of int8 and int4 vectors, of this dim; without them, one-bit codes
+            are not rescored.
+    """
+    floats = [truncate(rows, dim) for rows in vectors]
+    first, second = (comparable(rows, precision, ranges) for rows in floats)
+    if isinstance(task, StsTask):
+        return score_pairs(task, first, second)
+    scores = score_ranking(task, rank(first, second, TOP))
+    if precision in ("ubinary", "binary") and ranges is not None:
+        candidates = rank(first, second, _MULTIPLIER * TOP)
+        stored = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
+        for name, documents in stored.items():
+            rescored = score_ranking(task, rescore(floats[0], documents, candidates, TOP))
+            scores |= {f"{key}+{name}x{_MULTIPLIER}": value for key, value in rescored.items()}
+    return scores
+
+
+def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | None) -> Floats:
+    """Return what a dot product of stored vectors compares, float32 (texts, dim).
+
+    Args:
+        vectors: normalised float32 (texts, dim).
+        precision: how they are stored. int8 and int4 are compared by the cosine of decoded values,
+            int8-symmetric by that of the codes, ubinary and binary by Hamming distance.
+        ranges: the frozen ranges of int8 and int4 vectors.
+    """
+    codes = encode_vectors(vectors, precision, ranges)
+    decoded = decode_vectors(codes, precision, vectors.shape[1], ranges)
+    # Normalised vectors have length 1 already, and sums of signs are whole numbers, which can tie.
+    return decoded if precision in ("float32", "ubinary", "binary") else normalize(decoded)
+
+
+def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float]:
+    """Return the rank and linear correlation of people's scores with the pairs' dot products."""
+    similarity = np.concatenate(
+        [
+            _paired(first[start : start + _PAIR_BLOCK], second[start : start + _PAIR_BLOCK])
+            for start in range(0, len(first), _PAIR_BLOCK)
+        ]
+    )
+    return {
+        "spearman": _points(stats.spearmanr(similarity, task.scores).statistic),
+        "pearson": _points(stats.pearsonr(similarity, task.scores).statistic),
+    }
+
+
+def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
+    """Return nDCG@10 and recall@10 of rankings of ten documents, (queries, 10), best first."""
+    gains = [_ndcg(row, told) for row, told in zip(ranking, task.relevance, strict=True)]
+    recalls = [
+        sum(i in told for i in row.tolist()) / max(1, len(told))
+        for row, told in zip(ranking, task.relevance, strict=True)
+    ]
+    return {
+        f"ndcg@{TOP}": _points(float(np.mean(gains))),
+        f"recall@{TOP}": _points(float(np.mean(recalls))),
+    }
+
+
+def _paired(first: Floats, second: Floats) -> NDArray[np.float64]:
+    products: NDArray[np.float64] = (first.astype(np.float64) * second).sum(axis=1)
+    return products
+
+
+def _ndcg(ranking: NDArray[np.intp], relevance: Mapping[int, float]) -> float:
+    """Return nDCG@10 with linear gains and the log2 discount, as trec_eval and BEIR compute it."""
+    discounts = 1 / np.log2(np.arange(2, TOP + 2))
+    found = np.array([relevance.get(i, 0.0) for i in ranking.tolist()])
+    ideal = np.sort(np.array([*relevance.values()]))[::-1][:TOP]
+    best = float((ideal * discounts[: len(ideal)]).sum())
+    return float((found * discounts[: len(found)]).sum()) / best if best else 0.0
+
+
+def _points(value: float) -> float:
+    """Return a share as points; a constant similarity, whose correlation is undefined, has 0."""
+    return 0.0 if np.isnan(value) else 100 * float(value)
