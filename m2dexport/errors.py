@@ -53,3 +53,15 @@ class MissingExtra(M2DError):
         super().__init__(
             f'{purpose} needs the {package} package; run: pip install "m2dexport[{extra}]".'
         )
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """Return what another library says, or a stored text, as one line that a message can quote.
+
+    Args:
+        text: an exception, or anything with a text.
+        limit: characters kept; what is cut off becomes "...".
+    """
+    line = " ".join(str(text)[: 10 * limit].split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."

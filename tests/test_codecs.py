@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import UsageError
 from m2dexport.graph.vector import coded_graph, serialize_graph
@@ -56,7 +57,7 @@ def graph_codes(
 ) -> NDArray[np.generic]:
     model = coded_graph(float_graph(vectors.shape[1]), precision, ranges, bit_order)
     model.graph.inputs[0].shape = ir.Shape(["batch", "sequence"])
-    session = engine.load(serialize_graph(model), threads=1)
+    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1))
     codes: NDArray[np.generic] = session.run(None, {"vectors": vectors})[0]
     return codes
 

@@ -22,6 +22,7 @@ from m2dexport.build.build import build_artifact
 from m2dexport.checkpoint import families
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
@@ -59,7 +60,7 @@ def run_graph(graph: ir.Model, checkpoint: Checkpoint, texts: Sequence[str], sid
         max_length=checkpoint.max_length,
         return_tensors="np",
     )
-    session = engine.load(serialize_graph(graph), threads=1)
+    session = engine.load({"model.onnx": serialize_graph(graph)}, Device(threads=1))
     return engine.run(session, batch["input_ids"], batch["attention_mask"])[0]
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tiny import LAYERS, TEXTS, tiny_checkpoint
 
 from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import UsageError
 from m2dexport.graph.export import graph_from_checkpoint
@@ -46,7 +47,9 @@ def tokens(bert: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def outputs(model: ir.Model, tokens: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list:  # type: ignore[type-arg]
-    return engine.run(engine.load(serialize_graph(model), threads=1), *tokens)
+    return engine.run(
+        engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1)), *tokens
+    )
 
 
 def test_one_graph_gives_every_depth_as_the_torch_original_does(bert, exported, tokens) -> None:

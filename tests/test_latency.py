@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport.engines import usable_cores
-from m2dexport.engines.onnxruntime.run import CPU
+from m2dexport.cores import usable_cores
+from m2dexport.engines import Device
 from m2dexport.errors import M2DError
-from m2dexport.profile.latency import Candidate, measure_footprint, measure_latency
+from m2dexport.profile.latency import Candidate, Conditions, measure_footprint, measure_latency
+
+CONDITIONS = Conditions("onnx", Device(threads=1), vocab_size=20, repeats=5)
 
 
 def _candidate(folder: Path) -> Candidate:
-    return Candidate(folder / "model.onnx", "portable")
+    return Candidate({"model.onnx": folder / "model.onnx"}, "portable")
 
 
 def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
@@ -28,11 +30,8 @@ def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
     points = measure_latency(
         graphs,
         [(1, 4), (3, 7)],
-        vocab_size=20,
-        threads=1,
-        provider=CPU,
-        repeats=5,
-        on_step=lambda: steps.append(1),
+        CONDITIONS,
+        lambda: steps.append(1),
     )
     assert set(points) == {"a", "b"}
     assert len(steps) == 4
@@ -43,7 +42,7 @@ def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
 
 def test_memory_is_that_of_a_process_without_torch(tmp_path: Path) -> None:
     graph = _candidate(tiny_artifact(tmp_path / "a"))
-    footprint = measure_footprint(graph, (1, 4), vocab_size=20, threads=1, provider=CPU)
+    footprint = measure_footprint(graph, (1, 4), CONDITIONS)
     # Python, numpy and onnxruntime need some 50 MB; with torch it would be several times that.
     assert 20e6 < footprint.peak_memory_bytes < 200e6
     assert footprint.load_ms > 0
@@ -51,9 +50,9 @@ def test_memory_is_that_of_a_process_without_torch(tmp_path: Path) -> None:
 
 def test_a_process_that_fails_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
-    with pytest.raises(M2DError, match=r"memory of broken\.onnx failed"):
-        broken = Candidate(tmp_path / "broken.onnx", "portable")
-        measure_footprint(broken, (1, 4), vocab_size=20, threads=1, provider=CPU)
+    with pytest.raises(M2DError, match=r"memory of .*broken\.onnx failed"):
+        broken = Candidate({"model.onnx": tmp_path / "broken.onnx"}, "portable")
+        measure_footprint(broken, (1, 4), CONDITIONS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity masks are Linux's")

@@ -22,14 +22,16 @@ from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.cli import cli
 from m2dexport.data import calibration_texts
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.engines.onnxruntime.make import quantize
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
 from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.profile.manifest import Cell
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.sweep import profile_checkpoint
-from m2dexport.quantize import CalibrationTokens, quantize_weights
+from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.tables import quantize_tables
 from m2dexport.quantize.units import restore, units_of
@@ -63,7 +65,9 @@ def profiled_int8(checkpoint: Checkpoint) -> Cell:
     """Return the one cell of a profile: one layer, 64 dims, int8."""
     pairs = ("a cat", "a dog", "rain"), ("the cat", "a car", "it rains")
     task = StsTask("sts", *pairs, scores=(4.0, 1.0, 5.0), sha256="")
-    plan = Plan((1,), (64,), ("int8",), ("float32",), ((1, 8),), threads=1, repeats=3)
+    plan = Plan(
+        (1,), (64,), ("int8",), ("float32",), ((1, 8),), device=Device(threads=1), repeats=3
+    )
     (cell,) = profile_checkpoint(checkpoint, [task], TEXTS, plan).cells
     return cell
 
@@ -99,11 +103,13 @@ def shipped() -> ir.Model:
 
 @cache
 def quantized(weights: str) -> ir.Model:
-    return quantize_weights(shipped(), weights, TOKENS)  # type: ignore[arg-type]
+    return quantize(shipped(), weights, TOKENS)  # type: ignore[arg-type]
 
 
 def vectors_of(model: ir.Model) -> np.ndarray:  # type: ignore[type-arg]
-    return engine.run(engine.load(serialize_graph(model), threads=1), IDS, MASK)[0]
+    return engine.run(
+        engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1)), IDS, MASK
+    )[0]
 
 
 @pytest.mark.parametrize("weights", MIXABLE)
@@ -125,7 +131,7 @@ def test_keeping_all_units_leaves_nothing_but_tables_quantized(tmp_path: Path, m
     quantize_tables(tables_alone.graph)
     every = [name for unit in units_of(original.graph).values() for name in unit]
     assert every
-    found = vectors_of(restore(quantize_weights(original, "int8", TOKENS), original, every))
+    found = vectors_of(restore(quantize(original, "int8", TOKENS), original, every))
     np.testing.assert_allclose(found, vectors_of(tables_alone), atol=1e-6)
 
 

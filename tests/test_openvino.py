@@ -20,9 +20,11 @@ from m2dexport.build.parity import PROBES
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
-from m2dexport.engines import engine_module, require_version
+from m2dexport.engines import ENGINES, Device, engine_runner, require_version
 from m2dexport.engines import openvino as engine
 from m2dexport.engines.onnxruntime import run as ort
+from m2dexport.engines.onnxruntime.make import quantize as quantize_for_onnxruntime
+from m2dexport.engines.openvino.make import PRECISIONS, files, files_from_onnx, quantize
 from m2dexport.errors import BundleError, M2DError, MissingExtra, ParityError, UsageError
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
@@ -30,11 +32,11 @@ from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.precisions import VECTOR_PRECISIONS
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.sweep import profile_checkpoint
-from m2dexport.quantize import CALIBRATED, ENGINE_PRECISIONS, CalibrationTokens, quantize_weights
+from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.tables import quantize_tables
 from m2dexport.quantize.units import restore, units_of
 from m2dexport.runtime import encoder as runtime
-from m2dexport.runtime.artifact import GRAPH_FILES, read_spec
+from m2dexport.runtime.artifact import read_spec
 from m2dexport.runtime.bundle import open_bundle, verify_bundle, write_bundle
 from m2dexport.vectors.codecs import LEVELS
 from m2dexport.vectors.tasks import load_task
@@ -56,18 +58,18 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """One layer of the shipped checkpoint, int8 weights and vectors; read only."""
     out = tmp_path_factory.mktemp("openvino") / "artifact"
     return build_artifact(
-        open_checkpoint(), 1, 36, out, Recipe(weights="int8", vectors="int8"), engine="openvino"
+        open_checkpoint(), 1, 36, out, Recipe("openvino", weights="int8", vectors="int8")
     )
 
 
 @pytest.fixture(scope="module")
 def quantized(graph: ir.Model) -> ir.Model:
     """The first layer in int8."""
-    return quantize_weights(graph, "int8", TOKENS, engine="openvino")
+    return quantize(graph, "int8", TOKENS)
 
 
 def load(graph: ir.Model) -> engine.Session:
-    return engine.load(*engine.files_from_onnx(serialize_graph(graph)), threads=1)
+    return engine.load(files(graph), Device(threads=1))
 
 
 def run(graph: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -89,9 +91,9 @@ def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(
     checkpoint = open_checkpoint(request.getfixturevalue(family))
     vectors = {}
     for name in ("onnx", "openvino"):
-        artifact = build_artifact(checkpoint, 2, 20, tmp_path / name, engine=name)
+        artifact = build_artifact(checkpoint, 2, 20, tmp_path / name, Recipe(name))
         assert read_spec(artifact.path).engine == name
-        assert {*GRAPH_FILES[name], "artifact.json", "tokenizer.json"} == {
+        assert {*ENGINES[name].files, "artifact.json", "tokenizer.json"} == {
             path.name for path in artifact.path.iterdir()
         }
         vectors[name] = runtime.load(artifact.path).encode(PROBES)
@@ -112,7 +114,7 @@ def test_an_int8_artifact_keeps_what_int8_promises(int8: Artifact) -> None:
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
 def test_every_precision_of_openvino_passes_the_gates(family: str, tmp_path: Path, request) -> None:
     checkpoint = open_checkpoint(request.getfixturevalue(family))
-    for weights, oldest in ENGINE_PRECISIONS["openvino"].items():
+    for weights, requirement in PRECISIONS.items():
         built = build_artifact(
             checkpoint,
             2,
@@ -122,24 +124,27 @@ def test_every_precision_of_openvino_passes_the_gates(family: str, tmp_path: Pat
             engine="openvino",
         )
         assert built.spec.batch_invariant
-        assert built.spec.min_engine == oldest
-        assert (built.spec.fitted_to is not None) == (weights in CALIBRATED["openvino"])
+        assert built.spec.min_engine == requirement.oldest
+        assert (built.spec.fitted_to is not None) == requirement.calibrated
 
 
 def test_blocks_give_the_vectors_of_the_codes_on_onnxruntime(graph: ir.Model) -> None:
     """The same codes; onnxruntime also rounds activations."""
     for weights, cosine in (("int8-weight-only", 0.999), ("int4-weight-only", 0.995)):
-        found = run(quantize_weights(graph, weights, engine="openvino"), IDS, MASK)
-        session = ort.load(serialize_graph(quantize_weights(graph, weights)), threads=1)
+        found = run(quantize(graph, weights), IDS, MASK)
+        session = ort.load(
+            {"model.onnx": serialize_graph(quantize_for_onnxruntime(graph, weights))},
+            Device(threads=1),
+        )
         expected = ort.run(session, IDS, MASK)[0]
         assert float((found * expected).sum(axis=1).min()) >= cosine
 
 
 def test_narrow_weights_make_small_files(graph: ir.Model) -> None:
     sizes = {
-        weights: sum(map(len, engine.files_from_onnx(serialize_graph(model))))
+        weights: sum(map(len, files(model).values()))
         for weights in ("fp32", "fp16", "int8-weight-only", "int4-weight-only")
-        for model in [quantize_weights(graph, weights, engine="openvino")]
+        for model in [quantize(graph, weights)]
     }
     assert sizes["fp16"] < 0.51 * sizes["fp32"]
     assert sizes["int8-weight-only"] < 0.3 * sizes["fp32"]
@@ -150,9 +155,9 @@ def test_narrow_weights_make_small_files(graph: ir.Model) -> None:
 def test_a_precision_that_openvino_lacks_is_refused_with_those_it_has(tmp_path, weights) -> None:
     with pytest.raises(UsageError, match=f"'{weights}' does not run on openvino; choose from fp32"):
         build_artifact(
-            open_checkpoint(), 1, 32, tmp_path / "a", Recipe(weights=weights), engine="openvino"
+            open_checkpoint(), 1, 32, tmp_path / "a", Recipe("openvino", weights=weights)
         )
-    plan = Plan((1,), (32,), ("fp32", weights), engine="openvino", provider="CPU")
+    plan = Plan((1,), (32,), ("fp32", weights), engine="openvino")
     with pytest.raises(UsageError, match="does not run on openvino"):
         tasks = [load_task(default_task_paths()[1])]
         profile_checkpoint(open_checkpoint(), tasks, calibration_texts(), plan)
@@ -173,7 +178,7 @@ def test_weights_that_depend_on_the_batch_are_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr(engine, "run", spoiled)
     with pytest.raises(ParityError, match="depends on its batch"):
         build_artifact(
-            open_checkpoint(), 1, 384, tmp_path / "a", Recipe(weights="int8"), engine="openvino"
+            open_checkpoint(), 1, 384, tmp_path / "a", Recipe("openvino", weights="int8")
         )
     assert not (tmp_path / "a").exists()
 
@@ -200,11 +205,14 @@ def test_int8_is_that_of_onnxruntime_in_standard_operators(family: str, tmp_path
     """OpenVINO's transformations of quantized graphs must not change what it computes."""
     checkpoint = open_checkpoint(small_checkpoint(tmp_path / "m", family))
     exported = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 64)
-    standard = quantize_weights(exported, "int8", TOKENS, engine="openvino")
+    standard = quantize(exported, "int8", TOKENS)
     assert {node.domain for node in standard.graph} == {""}
     assert set(standard.opset_imports) == {""}
     fuse_for_onnxruntime(exported)
-    session = ort.load(serialize_graph(quantize_weights(exported, "int8", TOKENS)), threads=1)
+    session = ort.load(
+        {"model.onnx": serialize_graph(quantize_for_onnxruntime(exported, "int8", TOKENS))},
+        Device(threads=1),
+    )
     expected, found = ort.run(session, IDS, MASK)[0], run(standard, IDS, MASK)
     assert float((found * expected).sum(axis=1).min()) >= 0.9999
 
@@ -257,13 +265,13 @@ def test_a_width_that_blocks_do_not_divide_is_padded(tmp_path: Path) -> None:
     exported = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 72)
     expected = run(exported, IDS, MASK)
     for weights, cosine in (("int8-weight-only", 0.999), ("int4-weight-only", 0.95)):
-        found = run(quantize_weights(exported, weights, engine="openvino"), IDS, MASK)
+        found = run(quantize(exported, weights), IDS, MASK)
         assert float((found * expected).sum(axis=1).min()) >= cosine
         assert not np.array_equal(found, expected)
 
 
 def test_padding_changes_no_fp16_vector(graph: ir.Model) -> None:
-    model = quantize_weights(graph, "fp16", engine="openvino")
+    model = quantize(graph, "fp16")
     alone = run(model, IDS[1:, :3], MASK[1:, :3])[0]
     for width in (4, 40):
         ids, mask = (np.pad(a[1:, :3], ((0, 0), (0, width - 3))) for a in (IDS, MASK))
@@ -273,28 +281,27 @@ def test_padding_changes_no_fp16_vector(graph: ir.Model) -> None:
 
 def test_the_same_graph_makes_the_same_bytes() -> None:
     """Also after OpenVINO has numbered other nodes in this process."""
-    first = engine.files_from_onnx(tiny_graph(12, "float32", None))
-    engine.files_from_onnx(tiny_graph(8, "ubinary", None))
-    assert engine.files_from_onnx(tiny_graph(12, "float32", None)) == first
+    first = files_from_onnx(tiny_graph(12, "float32", None))
+    files_from_onnx(tiny_graph(8, "ubinary", None))
+    assert files_from_onnx(tiny_graph(12, "float32", None)) == first
 
 
 @pytest.mark.parametrize("vectors", VECTOR_PRECISIONS)
 def test_a_model_loads_from_files_and_from_bytes(tmp_path: Path, vectors) -> None:
     """And its codes are those of the same graph on ONNX Runtime."""
     graph = tiny_graph(12, vectors, tiny_ranges(12) if vectors in LEVELS else None)
-    files = engine.files_from_onnx(graph)
-    for name, content in zip(GRAPH_FILES["openvino"], files, strict=True):
+    made = files_from_onnx(graph)
+    for name, content in made.items():
         (tmp_path / name).write_bytes(content)
-    expected = ort.run(ort.load(graph), IDS, MASK)[0]
-    xml, binary = (tmp_path / name for name in GRAPH_FILES["openvino"])
-    for given in ((xml,), (xml, binary), files):
-        (found,) = engine.run(engine.load(*given), IDS, MASK)
+    expected = ort.run(ort.load({"model.onnx": graph}), IDS, MASK)[0]
+    for given in ({name: tmp_path / name for name in made}, made):
+        (found,) = engine.run(engine.load(given), IDS, MASK)
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert found.dtype == expected.dtype
 
 
 def test_nothing_is_computed_below_float32_unasked() -> None:
-    session = engine.load(*engine.files_from_onnx(tiny_graph(12, "float32", None)), threads=1)
+    session = engine.load(files_from_onnx(tiny_graph(12, "float32", None)), Device(threads=1))
     read = session.compiled.get_property
     assert read("INFERENCE_PRECISION_HINT").to_string() == "f32"
     assert read("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
@@ -304,7 +311,7 @@ def test_nothing_is_computed_below_float32_unasked() -> None:
 def test_another_reader_is_told_not_to_quantize_activations(quantized: ir.Model) -> None:
     import openvino
 
-    xml, weights = engine.files_from_onnx(serialize_graph(quantized))
+    xml, weights = files(quantized).values()
     core = openvino.Core()
     read = core.read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
     compiled = core.compile_model(read, "CPU")
@@ -312,7 +319,7 @@ def test_another_reader_is_told_not_to_quantize_activations(quantized: ir.Model)
 
 
 def test_one_session_serves_several_threads() -> None:
-    session = engine.load(*engine.files_from_onnx(tiny_graph(12, "float32", None)), threads=1)
+    session = engine.load(files_from_onnx(tiny_graph(12, "float32", None)), Device(threads=1))
     expected = engine.run(session, IDS, MASK)[0]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: engine.run(session, IDS, MASK)[0], range(40)))
@@ -342,19 +349,18 @@ def test_an_openvino_artifact_is_not_quantized_again(int8: Artifact, tmp_path: P
 
 @pytest.mark.parametrize("damaged", ["model.xml", "model.bin"])
 def test_a_damaged_model_is_one_sentence(tmp_path: Path, damaged: str) -> None:
-    made = engine.files_from_onnx(tiny_graph(12, "float32", None))
-    files = dict(zip(GRAPH_FILES["openvino"], made, strict=True))
-    files[damaged] = files[damaged][:100]
+    made = files_from_onnx(tiny_graph(12, "float32", None))
+    made[damaged] = made[damaged][:100]
     with pytest.raises(M2DError, match="OpenVINO cannot load the model: ") as caught:
-        engine.load(*files.values())
+        engine.load(made)
     assert "\n" not in str(caught.value)
     assert "src/" not in str(caught.value)
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
-    files = engine.files_from_onnx(tiny_graph(12, "float32", None))
-    with pytest.raises(UsageError, match="ABACUS is no OpenVINO device of this machine; it has"):
-        engine.load(*files, provider="ABACUS")
+    made = files_from_onnx(tiny_graph(12, "float32", None))
+    with pytest.raises(UsageError, match="ABACUS is not an OpenVINO device of this machine"):
+        engine.load(made, Device("ABACUS"))
 
 
 def test_an_operator_that_openvino_does_not_know_is_one_sentence() -> None:
@@ -363,7 +369,7 @@ def test_an_operator_that_openvino_does_not_know_is_one_sentence() -> None:
     model = onnx.load_from_string(tiny_graph(12, "float32", None))
     model.graph.node[-1].op_type = "Abacus"
     with pytest.raises(M2DError, match="OpenVINO cannot read the graph: ") as caught:
-        engine.files_from_onnx(model.SerializeToString())
+        files_from_onnx(model.SerializeToString())
     assert "\n" not in str(caught.value)
 
 
@@ -371,14 +377,14 @@ def test_without_openvino_one_sentence_names_the_extra(monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "m2dexport.engines.openvino.run")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtra, match=r'run: pip install "m2dexport\[openvino\]"'):
-        engine_module("openvino")
+        engine_runner("openvino")
 
 
 def test_a_device_needs_no_onnxruntime(int8: Artifact, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from m2dexport.runtime.encoder import load\n"
-        "print(load(sys.argv[1], threads=1).encode(['a']).shape)\n"
+        "print(load(sys.argv[1]).encode(['a']).shape)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, str(int8.path)], capture_output=True, text=True, check=False

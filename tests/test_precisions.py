@@ -20,14 +20,16 @@ from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli import options
 from m2dexport.data import calibration_texts
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.engines.onnxruntime.make import quantize
 from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityError, UsageError
 from m2dexport.graph.edit import table_users
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
 from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.precisions import WEIGHT_PRECISIONS
-from m2dexport.quantize import CalibrationTokens, quantize_weights
+from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.codes import BLOCK, pack_nibbles, quantize_blocks, symmetric_int8
 from m2dexport.quantize.dynamic import quantize_dynamic as quantize_dynamic_here
 from m2dexport.runtime import encoder as runtime
@@ -107,7 +109,7 @@ def test_an_uncalibrated_static_model_is_refused(fp32) -> None:
     few = CalibrationTokens([[1, 2, 3]] * 3, 0)
     for calibration, number in ((None, 0), (few, 3)):
         with pytest.raises(UsageError, match=f"{number} calibration texts are too few"):
-            quantize_weights(model, "int8-static", calibration)
+            quantize(model, "int8-static", calibration)
 
 
 def test_dynamic_int8_is_what_onnxruntime_makes(fp32, tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_dynamic_int8_is_what_onnxruntime_makes(fp32, tmp_path: Path) -> None:
     ids = np.array([[5, 9, 20, 31, 7], [8, 6, 1, 0, 0]])
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     found, expected = (
-        engine.run(engine.load(model, threads=1), ids, mask)[0]
+        engine.run(engine.load({"model.onnx": model}, Device(threads=1)), ids, mask)[0]
         for model in (serialize_graph(ours), tmp_path / "theirs.onnx")
     )
     np.testing.assert_array_equal(found, expected)
@@ -155,7 +157,7 @@ def test_weights_that_hold_nan_or_exceed_half_are_named(fp32) -> None:
         array[0, 0] = spoiled
         value.const_value = ir.tensor(array)
         with pytest.raises(CheckpointError, match=f"weight {value.name} {message}"):
-            quantize_weights(model, weights, None)
+            quantize(model, weights, None)
 
 
 def test_an_onnxruntime_that_is_too_old_is_named(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_int4_tables_give_the_rows_that_their_codes_stand_for() -> None:
     scale = blocks.scale.astype(np.float16).astype(np.float32)
     offset = (-blocks.zero.astype(np.float32) * blocks.scale).astype(np.float16).astype(np.float32)
     expected = (blocks.codes * scale + offset).reshape(rows.shape)
-    packed = quantize_weights(graph, "int4-weight-only", None)
+    packed = quantize(graph, "int4-weight-only", None)
     gathered = [
         n for n in packed.graph if n.op_type == "Gather" and n.inputs[0].name == f"{name}.int4"
     ]
@@ -193,7 +195,7 @@ def test_int4_tables_give_the_rows_that_their_codes_stand_for() -> None:
     rows_out = value.uses()[0].node.outputs[0]
     packed.graph.outputs[:] = [rows_out]
     rows_out.type = ir.TensorType(ir.DataType.FLOAT)
-    session = engine.load(serialize_graph(packed), threads=1)
+    session = engine.load({"model.onnx": serialize_graph(packed)}, Device(threads=1))
     ids = np.array([[5, 700, 8499]])
     found = engine.run(session, ids, np.ones_like(ids))[0]
     np.testing.assert_allclose(found[0], expected[ids[0]], atol=1e-6)

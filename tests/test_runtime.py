@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_artifact import tiny_artifact, tiny_spec
 
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.runtime.bundle import write_bundle
@@ -20,7 +21,7 @@ TEXTS = ["a guitar", "", "a much longer text than the others", "今日", "b", "f
 
 
 def loaded(folder: Path, **options: object) -> Encoder:
-    return load(tiny_artifact(folder / "artifact", tiny_spec(**options)), threads=1)  # type: ignore[arg-type]
+    return load(tiny_artifact(folder / "artifact", tiny_spec(**options)), Device(threads=1))  # type: ignore[arg-type]
 
 
 def batch_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -148,9 +149,11 @@ def test_threads_share_an_encoder(tmp_path: Path) -> None:
 def test_a_bundle_encodes_as_its_artifact_does(tmp_path: Path) -> None:
     folder = tiny_artifact(tmp_path / "artifact")
     write_bundle(folder, tmp_path / "edge.m2d")
-    bundle = load(str(tmp_path / "edge.m2d"), threads=1)
-    assert bundle.spec == load(folder, threads=1).spec
-    np.testing.assert_array_equal(bundle.encode(TEXTS), load(folder, threads=1).encode(TEXTS))
+    bundle = load(str(tmp_path / "edge.m2d"), Device(threads=1))
+    assert bundle.spec == load(folder, Device(threads=1)).spec
+    np.testing.assert_array_equal(
+        bundle.encode(TEXTS), load(folder, Device(threads=1)).encode(TEXTS)
+    )
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ import m2dexport.runtime.encoder, m2dexport.runtime.bundle, m2dexport.runtime.st
 from pathlib import Path
 bundle = Path(sys.argv[1])
 assert m2dexport.runtime.bundle.verify_bundle(bundle).texts > 0
-assert m2dexport.runtime.encoder.load(bundle, threads=1).encode(["a"]).shape == (1, 12)
+assert m2dexport.runtime.encoder.load(bundle).encode(["a"]).shape == (1, 12)
 heavy = {"torch", "transformers", "pydantic", "sentence_transformers", "onnx", "huggingface_hub"}
 print(sorted(heavy & set(sys.modules)))
 """

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_artifact import tiny_artifact, tiny_spec
 
+from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.runtime import streams
 from m2dexport.runtime.encoder import Encoder, load
@@ -22,7 +23,7 @@ TEXTS = ["a guitar", "", "今日 é", "find a much longer text than sixteen toke
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    return load(tiny_artifact(tmp_path_factory.mktemp("streams") / "artifact"), threads=1)
+    return load(tiny_artifact(tmp_path_factory.mktemp("streams") / "artifact"), Device(threads=1))
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_both_formats_hold_the_vectors_exactly(
 ) -> None:
     monkeypatch.setattr(streams, "_CHUNK", chunk)
     spec = tiny_spec(vectors=vectors, batch_invariant=False)  # type: ignore[arg-type]
-    encoder = load(tiny_artifact(tmp_path / "artifact", spec), threads=1)
+    encoder = load(tiny_artifact(tmp_path / "artifact", spec), Device(threads=1))
     expected = encoder.encode(TEXTS)
     encode_stream(encoder, lines, tmp_path / "v.npy")
     encode_stream(encoder, lines, tmp_path / "v.jsonl")

@@ -12,7 +12,8 @@ from m2dexport.build.build import build_artifact
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
-from m2dexport.engines import onnxruntime
+from m2dexport.engines import Device
+from m2dexport.engines.onnxruntime import run as onnxruntime
 from m2dexport.errors import UsageError
 from m2dexport.profile import sweep
 from m2dexport.profile.manifest import Profile
@@ -26,7 +27,9 @@ from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.tasks import StsTask, Task, load_task
 
 CALIBRATION = calibration_texts()[:120]
-PLAN = Plan(layers=(1, 2), dims=(32, 50), shapes=((1, 8), (2, 12)), threads=1, repeats=3)
+PLAN = Plan(
+    layers=(1, 2), dims=(32, 50), shapes=((1, 8), (2, 12)), device=Device(threads=1), repeats=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +141,7 @@ def test_without_a_trained_grid_dims_are_powers_of_two(bert: Path) -> None:
 
 def test_a_target_sets_threads_shapes_and_grid() -> None:
     plan = plan_for(open_checkpoint(), load_target("browser"))
-    assert (plan.threads, plan.weights) == (1, ("int8",))
+    assert (plan.device.threads, plan.weights) == (1, ("int8",))
     assert plan.layers == (1, 2, 3, 4, 5, 6)
 
 
@@ -160,6 +163,8 @@ def test_two_tasks_of_one_name_are_refused(tasks) -> None:
 
 def test_untrained_cells_are_flagged(tasks) -> None:
     checkpoint = open_checkpoint(trained="1:32")
-    plan = Plan((1, 2), (32,), ("fp32",), ("float32",), ((1, 8),), threads=1, repeats=3)
+    plan = Plan(
+        (1, 2), (32,), ("fp32",), ("float32",), ((1, 8),), device=Device(threads=1), repeats=3
+    )
     cells = profile_checkpoint(checkpoint, tasks, CALIBRATION, plan).cells
     assert ["untrained" in cell.flags for cell in cells] == [False, True]

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from m2dexport.data import calibration_texts
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.engines.onnxruntime.make import quantize
 from m2dexport.errors import UsageError
 from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.precisions import ISAS
-from m2dexport.quantize import CalibrationTokens, quantize_weights
+from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.int8 import quantize_matmuls
 from m2dexport.quantize.rounding import round_weights
@@ -51,7 +53,7 @@ def shipped() -> Shipped:
 
 
 def encode(model: ir.Model, ids: list[list[int]], batch_size: int) -> np.ndarray:  # type: ignore[type-arg]
-    session = engine.load(serialize_graph(model), threads=1)
+    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1))
     vectors = encode_tokens(lambda *x: engine.run(session, *x)[0], ids, 0, batch_size)
     assert vectors is not None
     return vectors
@@ -64,7 +66,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # type: ignore[type-ar
 def test_int8_vectors_stay_close_to_fp32(shipped) -> None:
     graph, ids, calibration = shipped
     expected = encode(graph, ids, 16)
-    found = encode(quantize_weights(graph, "int8", calibration), ids, 16)
+    found = encode(quantize(graph, "int8", calibration), ids, 16)
     # Scales by the largest value alone, and plain rounding, leave a mean of 0.997 here.
     assert cosines(expected, found).mean() > 0.999
     assert cosines(expected, found).min() > 0.998
@@ -73,14 +75,14 @@ def test_int8_vectors_stay_close_to_fp32(shipped) -> None:
 
 def test_fp16_stores_a_checkpoint_of_fp16_weights_without_loss(shipped) -> None:
     graph, ids, _ = shipped
-    found = encode(quantize_weights(graph, "fp16"), ids, 16)
+    found = encode(quantize(graph, "fp16"), ids, 16)
     np.testing.assert_array_equal(found, encode(graph, ids, 16))
 
 
 @pytest.mark.parametrize("weights", ["fp32", "fp16", "int8"])
 def test_a_text_has_the_same_vector_alone_and_in_any_batch(shipped, weights) -> None:
     graph, ids, calibration = shipped
-    model = quantize_weights(graph, weights, calibration)
+    model = quantize(graph, weights, calibration)
     assert cosines(encode(model, ids, 1), encode(model, ids, len(ids))).min() >= 0.99999
 
 
@@ -88,13 +90,13 @@ def test_a_text_has_the_same_vector_alone_and_in_any_batch(shipped, weights) -> 
 def test_files_shrink_as_the_precision_promises(shipped, weights, factor) -> None:
     graph, _, calibration = shipped
     before = len(serialize_graph(graph))
-    assert len(serialize_graph(quantize_weights(graph, weights, calibration))) < factor * before
+    assert len(serialize_graph(quantize(graph, weights, calibration))) < factor * before
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
 def test_coverage_is_computed_from_the_finished_graph(shipped, weights) -> None:
     graph, _, calibration = shipped
-    done = coverage(quantize_weights(graph, weights, calibration), weights)
+    done = coverage(quantize(graph, weights, calibration), weights)
     assert done.share > (0.97 if weights == "int8" else 0.99)
     assert all(name.endswith(".spikes") for name in done.left)
     # The same question put to a graph in which nothing was quantized names what was left.
@@ -106,7 +108,7 @@ def test_coverage_is_computed_from_the_finished_graph(shipped, weights) -> None:
 def test_quantizing_leaves_the_given_graph_as_it_was(shipped) -> None:
     graph, _, calibration = shipped
     before = serialize_graph(graph)
-    quantize_weights(graph, "int8", calibration)
+    quantize(graph, "int8", calibration)
     assert serialize_graph(graph) == before
 
 
@@ -120,7 +122,7 @@ def test_a_head_after_pooling_stays_in_float32(tmp_path: Path) -> None:
     head = [torch.nn.Linear(32, 512)]
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head))
     texts = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
-    model = quantize_weights(graph_from_checkpoint(checkpoint), "int8", texts)
+    model = quantize(graph_from_checkpoint(checkpoint), "int8", texts)
     wide = [n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT]
     assert any("head" in name and name.endswith("weight") for name in wide)
 
@@ -163,13 +165,13 @@ def test_plain_8_bits_are_finer_and_need_vnni(shipped) -> None:
     exact = encode(graph, ids, 16)
     errors = {}
     for isa in ISAS:
-        quantized = quantize_weights(graph, "int8", calibration, isa=isa)
+        quantized = quantize(graph, "int8", calibration, isa=isa)
         assert isa_of(quantized.graph) == isa
         errors[isa] = 1 - cosines(exact, encode(quantized, ids, 16)).mean()
     assert errors["vnni"] < errors["portable"]
     for precision in ("int8-weight-only", "int4-weight-only", "fp16"):
-        assert isa_of(quantize_weights(graph, precision).graph) == "portable"
-    assert isa_of(quantize_weights(graph, "int8-dynamic").graph) == "vnni"
+        assert isa_of(quantize(graph, precision).graph) == "portable"
+    assert isa_of(quantize(graph, "int8-dynamic").graph) == "vnni"
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -178,7 +180,9 @@ def test_exact_kernels_are_asked_for_where_products_do_saturate(
     shipped, monkeypatch, isa, saturates
 ) -> None:
     monkeypatch.setattr(engine, "_saturates", lambda: saturates)
-    options = engine.load(serialize_graph(shipped[0]), isa=isa).get_session_options()
+    options = engine.load(
+        {"model.onnx": serialize_graph(shipped[0])}, isa=isa
+    ).get_session_options()
     entry = "session.x64quantprecision"
     if isa == "vnni" and saturates:
         assert options.get_session_config_entry(entry) == "1"
@@ -214,7 +218,7 @@ def test_rounding_that_looks_at_the_inputs_beats_rounding_to_nearest() -> None:
 
 def test_quantizing_twice_gives_the_same_bytes(shipped) -> None:
     graph, _, calibration = shipped
-    first, second = (quantize_weights(graph, "int8", calibration) for _ in range(2))
+    first, second = (quantize(graph, "int8", calibration) for _ in range(2))
     assert serialize_graph(first) == serialize_graph(second)
 
 
@@ -230,8 +234,8 @@ def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone() -> No
     tokenizer = load_tokenizer((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
     ids = [encoding.ids for encoding in tokenizer.encode_batch(list(CALIBRATED_ON))]
     calibration = CalibrationTokens(ids, 0)
-    together = depth_graph(quantize_weights(model, "int8", calibration), 1)
-    alone = quantize_weights(depth_graph(model, 1), "int8", calibration)
+    together = depth_graph(quantize(model, "int8", calibration), 1)
+    alone = quantize(depth_graph(model, 1), "int8", calibration)
     np.testing.assert_allclose(
         encode(together, ids[:20], 20), encode(alone, ids[:20], 20), atol=1e-5
     )
@@ -242,4 +246,4 @@ def test_calibration_texts_that_are_too_few_are_refused(shipped) -> None:
     with pytest.raises(UsageError, match="int8 weights need 256 or more"):
         quantize_matmuls(graph.clone(), CalibrationTokens(ids[:2], 0), "portable")
     with pytest.raises(UsageError, match="need calibration texts"):
-        quantize_weights(graph, "int8")
+        quantize(graph, "int8")

@@ -23,6 +23,7 @@ from m2dexport.checkpoint.families import FAMILIES
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.checkpoint.tensors import copied, read_tensor, stored_tensors, write_tensors
 from m2dexport.data import calibration_texts, default_task_paths
+from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.graph.export import graph_from_checkpoint
@@ -74,7 +75,7 @@ def in_onnx(checkpoint: Checkpoint) -> tuple[NDArray[np.float32], int]:
     fused = fuse_for_onnxruntime(model)["MultiHeadAttention"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
     batch = tokenizer(list(TEXTS), padding=True, truncation=True, return_tensors="np")
-    session = engine.load(serialize_graph(model), threads=1)
+    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1))
     (vectors,) = engine.run(session, batch["input_ids"], batch["attention_mask"])
     return by_hand.normalized(vectors), fused
 

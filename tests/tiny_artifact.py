@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from m2dexport.engines import Device
 from m2dexport.graph.vector import coded_graph
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime.artifact import (
@@ -45,6 +46,7 @@ def tiny_spec(
     return ArtifactSpec(
         format=FORMAT,
         engine="onnx",
+        device=Device(),
         layers=1,
         dim=dim,
         weights=weights,

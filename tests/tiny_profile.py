@@ -19,7 +19,8 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "weights": weights,
         "vectors": vectors,
         "engine": "onnx",
-        "provider": "CPUExecutionProvider",
+        "device": {"provider": "CPUExecutionProvider", "threads": 2, "spin": False},
+        "isa": "portable",
         "quality": {"sts/spearman": quality, "sts/pearson": quality - 1},
         "mean_quality": quality,
         "retention": quality / 100,
@@ -47,7 +48,6 @@ def profile(*cells: Cell) -> Profile:
                 "cpu": "a processor",
                 "flags": ["avx2"],
                 "cores": 2,
-                "threads": 2,
                 "memory_bytes": 8_000_000_000,
                 "os": "Linux",
                 "python": "3.12.0",
@@ -75,5 +75,6 @@ def profile(*cells: Cell) -> Profile:
             "latency_shape": {"batch": 1, "sequence": 16},
             "seconds": {"export": 1.0},
             "cells": cells,
+            "failures": [],
         }
     )

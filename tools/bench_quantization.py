@@ -28,6 +28,7 @@ from m2dexport.build.mixed import FLOOR, Fidelity
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
+from m2dexport.engines import Device
 from m2dexport.errors import M2DError
 from m2dexport.files import atomic_file, require_file
 from m2dexport.precisions import (
@@ -139,7 +140,7 @@ def _options() -> tuple[Bench, Path | None]:
         dims=options.dims or default.dims,
         weights=tuple(dict.fromkeys(("fp32", *options.weights))),
         vectors=options.vectors,
-        threads=options.threads,
+        device=Device(threads=options.threads),
         repeats=options.rounds,
     )
     for name, asked, known in (
@@ -173,7 +174,7 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
             folder = Path(scratch) / weights
             try:
                 artifact = base if weights == "fp32" else _quantized(base, folder, weights)
-                encoder = load(artifact.path, threads=plan.threads)
+                encoder = load(artifact.path, plan.device)
                 vectors = _encoded(bench, encoder)
                 exact = exact or vectors
                 rows[weights] = _row(bench, artifact, vectors, exact)
@@ -276,9 +277,9 @@ def _setting(bench: Bench, done: Sequence[Depth]) -> Iterator[str]:
     built = [row.artifact for depth in done for row in depth.rows.values() if isinstance(row, Row)]
     made_by = {name: value for each in built for name, value in each.spec.provenance.items()}
     versions = ", ".join(f"{name} {v}" for name, v in made_by.items() if name not in HASHES)
-    machine = read_machine(plan.threads)
+    machine = read_machine()
     yield from ("```sh", f"python {shlex.join(sys.argv)}", "```", "")
-    yield f"{machine.cpu}, {plan.threads} threads ({' '.join(machine.flags)});\n{versions}."
+    yield f"{machine.cpu}, {plan.device.threads} threads ({' '.join(machine.flags)});\n{versions}."
     texts = f"{len(retrieval.queries):,} queries, {len(retrieval.documents):,} documents"
     yield f"STS: Spearman's correlation on {sts.name} ({len(sts.scores):,} pairs)."
     yield from (f"nDCG@{TOP}: on {retrieval.name} ({texts}).", "")

@@ -40,13 +40,14 @@ def section(profile: Profile) -> str:
         ]
         lines.append(f"| {' | '.join(values)} |")
     machine, shape = profile.machine, profile.latency_shape
+    threads = profile.cells[0].device.threads
     seconds = sum(profile.seconds.values())
     return (
         "What `m2dexport profile` measured of the checkpoint that ships, "
         f"{len(profile.cells)} cells in {seconds:.0f} s: the\nunquantized reference, and the best "
         "int8 cell of each depth with int8 and with one-bit vectors.\n\n"
         + "\n".join(lines)
-        + f"\n\n{machine.cpu}, {machine.threads} threads ({' '.join(machine.flags)});\nlatency of "
+        + f"\n\n{machine.cpu}, {threads} threads ({' '.join(machine.flags)});\nlatency of "
         f"{shape.batch} text of {shape.sequence} tokens, without tokenization."
     )
 

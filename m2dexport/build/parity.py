@@ -36,18 +36,8 @@ PROBES: tuple[str, ...] = (
     "A long text goes past the maximum length of the model. " * 200,
 )
 
-#: Largest absolute difference of fp32 vectors, and smallest mean cosine of the others: what is
-#: lower is a broken graph. Sound ones lose less (docs/quantization.md), and more with more layers.
+#: Largest absolute difference of a value where weights are not quantized.
 MAX_DIFFERENCE = 1e-4
-MIN_MEAN_COSINE = {
-    "fp16": 0.9999,
-    "bf16": 0.9999,
-    "int8": 0.98,
-    "int8-dynamic": 0.95,
-    "int8-static": 0.95,
-    "int8-weight-only": 0.995,
-    "int4-weight-only": 0.9,
-}
 #: A text's vector alone and in company: below this cosine, or with fewer equal int8 and ubinary
 #: codes, it depends on its batch. Stored codes tell far smaller differences than cosines.
 MIN_BATCH_COSINE = 0.99999
@@ -138,22 +128,27 @@ def _equal_codes(a: Floats, b: Floats, ranges: Ranges) -> float:
     return float(min(np.mean(int8), np.mean((a > 0) == (b > 0))))
 
 
-def require_parity(parity: Parity, weights: str, name: str) -> None:
+def require_parity(parity: Parity, floor: float | None, name: str) -> None:
     """Refuse an artifact that does not reproduce the original within its precision.
+
+    Args:
+        parity: what was measured.
+        floor: the smallest mean cosine that will do; None: values must be equal up to
+            ``MAX_DIFFERENCE``.
+        name: what the message calls the artifact.
 
     Raises:
         ParityError: with the figure and the limit.
     """
-    if weights == "fp32" and not parity.max_difference <= MAX_DIFFERENCE:
+    if floor is None and not parity.max_difference <= MAX_DIFFERENCE:
         raise ParityError(
             f"{name} differs from the torch original by {parity.max_difference:.2g} where "
             f"{MAX_DIFFERENCE:g} is allowed; nothing was written."
         )
-    limit = MIN_MEAN_COSINE.get(weights, -1.0)
-    if not parity.mean_cosine >= limit:
+    if floor is not None and not parity.mean_cosine >= floor:
         raise ParityError(
             f"{name} has a mean cosine of {parity.mean_cosine:.4f} to the torch original where "
-            f"{weights} needs {limit:g}; nothing was written."
+            f"{floor:g} is needed; nothing was written."
         )
 
 

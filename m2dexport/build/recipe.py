@@ -1,4 +1,4 @@
-"""The recipe of an artifact: how it is quantized, and what it must then fulfil."""
+"""The recipe of an artifact: engine, device, precisions, and what it must then fulfil."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from m2dexport.build.mixed import MIXABLE, QualityLimit
 from m2dexport.data import calibration_texts
-from m2dexport.engines import engine_module
+from m2dexport.engines import Device, engine_maker
 from m2dexport.errors import UsageError
 from m2dexport.precisions import (
     BIT_ORDERS,
@@ -19,14 +19,17 @@ from m2dexport.precisions import (
     VectorPrecision,
     WeightPrecision,
 )
-from m2dexport.quantize import require_precision
+from m2dexport.quantize.recipes import require_precision
 from m2dexport.vectors.codecs import PER_BYTE
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an artifact is quantized, and what it must then fulfil."""
+    """How an artifact is made from a float32 graph, and what it must then fulfil."""
 
+    engine: str = "onnx"
+    #: What the artifact is checked on, and made for.
+    device: Device = Device()
     weights: WeightPrecision = "fp32"
     #: Which processors int8 weights are made for.
     isa: Isa = "portable"
@@ -49,19 +52,19 @@ class Recipe:
         return calibration_texts() if self.calibration is None else self.calibration
 
 
-def require_recipe(recipe: Recipe, engine: str) -> None:
+def require_recipe(recipe: Recipe) -> None:
     """Refuse a recipe that makes no sense, or that an engine does not run.
 
     Raises:
         UsageError: naming the value.
         MissingExtra: when the engine is not installed.
     """
-    weights, isa, limit = recipe.weights, recipe.isa, recipe.limit
-    engine_module(engine)  # an unknown or missing one is refused before any work
-    require_precision(weights, engine)
+    engine, weights, isa, limit = recipe.engine, recipe.weights, recipe.isa, recipe.limit
+    known = engine_maker(engine).PRECISIONS
+    require_precision(weights, engine, known)
     if isa not in ISAS:
         raise UsageError(f"--isa {isa!r} is unknown; choose from {', '.join(ISAS)}.")
-    if isa != "portable" and (engine, weights) != ("onnx", "int8"):
+    if isa not in known[weights].isas:
         raise UsageError(
             f"--isa {isa} goes with --engine onnx --weights int8, not with {weights} on {engine}."
         )

@@ -12,12 +12,14 @@ from m2dexport.cli.console import busy, print_json
 from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
+    device_options,
     json_option,
     model_options,
     open_model,
     recipe_of,
     recipe_options,
 )
+from m2dexport.engines import ENGINES
 
 if TYPE_CHECKING:
     from m2dexport.build.build import Artifact
@@ -30,18 +32,18 @@ if TYPE_CHECKING:
 @recipe_options()
 @click.option(
     "--engine",
-    type=click.Choice(["onnx", "openvino"]),
+    type=click.Choice(list(ENGINES)),
     default="onnx",
     show_default=True,
     help="What will run it: ONNX Runtime, or OpenVINO.",
 )
+@device_options
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
 @json_option
 def build(
     model: str | None,
     layers: int | None,
     dim: int | None,
-    engine: str,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -64,8 +66,7 @@ def build(
             checkpoint.dim if dim is None else dim,
             out,
             recipe,
-            engine=engine,
-            on_progress=on_progress,
+            on_progress,
         )
     _print_artifact(artifact, "torch", as_json)
 
@@ -91,12 +92,12 @@ def quantize(
 
     recipe = recipe_of(options)
     with busy("Quantizing") as on_progress:
-        result = quantize_artifact(artifact, out, recipe, on_progress=on_progress)
+        result = quantize_artifact(artifact, out, recipe, on_progress)
     _print_artifact(result, str(artifact), as_json)
 
 
 def _print_artifact(artifact: Artifact, original: str, as_json: bool) -> None:
-    from m2dexport.profile.report import print_mixture
+    from m2dexport.cli.tables import print_mixture
 
     if as_json:
         print_json(asdict(artifact))

@@ -5,13 +5,26 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from m2dexport.cli.console import busy, count_texts, print_json
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, calibration_option, json_option, texts_of, trust_options
+from m2dexport.cli.options import (
+    PATH,
+    bit_order_option,
+    calibration_option,
+    device_options,
+    json_option,
+    texts_of,
+    trust_options,
+)
 from m2dexport.errors import UsageError
+
+if TYPE_CHECKING:
+    from m2dexport.precisions import BitOrder
+    from m2dexport.runtime.bundle import BundleInfo
 
 
 @cli.command()
@@ -24,17 +37,10 @@ from m2dexport.errors import UsageError
 )
 @trust_options
 @calibration_option
+@bit_order_option
 @click.option("--out", type=PATH, required=True, metavar="FILE.m2d", help="Bundle to write.")
 @json_option
-def bundle(
-    source: Path,
-    cell: str | None,
-    model: str | None,
-    calibration: Path | None,
-    out: Path,
-    as_json: bool,
-    **trust: bool,
-) -> None:
+def bundle(source: Path, cell: str | None, out: Path, as_json: bool, **options: Any) -> None:
     """Pack an artifact, or build and pack a profile's cell, into one archive for the device.
 
     \b
@@ -48,21 +54,38 @@ def bundle(
         raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
     if source.is_dir() == (cell is not None):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
-    if cell is None:
-        info = write_bundle(source, out)
-    else:
-        from m2dexport.profile.deploy import (
-            bundle_cell,  # needs torch; packing an artifact does not
-        )
-
-        with busy("Building and packing"):
-            info = bundle_cell(
-                source, cell, out, model=model, calibration=texts_of(calibration), **trust
-            )
+    info = write_bundle(source, out) if cell is None else _bundle_cell(source, cell, out, **options)
     if as_json:
         print_json(asdict(info))
     else:
         click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}")
+
+
+def _bundle_cell(
+    source: Path,
+    cell: str,
+    out: Path,
+    *,
+    model: str | None,
+    calibration: Path | None,
+    bit_order: BitOrder,
+    **trust: bool,
+) -> BundleInfo:
+    # These need torch; packing an artifact does not.
+    from m2dexport.profile.deploy import bundle_cell, open_profiled
+    from m2dexport.profile.manifest import read_profile
+
+    profile, texts = read_profile(source), texts_of(calibration)
+    with busy("Building and packing") as on_progress:
+        return bundle_cell(
+            profile,
+            cell,
+            open_profiled(profile, model, **trust),
+            out,
+            calibration=texts,
+            bit_order=bit_order,
+            on_progress=on_progress,
+        )
 
 
 @cli.command()
@@ -73,8 +96,15 @@ def bundle(
     metavar="FILE",
     help="Vectors of an index (.npy, .jsonl) that must be of this bundle's space.",
 )
+@device_options
 @json_option
-def verify(bundle_path: Path, vectors: Path | None, as_json: bool) -> None:
+def verify(
+    bundle_path: Path,
+    vectors: Path | None,
+    provider: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Check every byte of a BUNDLE, then run its golden texts on this machine.
 
     \b
@@ -82,11 +112,12 @@ def verify(bundle_path: Path, vectors: Path | None, as_json: bool) -> None:
       m2dexport verify edge.m2d
       m2dexport verify edge.m2d --vectors vectors.npy
     """
+    from m2dexport.engines import Device
     from m2dexport.runtime.bundle import verify_bundle
     from m2dexport.runtime.encoder import load
     from m2dexport.runtime.streams import require_vectors_of
 
-    report = verify_bundle(bundle_path)
+    report = verify_bundle(bundle_path, Device(provider, threads))
     if vectors:
         require_vectors_of(vectors, load(bundle_path).spec, bundle_path)
     if as_json:
@@ -103,13 +134,14 @@ def verify(bundle_path: Path, vectors: Path | None, as_json: bool) -> None:
 )
 @click.option("--prompt", metavar="NAME", help="A prompt of the model, such as query.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores of this process]")
+@device_options
 def encode(
     bundle_path: Path,
     source: Path | None,
     out: Path | None,
     prompt: str | None,
     batch_size: int,
+    provider: str | None,
     threads: int | None,
 ) -> None:
     """Encode texts, one a line or JSONL with a "text" field, with a BUNDLE.
@@ -119,11 +151,12 @@ def encode(
       m2dexport encode edge.m2d --in texts.txt --out vectors.npy
       echo "A man is playing a guitar." | m2dexport encode edge.m2d
     """
+    from m2dexport.engines import Device
     from m2dexport.runtime.encoder import load
     from m2dexport.runtime.streams import encode_stream
 
     summary = encode_stream(
-        load(bundle_path, threads=threads),
+        load(bundle_path, Device(provider, threads)),
         source,
         out,
         prompt=prompt,

@@ -47,7 +47,7 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
       m2dexport inspect --model sentence-transformers/all-MiniLM-L6-v2
     """
     from m2dexport.checkpoint.open import depth_sizes
-    from m2dexport.profile.report import print_checkpoint
+    from m2dexport.cli.tables import print_checkpoint
 
     checkpoint = open_model(model, options)
     sizes = depth_sizes(checkpoint)

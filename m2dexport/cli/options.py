@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from m2dexport.errors import UsageError
+from m2dexport.precisions import BIT_ORDERS, ISAS, VECTOR_PRECISIONS, WEIGHT_PRECISIONS
 
 if TYPE_CHECKING:
     from m2dexport.build.mixed import QualityLimit
@@ -81,13 +82,6 @@ model_options = _together(
 )
 
 
-#: As ``weights.WEIGHT_PRECISIONS``, whose imports a device lacks; a test compares them.
-WEIGHTS = (
-    *("fp32", "fp16", "bf16", "int8"),
-    *("int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"),
-)
-
-
 evaluation_option = click.option(
     "--eval",
     "evaluation",
@@ -104,6 +98,15 @@ calibration_option = click.option(
     type=PATH,
     metavar="FILE",
     help="Texts, one a line, that freeze int8 and int4 ranges; without it, the shipped ones.",
+)
+
+
+bit_order_option = click.option(
+    "--bit-order",
+    type=click.Choice(BIT_ORDERS),
+    default="big",
+    show_default=True,
+    help="Where the first dim of a packed byte goes: highest or lowest bits.",
 )
 
 
@@ -132,23 +135,17 @@ def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[
             "most so many points below fp32.",
         ),
         calibration_option,
-        click.option(
-            "--bit-order",
-            type=click.Choice(["big", "little"]),
-            default="big",
-            show_default=True,
-            help="Where the first dim of a packed byte goes: highest or lowest bits.",
-        ),
+        bit_order_option,
         click.option(
             "--vectors",
-            type=click.Choice(["float32", "int8", "int8-symmetric", "int4", "ubinary", "binary"]),
+            type=click.Choice(VECTOR_PRECISIONS),
             default=vectors,
             show_default=True,
             help="Vector precision.",
         ),
         click.option(
             "--isa",
-            type=click.Choice(["portable", "vnni"]),
+            type=click.Choice(ISAS),
             default="portable",
             show_default=True,
             help="Processors that int8 weights are made for: all, or those with VNNI (finer codes; "
@@ -156,12 +153,23 @@ def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[
         ),
         click.option(
             "--weights",
-            type=click.Choice(WEIGHTS),
+            type=click.Choice(WEIGHT_PRECISIONS),
             default=weights,
             show_default=True,
             help="Weight precision.",
         ),
     )
+
+
+#: The options that choose another device than the one that an artifact was made for.
+device_options = _together(
+    click.option("--threads", type=click.IntRange(1), help="[default: as it was made for]"),
+    click.option(
+        "--provider",
+        metavar="NAME",
+        help="onnxruntime execution provider, or OpenVINO device.  [default: as it was made for]",
+    ),
+)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -194,12 +202,15 @@ def tasks_of(evaluation: tuple[Path, ...]) -> tuple[Task, ...]:
 def recipe_of(options: dict[str, Any]) -> Recipe:
     """Take the values of ``recipe_options`` out of all options; return what they say."""
     from m2dexport.build.recipe import Recipe
+    from m2dexport.engines import Device
 
     max_drop, evaluation = options.pop("max_drop"), options.pop("evaluation")
     calibration = texts_of(options.pop("calibration"))
+    device = Device(options.pop("provider", None), options.pop("threads", None))
     names = ("weights", "isa", "vectors", "bit_order", "min_coverage", "allow_batch_dependent")
-    values = {name: options.pop(name) for name in names}
-    return Recipe(**values, calibration=calibration, limit=_limit_of(max_drop, evaluation))
+    values = {name: options.pop(name) for name in ("engine", *names) if name in options}
+    limit = _limit_of(max_drop, evaluation)
+    return Recipe(**values, device=device, calibration=calibration, limit=limit)
 
 
 def _limit_of(max_drop: float | None, evaluation: tuple[Path, ...]) -> QualityLimit | None:

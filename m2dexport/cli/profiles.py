@@ -46,9 +46,10 @@ def profile(
       m2dexport profile
       m2dexport profile --model my-checkpoint --eval sts.tsv --eval beir-folder --out profile
     """
+    from m2dexport.cli.tables import print_profile
     from m2dexport.data import calibration_texts
     from m2dexport.profile.plan import default_plan, plan_for
-    from m2dexport.profile.report import print_profile, require_report_folder, write_report
+    from m2dexport.profile.plot import require_report_folder, write_report
     from m2dexport.profile.sweep import profile_checkpoint
     from m2dexport.profile.target import load_target
 
@@ -94,8 +95,8 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
       m2dexport select profile/profile.json --p95-ms 5 --size-mb 20
       m2dexport select profile/profile.json --target edge-cpu
     """
+    from m2dexport.cli.tables import print_selection
     from m2dexport.profile.manifest import read_profile
-    from m2dexport.profile.report import print_selection
     from m2dexport.profile.select import select_cell
     from m2dexport.profile.target import budget_from
 

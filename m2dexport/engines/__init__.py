@@ -1,35 +1,112 @@
-"""Engines: one module each, with the same few functions.
+"""Engines: what runs a graph. ``ENGINES`` is the only list of them; each has two modules.
 
-* ``files_from_onnx``: an ONNX graph -> the content of the engine's own files, in the order of
-  ``artifact.GRAPH_FILES``;
-* ``load``: those files, by path or content -> a session;
-* ``run``: a session, token ids and mask -> the graph's outputs.
+``run.py`` is what a device needs:
+
+* ``load(files, device, isa)``: the files of a graph, by name -> a session;
+* ``run(session, input_ids, attention_mask)``: int64 (batch, sequence) -> the graph's outputs;
+* ``describe(session)``: what the session really runs on, for a record.
+
+``make.py`` is what a build needs:
+
+* ``PRECISIONS``: the weights that the engine runs, and what each requires;
+* ``fuse(graph)``: a plain graph, in place, in the operators that the engine runs fastest;
+* ``quantize(graph, weights, calibration, isa)``: a float32 graph -> one of other weights;
+* ``files(graph)``: a graph -> the engine's own files, by name.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from m2dexport.cores import threads_for, usable_cores
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 
-_MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
+__all__ = [
+    "ENGINES",
+    "Device",
+    "Engine",
+    "engine_maker",
+    "engine_runner",
+    "engine_version",
+    "require_version",
+    "threads_for",
+    "usable_cores",
+]
 
 
-def engine_module(name: str) -> ModuleType:
-    """Return the module of an engine, as an artifact or a target names it.
+@dataclass(frozen=True)
+class Engine:
+    """What must be known of an engine where it is not installed."""
+
+    package: str  # the Python package that it is; its folder here has the same name
+    files: tuple[str, ...]  # of a graph: the one that names the others first
+    provider: str  # that runs it unless a device says otherwise
+
+
+ENGINES: Mapping[str, Engine] = {
+    "onnx": Engine("onnxruntime", ("model.onnx",), "CPUExecutionProvider"),
+    "openvino": Engine("openvino", ("model.xml", "model.bin"), "CPU"),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a session is opened on: the same object from a target to the runtime."""
+
+    provider: str | None = None  # execution provider or OpenVINO device; None: the engine's CPU
+    threads: int | None = None  # of one session; None: as many as this process may use
+    spin: bool = False  # threads wait in a loop: faster, and the cores are never free
+    cache: Path | None = None  # where an engine that compiles keeps what it made; None: nowhere
+
+    def or_else(self, other: Device) -> Device:
+        """Return this device, with what it leaves open taken from another one."""
+        return Device(
+            self.provider or other.provider,
+            self.threads or other.threads,
+            self.spin or other.spin,
+            self.cache or other.cache,
+        )
+
+
+def engine_of(name: str) -> Engine:
+    """Return what is known of an engine.
 
     Raises:
-        UsageError: when this version cannot run that engine.
-        MissingExtra: when the engine's own package is not installed.
+        UsageError: when there is no such engine.
     """
-    if name not in _MODULES:
-        raise UsageError(f"the engine {name} cannot be run; choose from {', '.join(_MODULES)}.")
-    package = _MODULES[name]
+    if name not in ENGINES:
+        raise UsageError(f"the engine {name!r} is unknown; choose from {', '.join(ENGINES)}.")
+    return ENGINES[name]
+
+
+def engine_runner(name: str) -> ModuleType:
+    """Return the module that runs an engine's graphs.
+
+    Raises:
+        UsageError: when there is no such engine.
+        MissingExtra: when its package is not installed.
+    """
+    return _module(name, "run")
+
+
+def engine_maker(name: str) -> ModuleType:
+    """Return the module that makes an engine's graphs.
+
+    Raises:
+        UsageError: when there is no such engine.
+        MissingExtra: when its package is not installed.
+    """
+    return _module(name, "make")
+
+
+def _module(name: str, part: str) -> ModuleType:
+    package = engine_of(name).package
     try:
-        return importlib.import_module(f"{__name__}.{package}.run")
+        return importlib.import_module(f"{__name__}.{package}.{part}")
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
@@ -38,7 +115,7 @@ def engine_module(name: str) -> ModuleType:
 
 def engine_version(name: str) -> tuple[str, str]:
     """Return the package of an engine and the version that is installed, such as "1.32.0"."""
-    package = _MODULES[name]
+    package = engine_of(name).package
     return package, str(importlib.import_module(package).__version__).partition("-")[0]
 
 
@@ -46,7 +123,7 @@ def require_version(name: str, oldest: str) -> None:
     """Refuse a graph that the installed engine is too old for.
 
     Args:
-        name: the engine, as in ``engine_module``.
+        name: a key of ``ENGINES``.
         oldest: the version that knows every operator of the graph, such as "1.22".
 
     Raises:
@@ -60,25 +137,3 @@ def require_version(name: str, oldest: str) -> None:
             f"the graph needs {package} {oldest} or newer and {installed} is installed; "
             f"upgrade {package}, or build with other weights, such as int8."
         )
-
-
-def threads_for(threads: int | None) -> int:
-    """Return how many threads a session gets: as asked for, within what this process may use.
-
-    Raises:
-        UsageError: when fewer than one is asked for.
-    """
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads cannot run anything; ask for 1 or more.")
-    return min(threads or usable_cores(), usable_cores())
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity mask within its cgroup's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return cores

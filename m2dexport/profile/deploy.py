@@ -8,45 +8,36 @@ from pathlib import Path
 
 from m2dexport.build.build import build_artifact
 from m2dexport.build.recipe import Recipe
-from m2dexport.checkpoint.open import open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint, weights_sha256
 from m2dexport.data import calibration_texts, texts_sha256
+from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.files import require_new
-from m2dexport.profile.manifest import read_profile
+from m2dexport.precisions import BitOrder
+from m2dexport.profile.manifest import Profile
+from m2dexport.progress import OnProgress
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
 
 
-def bundle_cell(
-    profile_path: Path,
-    cell_id: str,
-    out: Path,
-    *,
+def open_profiled(
+    profile: Profile,
     model: str | None = None,
+    *,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-    calibration: Sequence[str] | None = None,
-) -> BundleInfo:
-    """Build the artifact of one cell of a profile, and pack it.
+) -> Checkpoint:
+    """Return the checkpoint that a profile measured.
 
     Args:
-        profile_path: a profile.json.
-        cell_id: such as "4x128-int8-int8"; ``select`` names one.
-        out: the bundle to write; it must not exist.
-        model: where the checkpoint that was profiled is now; None: where it was.
+        profile: the profile.
+        model: where the checkpoint is now; None: where it was.
         allow_pickle: as for ``open_checkpoint``; a profile does not grant it.
         trust_remote_code: likewise.
-        calibration: the texts that the profile was calibrated with; None: the shipped ones.
 
     Raises:
-        UsageError: when the profile has no such cell, the checkpoint that it measured is gone or
-            has changed since, or its calibration texts were others.
-        ParityError: when the artifact does not reproduce the torch original.
+        UsageError: when it is gone or has changed since.
     """
-    require_new(out)
-    profile = read_profile(profile_path)
-    cell = profile.cell(cell_id)
-    named = model or profile.checkpoint.model
-    trained = profile.checkpoint.trained
+    named, trained = model or profile.checkpoint.model, profile.checkpoint.trained
     checkpoint = open_checkpoint(
         named,
         allow_pickle=allow_pickle,
@@ -56,25 +47,56 @@ def bundle_cell(
     )
     if weights_sha256(checkpoint) != profile.checkpoint.sha256:
         raise UsageError(
-            f"the weights of {named or 'the shipped checkpoint'} are not those that "
-            f"{profile_path} measured; profile again."
+            f"the weights of {named or 'the shipped checkpoint'} are not those that the profile "
+            "measured; profile again."
         )
+    return checkpoint
+
+
+def bundle_cell(
+    profile: Profile,
+    cell_id: str,
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    calibration: Sequence[str] | None = None,
+    bit_order: BitOrder = "big",
+    on_progress: OnProgress = lambda *_: None,
+) -> BundleInfo:
+    """Build the artifact of one cell of a profile as it was measured, and pack it.
+
+    Engine, device, precisions and the processors that int8 is made for are the cell's.
+
+    Args:
+        profile: the profile.
+        cell_id: such as "6x128-int8-int8"; ``select`` names one.
+        checkpoint: what was profiled, from ``open_profiled``.
+        out: the bundle to write; it must not exist.
+        calibration: the texts that the profile was calibrated with; None: the shipped ones.
+        bit_order: where the first dim of a packed byte goes; it does not change quality.
+        on_progress: called during the search for the weights that stay in float32.
+
+    Raises:
+        UsageError: when the profile has no such cell, or its calibration texts were others.
+        ParityError: when the artifact does not reproduce the torch original.
+    """
+    require_new(out)
+    cell = profile.cell(cell_id)
     if texts_sha256(calibration or calibration_texts()) != profile.calibration_sha256:
         raise UsageError(
-            f"{profile_path} was calibrated with other texts; name the same file by --calibration."
+            "the profile was calibrated with other texts; name the same file by --calibration."
         )
+    recipe = Recipe(
+        engine=cell.engine,
+        device=Device(cell.device.provider, cell.device.threads, cell.device.spin),
+        weights=cell.weights,
+        isa=cell.isa,
+        vectors=cell.vectors,
+        bit_order=bit_order,
+        calibration=calibration,
+        allow_batch_dependent="batch_dependent" in cell.flags,
+    )
     with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        artifact = build_artifact(
-            checkpoint,
-            cell.layers,
-            cell.dim,
-            Path(scratch) / "artifact",
-            Recipe(
-                weights=cell.weights,
-                vectors=cell.vectors,
-                calibration=calibration,
-                allow_batch_dependent="batch_dependent" in cell.flags,
-            ),
-            engine=cell.engine,
-        )
-        return write_bundle(artifact.path, out)
+        folder = Path(scratch) / "artifact"
+        build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe, on_progress)
+        return write_bundle(folder, out)

@@ -6,20 +6,22 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.engines import engine_module
-from m2dexport.errors import M2DError
+from m2dexport.engines import Device, engine_runner
+from m2dexport.errors import M2DError, one_line
 from m2dexport.precisions import Isa
 
-_Run = Callable[[NDArray[np.int64], NDArray[np.int64]], object]
+Ids = NDArray[np.int64]
+_Run = Callable[[Ids, Ids], object]
+Key = TypeVar("Key", bound=Hashable)
 
 _SEED = 0
 _WARM_UP_LIMIT = 50
@@ -33,13 +35,23 @@ _GROUP_BYTES = 2 << 30
 class Candidate:
     """A graph to be measured."""
 
-    path: Path  # the first file of the graph: an OpenVINO IR has a second beside it
+    files: Mapping[str, Path]  # of the engine, by name
     isa: Isa
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all files of the graph."""
-        return sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.stem}.*"))
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is the same for all candidates of one run."""
+
+    engine: str
+    device: Device
+    vocab_size: int  # token ids are drawn below this
+    repeats: int = 30  # timed rounds per shape
 
 
 @dataclass(frozen=True)
@@ -62,90 +74,69 @@ class Footprint:
 
 
 def measure_latency(
-    graphs: Mapping[str, Candidate],
+    candidates: Mapping[Key, Candidate],
     shapes: Sequence[tuple[int, int]],
-    *,
-    vocab_size: int,
-    threads: int,
-    provider: str,
-    repeats: int,
-    engine: str = "onnx",
+    conditions: Conditions,
     on_step: Callable[[], None] = lambda: None,
-) -> dict[str, tuple[LatencyPoint, ...]]:
+) -> dict[Key, tuple[LatencyPoint, ...]]:
     """Time every graph at every shape; in each round every candidate runs once.
 
     Interleaving makes a slow moment of the machine fall on all candidates alike. Tokenization is
     not included.
 
     Args:
-        graphs: the candidates by name.
+        candidates: the graphs by any key.
         shapes: (batch, sequence) pairs; every token is real, none is padding.
-        vocab_size: token ids are drawn below this.
-        threads: intra-op threads of each session.
-        provider: the execution provider.
-        repeats: timed rounds per shape.
-        engine: the engine of all of them.
-        on_step: called once a candidate and shape.
+        conditions: engine, device and number of rounds.
+        on_step: called once per candidate and shape.
     """
-    load, run = engine_module(engine).load, engine_module(engine).run
-    points: dict[str, list[LatencyPoint]] = {name: [] for name in graphs}
-    for group in _groups(graphs):
-        options = {"threads": threads, "provider": provider}
+    engine = engine_runner(conditions.engine)
+    points: dict[Key, list[LatencyPoint]] = {name: [] for name in candidates}
+    for group in _groups(candidates):
+        graphs = {name: candidates[name] for name in group}
         runs = {
-            name: partial(run, load(graphs[name].path, isa=graphs[name].isa, **options))
-            for name in group
+            name: partial(engine.run, engine.load(graph.files, conditions.device, graph.isa))
+            for name, graph in graphs.items()
         }
-        for batch, sequence in shapes:
-            ids, mask = _inputs(batch, sequence, vocab_size)
-            for run_once in runs.values():
-                _warm_up(run_once, ids, mask)
-            times: dict[str, list[float]] = {name: [] for name in group}
-            for turn in range(repeats):
-                first = turn % len(group)  # no candidate always follows the same one
-                for name in (*group[first:], *group[:first]):
-                    times[name].append(_timed(runs[name], ids, mask))
+        for shape in shapes:
+            times = _interleaved(runs, _inputs(*shape, conditions.vocab_size), conditions.repeats)
             for name, taken in times.items():
                 p50, p95 = np.percentile(taken, (50, 95))
-                points[name].append(LatencyPoint(batch, sequence, float(p50), float(p95), repeats))
+                points[name].append(LatencyPoint(*shape, float(p50), float(p95), len(taken)))
                 on_step()
     return {name: tuple(measured) for name, measured in points.items()}
 
 
 def measure_footprint(
-    graph: Candidate,
-    shape: tuple[int, int],
-    *,
-    vocab_size: int,
-    threads: int,
-    provider: str,
-    engine: str = "onnx",
+    candidate: Candidate, shape: tuple[int, int], conditions: Conditions
 ) -> Footprint:
     """Load and run a graph in a process of its own, and report what that took.
 
     Raises:
         M2DError: when the process fails.
     """
-    arguments = [
-        engine,
-        str(graph.path),
-        graph.isa,
-        provider,
-        *(str(n) for n in (*shape, vocab_size, threads)),
-    ]
+    asked = {
+        "engine": conditions.engine,
+        "device": {**asdict(conditions.device), "cache": None},
+        "files": {name: str(path) for name, path in candidate.files.items()},
+        "isa": candidate.isa,
+        "shape": [*shape, conditions.vocab_size],
+    }
     finished = subprocess.run(
-        [sys.executable, "-m", "m2dexport.profile.latency", *arguments],
+        [sys.executable, "-m", "m2dexport.profile.latency", json.dumps(asked)],
         capture_output=True,
         text=True,
         check=False,
     )
     if finished.returncode != 0:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise M2DError(f"measuring the memory of {graph.path.name} failed: {reason}")
+        name = next(iter(candidate.files.values()))
+        raise M2DError(f"measuring the memory of {name} failed: {one_line(reason)}")
     return Footprint(**json.loads(finished.stdout))
 
 
-def _groups(graphs: Mapping[str, Candidate]) -> list[list[str]]:
-    groups: list[list[str]] = [[]]
+def _groups(graphs: Mapping[Key, Candidate]) -> list[list[Key]]:
+    groups: list[list[Key]] = [[]]
     size = 0
     for name, graph in graphs.items():
         size += graph.size_bytes
@@ -156,14 +147,27 @@ def _groups(graphs: Mapping[str, Candidate]) -> list[list[str]]:
     return groups
 
 
-def _inputs(
-    batch: int, sequence: int, vocab_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _inputs(batch: int, sequence: int, vocab_size: int) -> tuple[Ids, Ids]:
     ids = np.random.default_rng(_SEED).integers(0, vocab_size, (batch, sequence))
     return ids, np.ones_like(ids)
 
 
-def _warm_up(run: _Run, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> None:
+def _interleaved(
+    runs: Mapping[Key, _Run], inputs: tuple[Ids, Ids], repeats: int
+) -> dict[Key, list[float]]:
+    """Return the milliseconds of ``repeats`` runs of each, taken in turns once all are steady."""
+    for run in runs.values():
+        _warm_up(run, *inputs)
+    names = list(runs)
+    times: dict[Key, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        first = turn % len(names)  # no candidate always follows the same one
+        for name in (*names[first:], *names[:first]):
+            times[name].append(_timed(runs[name], *inputs))
+    return times
+
+
+def _warm_up(run: _Run, ids: Ids, mask: Ids) -> None:
     """Run until one window of runs is about as fast as the window before it."""
     previous = float("inf")
     for _ in range(_WARM_UP_LIMIT // _WARM_UP_WINDOW):
@@ -173,7 +177,7 @@ def _warm_up(run: _Run, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> None
         previous = window
 
 
-def _timed(run: _Run, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> float:
+def _timed(run: _Run, ids: Ids, mask: Ids) -> float:
     """Return the milliseconds of one run."""
     start = time.perf_counter()
     run(ids, mask)
@@ -192,26 +196,14 @@ def _peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _report_footprint(
-    engine: str,
-    graph: Candidate,
-    provider: str,
-    shape: tuple[int, int],
-    vocab_size: int,
-    threads: int,
-) -> str:
-    module = engine_module(engine)
+def _footprint(asked: Mapping[str, Any]) -> Footprint:
+    engine = engine_runner(asked["engine"])
     start = time.perf_counter()
-    session = module.load(graph.path, threads=threads, provider=provider, isa=graph.isa)
+    session = engine.load(asked["files"], Device(**asked["device"]), asked["isa"])
     load_ms = (time.perf_counter() - start) * 1e3
-    module.run(session, *_inputs(*shape, vocab_size))
-    return json.dumps({"peak_memory_bytes": _peak_memory(), "load_ms": load_ms})
+    engine.run(session, *_inputs(*asked["shape"]))
+    return Footprint(_peak_memory(), load_ms)
 
 
 if __name__ == "__main__":
-    _, engine, path, isa, provider, *rest = sys.argv
-    batch, sequence, vocab_size, threads = (int(number) for number in rest)
-    graph = Candidate(Path(path), cast(Isa, isa))
-    sys.stdout.write(
-        _report_footprint(engine, graph, provider, (batch, sequence), vocab_size, threads)
-    )
+    sys.stdout.write(json.dumps(asdict(_footprint(json.loads(sys.argv[1])))))

@@ -18,18 +18,13 @@ _FLAGS = (
 )
 
 
-def read_machine(threads: int) -> Machine:
-    """Describe this machine.
-
-    Args:
-        threads: how many threads each measured session may use; recorded as given.
-    """
+def read_machine() -> Machine:
+    """Describe this machine."""
     model, flags = _processor()
     return Machine(
         cpu=model,
         flags=tuple(flag for flag in _FLAGS if flag in flags),
         cores=os.cpu_count() or 1,
-        threads=threads,
         memory_bytes=psutil.virtual_memory().total,
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),

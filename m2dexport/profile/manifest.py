@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from m2dexport.errors import UsageError
+from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_file
-from m2dexport.precisions import VectorPrecision, WeightPrecision
+from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
 
-FORMAT = 1
+FORMAT = 2
 MEAN = "mean"
 _DIGITS = 6
 
@@ -23,7 +23,15 @@ Flag = Literal[
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MeasuredOn(_Model):
+    """What a graph was run on."""
+
+    provider: str = Field(description="execution provider, or OpenVINO device")
+    threads: int = Field(description="of one session")
+    spin: bool = Field(description="whether threads wait in a loop")
 
 
 class Machine(_Model):
@@ -32,7 +40,6 @@ class Machine(_Model):
     cpu: str = Field(description="model name")
     flags: tuple[str, ...] = Field(description="instruction sets that decide speed and exactness")
     cores: int
-    threads: int = Field(description="threads of each measured session")
     memory_bytes: int
     os: str
     python: str
@@ -86,10 +93,13 @@ class Cell(_Model):
     weights: WeightPrecision
     vectors: VectorPrecision
     engine: str
-    provider: str
+    device: MeasuredOn
+    isa: Isa = Field(description="processors that int8 weights are made for")
     quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
     mean_quality: float = Field(description="unweighted mean of the tasks' main metrics, points")
-    retention: float = Field(description="mean_quality over that of the reference cell")
+    retention: float | None = Field(
+        description="mean_quality over that of the reference cell; null: that one has none"
+    )
     latency: tuple[Latency, ...]
     p50_ms: float = Field(description="at latency_shape")
     p95_ms: float = Field(description="at latency_shape")
@@ -99,6 +109,15 @@ class Cell(_Model):
     bytes_per_vector: int
     flags: tuple[Flag, ...]
     on_frontier: bool = Field(description="no cell is better in one respect and worse in none")
+
+
+class Failure(_Model):
+    """Cells that could not be measured, since their graph does not pass its checks."""
+
+    layers: int
+    weights: WeightPrecision
+    reason: str
+    cells: tuple[str, ...] = Field(description="ids")
 
 
 class Profile(_Model):
@@ -115,6 +134,7 @@ class Profile(_Model):
     latency_shape: Shape
     seconds: Mapping[str, float] = Field(description="step -> seconds it took")
     cells: tuple[Cell, ...]
+    failures: tuple[Failure, ...]
 
     def metric(self, cell: Cell, name: str) -> float:
         """Return a cell's points in one metric, or their mean.
@@ -138,6 +158,9 @@ class Profile(_Model):
         for cell in self.cells:
             if cell.id == cell_id:
                 return cell
+        for failure in self.failures:
+            if cell_id in failure.cells:
+                raise UsageError(f"the cell {cell_id} failed when measured: {failure.reason}")
         raise UsageError(
             f"the profile has no cell {cell_id!r}; ids look like {self.cells[0].id}, and select "
             "names one."
@@ -164,8 +187,8 @@ def read_profile(path: Path) -> Profile:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not a readable profile.json: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a readable profile.json: {one_line(error)}.") from error
     number = stored.get("format") if isinstance(stored, dict) else None
     if number != FORMAT:
         raise UsageError(f"{path} has format {number}; this version reads format {FORMAT}.")

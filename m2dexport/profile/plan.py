@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from m2dexport.checkpoint.open import Checkpoint
-from m2dexport.engines import engine_module, usable_cores
-from m2dexport.engines.onnxruntime.run import CPU
+from m2dexport.engines import Device, engine_maker
 from m2dexport.errors import UsageError
-from m2dexport.precisions import VectorPrecision, WeightPrecision
+from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.target import Target
-from m2dexport.quantize import require_precision
+from m2dexport.quantize.recipes import require_precision
 from m2dexport.vectors.tasks import Task
 
 _SMALLEST_DIM = 32
@@ -26,9 +25,9 @@ class Plan:
     weights: tuple[WeightPrecision, ...] = ("fp32", "fp16", "int8")
     vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
-    threads: int = field(default_factory=usable_cores)
     engine: str = "onnx"
-    provider: str = CPU
+    device: Device = Device()
+    isa: Isa = "portable"  # processors that int8 weights are made for
     repeats: int = 30  # timed runs of each graph at each shape
 
 
@@ -47,7 +46,6 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         UsageError: when the target's engine is not one that can be measured here.
         MissingExtra: when it is not installed.
     """
-    engine_module(target.engine)  # refused before any work
     default = default_plan(checkpoint)
     return Plan(
         layers=target.grid.layers or default.layers,
@@ -55,9 +53,8 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         weights=target.grid.weights or default.weights,
         vectors=target.grid.vectors or default.vectors,
         shapes=target.latency.shapes if target.latency else default.shapes,
-        threads=target.threads or default.threads,
         engine=target.engine,
-        provider=target.provider,
+        device=Device(target.provider, target.threads),
     )
 
 
@@ -66,9 +63,11 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
 
     Raises:
         UsageError: naming what is wrong.
+        MissingExtra: when the engine is not installed.
     """
+    known = engine_maker(plan.engine).PRECISIONS
     for weights in plan.weights:
-        require_precision(weights, plan.engine)
+        require_precision(weights, plan.engine, known)
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")
     names = [task.name for task in tasks]

@@ -56,7 +56,7 @@ class Target(_Table):
 
     description: str
     engine: Literal["onnx", "openvino", "tensorrt"]
-    provider: str
+    provider: str | None = None
     threads: PositiveInt | None = None
     grid: Grid = Grid()
     latency: LatencyShapes | None = None

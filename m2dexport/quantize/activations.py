@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import UsageError
-from m2dexport.graph.vector import serialize_graph
-from m2dexport.quantize import CalibrationTokens
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+#: From int64 (batch, sequence) ids and mask to a graph's outputs; what makes a graph ready so.
+Run = Callable[[Ids, Ids], Sequence[NDArray[Any]]]
+Load = Callable[[ir.Model], Run]
 
 _BATCH = 16
 _SEED = 0
@@ -23,8 +26,16 @@ _ROWS = 2048
 MIN_TOKENS = 256
 
 
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """Tokenized texts that weights are fitted to."""
+
+    ids: Sequence[Sequence[int]]  # of each text, specials included
+    pad_id: int
+
+
 def collect_activations(
-    model: ir.Model, values: Sequence[ir.Value], calibration: CalibrationTokens
+    model: ir.Model, values: Sequence[ir.Value], calibration: CalibrationTokens, load: Load
 ) -> Mapping[str, Floats]:
     """Return value name -> float32 (rows, width): one row a token, the same tokens for all values.
 
@@ -32,6 +43,7 @@ def collect_activations(
         model: a float32 graph; it is not changed.
         values: float32 (batch, sequence, width) values of it.
         calibration: the texts; padding leaves no row.
+        load: what makes the graph, with these values among its outputs, ready to run.
 
     Raises:
         UsageError: when the texts have fewer than 256 tokens together, or a value is not finite.
@@ -42,7 +54,7 @@ def collect_activations(
             f"the calibration texts have {tokens} tokens; int8 weights need {MIN_TOKENS} or more."
         )
     names = [str(value.name) for value in values]
-    session = engine.load(serialize_graph(_with_outputs(model, names)))
+    run = load(_with_outputs(model, names))
     chosen = np.zeros(tokens, dtype=bool)
     chosen[np.random.default_rng(_SEED).permutation(tokens)[:_ROWS]] = True
     rows: dict[str, list[Floats]] = {name: [] for name in names}
@@ -54,7 +66,7 @@ def collect_activations(
         real = mask.astype(bool)
         take = chosen[seen : seen + int(real.sum())]
         seen += int(real.sum())
-        outputs = engine.run(session, input_ids, mask)[-len(names) :]
+        outputs = run(input_ids, mask)[-len(names) :]
         for name, output in zip(names, outputs, strict=True):
             if output.shape[:2] == real.shape:
                 rows[name].append(output[real][take])

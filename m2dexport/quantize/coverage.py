@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -20,19 +20,25 @@ class Coverage:
     """What was quantized and what was not."""
 
     share: float  # of the bytes of all weights, 0..1: how many are codes or belong to codes
+    share_of_asked: float  # the same, without the weights that were to stay in float32
     left: tuple[str, ...]  # weights of 4096 values or more that stayed in float32, largest first
+    kept: frozenset[str]  # weights that were to stay
 
 
 def coverage(
-    model: ir.Model, precision: WeightPrecision, without: Collection[str] = ()
+    model: ir.Model, precision: WeightPrecision, kept: frozenset[str] = frozenset()
 ) -> Coverage:
     """Compute from the finished graph the share of its weight bytes that are really quantized.
 
     Packed codes count by the bytes they take, and so do the scales and offsets of the same weight.
-    Weights named in ``without`` are left out of account.
+
+    Args:
+        model: the graph.
+        precision: what its weights were to be stored in.
+        kept: names of the weights that were to stay in float32.
     """
     if precision == "fp32":
-        return Coverage(1.0, ())
+        return Coverage(1.0, 1.0, (), kept)
     weights = {n: v.const_value for n, v in model.graph.initializers.items()}
     codes = {n for n, tensor in weights.items() if tensor is not None and tensor.dtype in _NARROW}
     coded = {name.rpartition(".")[0] for name in codes}
@@ -40,12 +46,20 @@ def coverage(
     wide: dict[str, int] = {}
     for name, tensor in weights.items():
         stem, _, part = name.rpartition(".")
-        if tensor is None or name in without:
+        if tensor is None:
             continue
         if name in codes or (part in _PARTS and stem in coded):
             narrow += tensor.nbytes
         elif tensor.dtype == ir.DataType.FLOAT:
             wide[name] = tensor.nbytes
     left = [name for name, size in wide.items() if size >= 4 * SMALL]
-    share = narrow / max(1, narrow + sum(wide.values()))
-    return Coverage(share, tuple(sorted(left, key=lambda name: (-wide[name], name))))
+    return Coverage(
+        share=_share(narrow, wide.values()),
+        share_of_asked=_share(narrow, (size for name, size in wide.items() if name not in kept)),
+        left=tuple(sorted(left, key=lambda name: (-wide[name], name))),
+        kept=kept,
+    )
+
+
+def _share(narrow: int, wide: Iterable[int]) -> float:
+    return narrow / max(1, narrow + sum(wide))

@@ -27,12 +27,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
+from threadpoolctl import threadpool_limits
 
+from m2dexport.errors import UsageError
 from m2dexport.graph.edit import CONTRIB, array_of, bias_of, constant, replace, weight_matmuls
 from m2dexport.graph.fuse import gelu_input
 from m2dexport.precisions import Isa
-from m2dexport.quantize import CalibrationTokens
-from m2dexport.quantize.activations import collect_activations
+from m2dexport.quantize.activations import CalibrationTokens, Load, collect_activations
 from m2dexport.quantize.codes import symmetric_int8
 from m2dexport.quantize.rounding import round_weights
 
@@ -100,7 +101,9 @@ class _TokenScales:
 _Scales = TypeVar("_Scales", _FixedScales, _TokenScales)
 
 
-def quantize_matmuls(model: ir.Model, calibration: CalibrationTokens, isa: Isa) -> None:
+def quantize_matmuls(
+    model: ir.Model, calibration: CalibrationTokens | None, load: Load, isa: Isa
+) -> None:
     """Replace every MatMul of the transformer by one of 8-bit codes, in place.
 
     MatMuls of fewer than 4096 weights, and those after pooling, stay as they are.
@@ -108,18 +111,23 @@ def quantize_matmuls(model: ir.Model, calibration: CalibrationTokens, isa: Isa) 
     Args:
         model: a float32 graph.
         calibration: the texts that scales, rounding and biases are fitted to.
+        load: what runs the graph on them; sums must not depend on the number of its threads.
         isa: "portable" makes codes whose products no processor saturates, "vnni" finer ones.
 
     Raises:
-        UsageError: when the calibration texts are too few.
+        UsageError: when the calibration texts are missing or too few.
     """
+    if calibration is None:
+        raise UsageError("int8 weights need calibration texts.")
     inputs = _inputs(model.graph)
     if not inputs:
         return
     model.opset_imports[CONTRIB] = 1
-    rows = collect_activations(model, list(inputs), calibration)
-    for x, linears in inputs.items():
-        _quantize_input(model.graph, _Input(x, rows[str(x.name)], isa), linears)
+    rows = collect_activations(model, list(inputs), calibration, load)
+    # The codes must not depend on how many cores the sums are split over.
+    with threadpool_limits(limits=1, user_api="blas"):
+        for x, linears in inputs.items():
+            _quantize_input(model.graph, _Input(x, rows[str(x.name)], isa), linears)
 
 
 def _inputs(graph: ir.Graph) -> dict[ir.Value, list[_Linear]]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from m2dexport.errors import MissingExtra, UsageError
 from m2dexport.graph.edit import weight_matmuls
-from m2dexport.quantize import CalibrationTokens
+from m2dexport.quantize.activations import CalibrationTokens
 
 #: Fewer texts than this say too little about the range of an activation.
 MIN_TEXTS = 100

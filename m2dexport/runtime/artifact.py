@@ -20,16 +20,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, ISAS, VECTOR_PRECISIONS, BitOrder, Isa, VectorPrecision
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE, Ranges, ranges_from_json, require_codec
 
 FORMAT = 1
 #: Engine -> the files of its graph, the one that names the others first.
-GRAPH_FILES: Mapping[str, tuple[str, ...]] = {
-    "onnx": ("model.onnx",),
-    "openvino": ("model.xml", "model.bin"),
-}
+GRAPH_FILES: Mapping[str, tuple[str, ...]] = {n: engine.files for n, engine in ENGINES.items()}
 GRAPH = GRAPH_FILES["onnx"][0]
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
@@ -59,7 +57,8 @@ class ArtifactSpec:
     """Everything a runtime must know about an artifact beside its graph and tokenizer."""
 
     format: int
-    engine: str  # a key of GRAPH_FILES
+    engine: str  # a key of ENGINES
+    device: Device  # that it was checked on, and runs on unless another is asked for
     layers: int
     dim: int
     weights: str  # a precision of ``weights``: fp32, int8, int4-weight-only, ...
@@ -105,7 +104,8 @@ def spec_from_json(text: str, where: object) -> ArtifactSpec:
         number = stored["format"]
         if number != FORMAT:
             raise UsageError(f"{where} has format {number}; this version reads format {FORMAT}.")
-        spec = ArtifactSpec(**{field.name: stored[field.name] for field in fields(ArtifactSpec)})
+        values = {field.name: stored[field.name] for field in fields(ArtifactSpec)}
+        spec = ArtifactSpec(**{**values, "device": Device(**values["device"])})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{where} is not an artifact specification: {error!r}.") from error
     require_codec(spec.codec, where)
@@ -126,13 +126,19 @@ def _check(spec: ArtifactSpec, where: object) -> None:
         isinstance(prompt, str) for prompt in spec.prompts.values()
     )
     flags = isinstance(spec.batch_invariant, bool) and type(spec.pad_id) is int
+    device = (
+        isinstance(spec.device.provider, str | None)
+        and isinstance(spec.device.threads, int | None)
+        and isinstance(spec.device.spin, bool)
+        and spec.device.cache is None
+    )
     oldest = re.fullmatch(r"\d+(\.\d+)*", str(spec.min_engine))
-    if not (known and sizes and prompts and flags and oldest):
+    if not (known and sizes and prompts and flags and device and oldest):
         raise UsageError(
             f"{where} holds values that this version does not know: engine {spec.engine!r}, "
             f"isa {spec.isa!r}, vectors {spec.vectors!r}, bit_order {spec.bit_order!r}, layers "
             f"{spec.layers!r}, dim {spec.dim!r}, max_length {spec.max_length!r}, pad_id "
-            f"{spec.pad_id!r}, min_engine {spec.min_engine!r} or a prompt."
+            f"{spec.pad_id!r}, min_engine {spec.min_engine!r}, device {spec.device!r} or a prompt."
         )
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
         raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from m2dexport.engines import Device
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import atomic_file, license_files, require_new
 from m2dexport.runtime import artifact, golden
@@ -83,7 +84,8 @@ def write_bundle(folder: Path, out: Path) -> BundleInfo:
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
     ranges = _ranges(files)
-    encoders = [encoder_from_files(files, folder, threads=threads) for threads in (1, 2)]
+    devices = [replace(spec.device, threads=threads) for threads in (1, 2)]
+    encoders = [encoder_from_files(files, folder, device) for device in devices]
     files[GOLDEN] = golden.golden_json(*golden.golden_of(encoders[0], encoders[1], ranges))
     licenses = {
         path.name: path.read_text(encoding="utf-8", errors="replace")
@@ -92,16 +94,16 @@ def write_bundle(folder: Path, out: Path) -> BundleInfo:
     files[MANIFEST] = manifest_json(files, spec, licenses)
     with atomic_file(out) as temporary:
         write_archive(temporary, files)
-        _verify(open_bundle(temporary), out, threads=1)
+        _verify(open_bundle(temporary), out, devices[0])
     return BundleInfo(out, out.stat().st_size, spec.space_id, tuple(sorted(files)))
 
 
-def verify_bundle(path: Path, *, threads: int | None = None) -> VerifyReport:
+def verify_bundle(path: Path, device: Device = Device()) -> VerifyReport:
     """Check every byte of a bundle, its space_id, and its golden texts by running them here.
 
     Args:
         path: the bundle.
-        threads: intra-op threads; None takes what this process may use.
+        device: what to run it on; what it leaves open is as the artifact says.
 
     Raises:
         UsageError: when there is no such file.
@@ -109,11 +111,11 @@ def verify_bundle(path: Path, *, threads: int | None = None) -> VerifyReport:
     """
     if not path.is_file():
         raise UsageError(f"{path} is not a bundle file; bundle makes one.")
-    return _verify(open_bundle(path), path, threads)
+    return _verify(open_bundle(path), path, device)
 
 
-def _verify(files: Mapping[str, bytes], path: Path, threads: int | None) -> VerifyReport:
-    encoder = encoder_from_files(files, path, threads=threads)
+def _verify(files: Mapping[str, bytes], path: Path, device: Device) -> VerifyReport:
+    encoder = encoder_from_files(files, path, device)
     ranges = _ranges(files)
     _require_one_space(encoder, files, ranges, path)
     rows, tolerance = golden.golden_from_json(files[GOLDEN])

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from m2dexport.engines import engine_module, require_version
+from m2dexport.engines import ENGINES, Device, engine_runner, require_version
 from m2dexport.errors import BundleError, M2DError, UsageError
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import open_bundle
@@ -37,22 +37,27 @@ class Encoder:
     Args:
         spec: the artifact's specification.
         tokenizer_json: content of its tokenizer.json.
-        graph: the files of its graph, or their bytes, in the order of ``artifact.GRAPH_FILES``.
-        threads: intra-op threads; None takes what this process may use.
+        graph: the files of its graph by name, as paths or contents.
+        device: what to run it on; what it leaves open is as the artifact says.
     """
 
     def __init__(
         self,
         spec: ArtifactSpec,
         tokenizer_json: str,
-        *graph: Path | bytes,
-        threads: int | None = None,
+        graph: Mapping[str, Path | bytes],
+        device: Device = Device(),
     ) -> None:
         self.spec = spec
         self._tokenizer = load_tokenizer(tokenizer_json)
-        self._engine = engine_module(spec.engine)
+        self._engine = engine_runner(spec.engine)
         require_version(spec.engine, spec.min_engine)
-        self._session = self._engine.load(*graph, threads=threads, isa=spec.isa)
+        self._session = self._engine.load(graph, device.or_else(spec.device), spec.isa)
+
+    def describe(self) -> dict[str, str]:
+        """Return what the artifact really runs on: "engine" with its version, and "provider"."""
+        facts: dict[str, str] = self._engine.describe(self._session)
+        return facts
 
     def encode(
         self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32
@@ -115,12 +120,12 @@ class Encoder:
         return np.zeros((0, width), dtype=code_dtype(self.spec.vectors))
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Encoder:
+def load(path: str | Path, device: Device = Device()) -> Encoder:
     """Load a bundle (a .m2d archive) or an artifact folder.
 
     Args:
         path: the archive or the folder.
-        threads: intra-op threads; None takes what this process may use.
+        device: what to run it on; what it leaves open is as the artifact says.
 
     Raises:
         UsageError: when there is nothing there, or the folder is no artifact.
@@ -134,22 +139,22 @@ def load(path: str | Path, *, threads: int | None = None) -> Encoder:
     if path.is_dir():
         spec = artifact.read_spec(path)
         tokenizer_json = (path / artifact.TOKENIZER).read_text(encoding="utf-8")
-        graph = (path / name for name in artifact.GRAPH_FILES[spec.engine])
-        return Encoder(spec, tokenizer_json, *graph, threads=threads)
+        graph = {name: path / name for name in ENGINES[spec.engine].files}
+        return Encoder(spec, tokenizer_json, graph, device)
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
-    return encoder_from_files(open_bundle(path), path, threads=threads)
+    return encoder_from_files(open_bundle(path), path, device)
 
 
 def encoder_from_files(
-    files: Mapping[str, bytes], path: Path, *, threads: int | None = None
+    files: Mapping[str, bytes], path: Path, device: Device = Device()
 ) -> Encoder:
     """Return the encoder of a bundle's files, as ``open_bundle`` reads them.
 
     Args:
         files: name to content.
         path: the bundle, for messages.
-        threads: intra-op threads; None takes what this process may use.
+        device: what to run it on; what it leaves open is as the artifact says.
 
     Raises:
         BundleError: when a file cannot be read.
@@ -157,12 +162,12 @@ def encoder_from_files(
     try:
         spec = artifact.spec_from_json(files[artifact.SPEC].decode(), path / artifact.SPEC)
         tokenizer_json = files[artifact.TOKENIZER].decode()
-        graph = [files[name] for name in artifact.GRAPH_FILES[spec.engine]]
+        graph = {name: files[name] for name in ENGINES[spec.engine].files}
     except (UsageError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
-    return Encoder(spec, tokenizer_json, *graph, threads=threads)
+    return Encoder(spec, tokenizer_json, graph, device)
 
 
 def load_tokenizer(tokenizer_json: str) -> tokenizers.Tokenizer:

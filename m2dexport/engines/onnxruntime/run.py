@@ -1,7 +1,8 @@
-"""ONNX Runtime: load a graph and run it."""
+"""ONNX Runtime: load a graph and run it; what a device needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from m2dexport.engines import threads_for
+from m2dexport.cores import threads_for
+from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.precisions import Isa
 
-CPU = "CPUExecutionProvider"
+_ENGINE = ENGINES["onnx"]
 _ERRORS_ONLY = 3
 #: An ONNX file of one operator, y = MatMulInteger(a, b), since a device lacks the onnx package.
 _PRODUCT = bytes.fromhex(
@@ -23,50 +25,54 @@ _PRODUCT = bytes.fromhex(
 )
 
 
-def files_from_onnx(graph: bytes) -> tuple[bytes]:
-    """Return the ONNX graph, which is all that this engine needs."""
-    return (graph,)
-
-
 def load(
-    model: Path | bytes, *, threads: int | None = None, provider: str = CPU, isa: Isa = "vnni"
+    files: Mapping[str, Path | bytes], device: Device = Device(), isa: Isa = "vnni"
 ) -> ort.InferenceSession:
     """Load an ONNX graph.
 
     Args:
-        model: a file or its bytes.
-        threads: intra-op threads; None takes all that this process may use.
-        provider: the execution provider that must run it; there is no silent fallback.
-        isa: what the graph's 8-bit products need (``weights.saturation``): with "vnni",
+        files: "model.onnx" -> a path or the content.
+        device: what it must run on; there is no silent fallback to another provider.
+        isa: what the graph's 8-bit products need (``quantize.saturation``): with "vnni",
             processors without VNNI use slower kernels, which are exact.
 
     Raises:
-        UsageError: when the provider is not in this build of onnxruntime, or threads < 1.
+        UsageError: when the provider is not in this build of onnxruntime, the device has a cache,
+            or fewer than one thread.
         M2DError: when onnxruntime refuses the graph or the provider does not load.
     """
+    provider = device.provider or _ENGINE.provider
     if provider not in ort.get_available_providers():
         raise UsageError(
             f"{provider} is not in this onnxruntime; it has "
             f"{', '.join(ort.get_available_providers())}."
         )
-    _disable_telemetry()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads_for(threads)
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _ERRORS_ONLY
-    # Spinning threads burn the cores that other processes on the device need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isa != "portable" and _saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    if device.cache is not None:
+        raise UsageError("onnxruntime compiles nothing that a cache could keep; leave it out.")
+    (model,) = (files[name] for name in _ENGINE.files)
     try:
         session = ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=[provider]
+            model if isinstance(model, bytes) else str(model),
+            _options(device, isa),
+            providers=[provider],
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise M2DError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:
         raise M2DError(f"{provider} did not load; onnxruntime fell back to the CPU.")
     return session
+
+
+def _options(device: Device, isa: Isa) -> ort.SessionOptions:
+    _disable_telemetry()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads_for(device.threads)
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(device.spin)))
+    if isa != "portable" and _saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def run(
@@ -86,13 +92,18 @@ def run(
     return outputs
 
 
+def describe(session: ort.InferenceSession) -> dict[str, str]:
+    """Return what a session runs on: its providers, the first of them first asked."""
+    return {"engine": f"onnxruntime {ort.__version__}", "provider": session.get_providers()[0]}
+
+
 @cache
 def _saturates() -> bool:
     """Measure whether 8-bit products saturate on this processor (onnxruntime issue 14642).
 
     The exact kernels take twice the time even where the fast ones are exact, too.
     """
-    session = ort.InferenceSession(_PRODUCT, providers=[CPU])
+    session = ort.InferenceSession(_PRODUCT, providers=[_ENGINE.provider])
     codes = np.full((4, 64), 255, dtype=np.uint8), np.full((64, 16), 127, dtype=np.int8)
     (product,) = session.run(None, dict(zip("ab", codes, strict=True)))
     return bool((product != 255 * 127 * 64).any())

@@ -1,10 +1,10 @@
-"""OpenVINO: make an IR of a graph, load it and run it."""
+"""OpenVINO: load an IR and run it; what a device needs."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.passes import ConstantFolding, Manager
 
-from m2dexport.engines import threads_for
+from m2dexport.cores import threads_for
+from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.precisions import Isa
 
-CPU = "CPU"
+#: Values that share one scale where OpenVINO quantizes activations of its own accord; 0: never.
+GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+_ENGINE = ENGINES["openvino"]
 _NO_REASON = re.compile(r" (from|at) src/|^FrontEnd API failed")
-_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
 @dataclass(frozen=True)
@@ -31,80 +33,54 @@ class Session:
     requests: threading.local = field(default_factory=threading.local)
 
 
-def files_from_onnx(graph: bytes) -> tuple[bytes, bytes]:
-    """Return the IR of an ONNX graph: the content of model.xml and of model.bin.
-
-    The same graph and OpenVINO version make the same bytes. OpenVINO would quantize activations of
-    its own accord where weights are 8 bits wide, which makes a text's vector depend on its batch;
-    the IR tells every reader not to.
-
-    Raises:
-        M2DError: when OpenVINO does not know an operator of the graph.
-    """
-    try:
-        model = ov.Core().read_model(graph)
-    except Exception as error:  # openvino raises bare RuntimeErrors
-        raise M2DError(f"OpenVINO cannot read the graph: {_reason(error)}") from error
-    for number, node in enumerate(model.get_ordered_ops()):
-        if node.get_friendly_name() == node.get_name():
-            # A name of OpenVINO's own, numbered through the whole process.
-            node.set_friendly_name(f"{node.get_type_name()}_{number}")
-    model.set_rt_info(0, ["runtime_options", _GROUP])
-    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        xml = Path(scratch) / "model.xml"
-        ov.save_model(model, xml, compress_to_fp16=False)
-        return xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
-
-
 def load(
-    model: Path | bytes,
-    weights: Path | bytes | None = None,
-    *,
-    threads: int | None = None,
-    provider: str = CPU,
-    isa: Isa = "portable",
+    files: Mapping[str, Path | bytes], device: Device = Device(), isa: Isa = "portable"
 ) -> Session:
     """Load an IR.
 
     Args:
-        model: model.xml, a file or its bytes.
-        weights: model.bin likewise; None: the file beside model.xml.
-        threads: inference threads; None takes all that this process may use.
-        provider: the OpenVINO device that must run it.
+        files: "model.xml" and "model.bin" -> a path or the content.
+        device: what it must run on; its provider is an OpenVINO device such as "CPU".
         isa: "portable": there are no other IRs, since OpenVINO lacks exact kernels for them.
 
     Raises:
-        UsageError: when there is no such device, or threads < 1, or for another isa.
+        UsageError: when there is no such device, or fewer than one thread, or for another isa.
         M2DError: when OpenVINO refuses the model or would compute in less than float32.
     """
-    # OpenVINO computes in bfloat16 unasked where the CPU can.
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads_for(threads),
-        "PERFORMANCE_HINT": "LATENCY",
-        _GROUP: 0,
-    }
     if isa != "portable":
-        raise UsageError(f"OpenVINO runs portable graphs alone, not isa={isa}; build it anew.")
+        raise UsageError(f"OpenVINO runs portable graphs only, not isa={isa}; build it again.")
     core = ov.Core()
+    provider = device.provider or _ENGINE.provider
     if provider not in core.available_devices:
         raise UsageError(
-            f"{provider} is no OpenVINO device of this machine; it has "
+            f"{provider} is not an OpenVINO device of this machine; it has "
             f"{', '.join(core.available_devices)}."
         )
+    model, weights = (files[name] for name in _ENGINE.files)
     try:
         if isinstance(weights, bytes):
             loaded = core.read_model(model, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
         else:
-            loaded = core.read_model(model, weights or "")
+            loaded = core.read_model(model, weights)
         _widen_weights(loaded)
-        compiled = core.compile_model(loaded, provider, options)
+        compiled = core.compile_model(loaded, provider, _options(device))
     except Exception as error:
-        raise M2DError(f"OpenVINO cannot load the model: {_reason(error)}") from error
+        raise M2DError(f"OpenVINO cannot load the model: {reason_of(error)}") from error
     precision = compiled.get_property("INFERENCE_PRECISION_HINT")
     if precision != ov.Type.f32:
         raise M2DError(f"{provider} computes in {precision.to_string()} where f32 was asked for.")
     return Session(compiled)
+
+
+def _options(device: Device) -> dict[str, Any]:
+    # OpenVINO computes in bfloat16, and quantizes activations in groups, unasked where the CPU can.
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads_for(device.threads),
+        "PERFORMANCE_HINT": "LATENCY",
+        GROUP_SIZE: 0,
+    }
+    return options if device.cache is None else {**options, "CACHE_DIR": str(device.cache)}
 
 
 def run(
@@ -121,8 +97,14 @@ def run(
     try:
         outputs = request.infer({"input_ids": input_ids, "attention_mask": attention_mask})
     except Exception as error:
-        raise M2DError(f"OpenVINO failed while running: {_reason(error)}") from error
+        raise M2DError(f"OpenVINO failed while running: {reason_of(error)}") from error
     return list(outputs.to_tuple())
+
+
+def describe(session: Session) -> dict[str, str]:
+    """Return what a session runs on."""
+    devices = ",".join(session.compiled.get_property("EXECUTION_DEVICES"))
+    return {"engine": f"openvino {ov.__version__.partition('-')[0]}", "provider": devices}
 
 
 def _widen_weights(model: Any) -> None:
@@ -152,7 +134,7 @@ def _is_dequantized(value: Any) -> bool:
     return bool(value.get_element_type() == ov.Type.u8)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return what OpenVINO says, without the places in its sources that it says it from."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not _NO_REASON.search(line)]

@@ -6,12 +6,8 @@ from pathlib import Path
 
 from tiny_profile import cell, profile
 
-from m2dexport.profile.report import (
-    plot_frontier,
-    print_profile,
-    print_selection,
-    write_report,
-)
+from m2dexport.cli.tables import print_profile, print_selection
+from m2dexport.profile.plot import plot_frontier, write_report
 from m2dexport.profile.select import select_cell
 from m2dexport.profile.target import Budget
 

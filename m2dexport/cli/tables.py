@@ -1,38 +1,20 @@
-"""What a person sees of a checkpoint and a profile: tables and the picture of the frontier."""
+"""What commands print: tables and sentences on a checkpoint, a profile, a selection, a mixture."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from m2dexport.files import atomic_file, require_file
-from m2dexport.profile.manifest import Cell, Profile, write_profile
-
 if TYPE_CHECKING:
     from m2dexport.build.mixed import Mixture
     from m2dexport.checkpoint.open import Checkpoint, DepthSize
+    from m2dexport.profile.manifest import Cell, Profile
     from m2dexport.profile.select import Selection
-
-PROFILE = "profile.json"
-PICTURES = ("frontier.png", "frontier.svg")
-
-# Okabe and Ito's colours, told apart with every kind of colour vision; markers tell them apart in
-# print.
-_STYLE = {
-    "fp32": ("#0072B2", "o"),
-    "fp16": ("#E69F00", "s"),
-    "bf16": ("#D55E00", "s"),
-    "int8": ("#009E73", "^"),
-    "int8-dynamic": ("#56B4E9", "v"),
-    "int8-static": ("#CC79A7", "D"),
-    "int8-weight-only": ("#000000", "P"),
-    "int4-weight-only": ("#999999", "X"),
-}
 
 
 def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None:
@@ -86,12 +68,12 @@ def _widths(checkpoint: Checkpoint) -> dict[str, str]:
 
 def print_profile(profile: Profile) -> None:
     """Print the cells of the frontier, best quality first, and where the rest is."""
-    machine = profile.machine
+    machine, device = profile.machine, profile.cells[0].device
     frontier = sorted((c for c in profile.cells if c.on_frontier), key=lambda c: -c.mean_quality)
     shape = profile.latency_shape
     console = _console()
     console.print(
-        f"{machine.cpu} ({' '.join(machine.flags)}), {machine.threads} threads; latency of "
+        f"{machine.cpu} ({' '.join(machine.flags)}), {device.threads} threads; latency of "
         f"{shape.batch} text of {shape.sequence} tokens, without tokenization"
     )
     console.print(profile_table(profile, frontier))
@@ -99,6 +81,12 @@ def print_profile(profile: Profile) -> None:
         f"{len(frontier)} of {len(profile.cells)} cells are on the Pareto frontier (quality, p50, "
         "size, bytes per vector); profile.json has all."
     )
+    for failure in profile.failures:
+        console.print(
+            f"Failed: {len(failure.cells)} cells of {failure.layers} layers in {failure.weights}: "
+            f"{failure.reason}",
+            markup=False,
+        )
 
 
 def profile_table(profile: Profile, cells: Sequence[Cell]) -> Table:
@@ -163,102 +151,6 @@ def print_mixture(mixture: Mixture, weights: str) -> None:
     console = _console()
     console.print(table)
     console.print(mixture.result.sentence(weights))
-
-
-def require_report_folder(folder: Path) -> None:
-    """Refuse a folder that ``write_report`` could not write to, before anything is measured.
-
-    Raises:
-        UsageError: when it is a file, cannot be written to, or holds a folder of one of the names.
-    """
-    for name in (PROFILE, *PICTURES):
-        require_file(folder / name)
-
-
-def write_report(profile: Profile, folder: Path) -> tuple[Path, ...]:
-    """Write profile.json and the pictures of its frontier; return their paths."""
-    write_profile(profile, folder / PROFILE)
-    figure = plot_frontier(profile)
-    for name in PICTURES:
-        with atomic_file(folder / name) as temporary:
-            figure.savefig(temporary, dpi=150)
-    return tuple(folder / name for name in (PROFILE, *PICTURES))
-
-
-def plot_frontier(profile: Profile) -> Any:
-    """Return a matplotlib figure of quality against p50 latency.
-
-    Each (layers, weights) is drawn at its best dim and vector precision, and below it, faintly, the
-    others. The line joins the cells that no cell beats in both quality and latency.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    for weights in dict.fromkeys(cell.weights for cell in profile.cells):
-        colour, marker = _STYLE[weights]
-        cells = [cell for cell in profile.cells if cell.weights == weights]
-        best = _best_per_latency(cells)
-        rest = [cell for cell in cells if cell not in best]
-        axes.scatter(*_points(rest), s=14, c=colour, marker=marker, alpha=0.25, linewidths=0)
-        axes.scatter(*_points(best), s=60, c=colour, marker=marker, label=weights, zorder=3)
-    line = _upper_left(profile.cells)
-    axes.plot(*_points(line), color="#444444", linewidth=1, zorder=2, label="frontier")
-    # The line is sorted by latency: of cells that share a label, the fastest carries it.
-    labelled = {(cell.layers, cell.dim): cell for cell in reversed(line)}
-    for index, cell in enumerate(reversed(labelled.values())):
-        above = index % 2 == 0
-        axes.annotate(
-            f"{cell.layers}x{cell.dim}",
-            (cell.p50_ms, cell.mean_quality),
-            xytext=(0, 9 if above else -9),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=9,
-        )
-    shape = profile.latency_shape
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(
-        lambda value, _: f"{value:g}" if _leads_with(value, "25") else ""
-    )
-    axes.set_xlabel(
-        f"p50 latency, ms ({shape.batch} text of {shape.sequence} tokens, "
-        f"{profile.machine.threads} threads, {profile.machine.cpu})"
-    )
-    axes.set_ylabel("quality, points (mean of " + ", ".join(t.name for t in profile.tasks) + ")")
-    axes.set_title("Latency and quality of every cell; labels: layers x dim")
-    axes.grid(alpha=0.25)
-    axes.margins(y=0.12)
-    axes.legend(title="weights", loc="lower right")
-    return figure
-
-
-def _leads_with(value: float, digits: str) -> bool:
-    return f"{value:e}"[0] in digits
-
-
-def _points(cells: Sequence[Cell]) -> tuple[list[float], list[float]]:
-    return [cell.p50_ms for cell in cells], [cell.mean_quality for cell in cells]
-
-
-def _best_per_latency(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the best cell of each depth: cells of one depth and precision share their latency."""
-    best: dict[int, Cell] = {}
-    for cell in cells:
-        if cell.layers not in best or cell.mean_quality > best[cell.layers].mean_quality:
-            best[cell.layers] = cell
-    return list(best.values())
-
-
-def _upper_left(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that no other beats in both p50 latency and quality, fastest first."""
-    line: list[Cell] = []
-    for cell in sorted(cells, key=lambda cell: (cell.p50_ms, -cell.mean_quality)):
-        if not line or cell.mean_quality > line[-1].mean_quality:
-            line.append(cell)
-    return line
 
 
 def _table(*columns: str) -> Table:

@@ -1,0 +1,192 @@
+"""One exported original: what a checkpoint gives, made once, for build, sweep and bundle alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import tokenizers
+from numpy.typing import NDArray
+
+from m2dexport import __version__
+from m2dexport.build.parity import PROBES
+from m2dexport.checkpoint.open import Checkpoint, weights_sha256
+from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.engines import Device, engine_maker, engine_version
+from m2dexport.graph.vector import depth_graph, vector_graph
+from m2dexport.runtime.artifact import FORMAT, TOKENIZER, ArtifactSpec
+from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.vectors import codecs
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's exported graph, and what everything that is made of it is compared with."""
+
+    checkpoint: Checkpoint  # the sub-model that was exported; its folder is gone
+    sha256: str  # of the weights that it was cut from
+    sub_model_sha256: str  # of its own
+    engine: str  # whose operators the graph has
+    graph: ir.Model  # float32, one output per depth, neither cut nor normalised
+    tokenizer_json: str
+    pad_id: int
+    probes: Mapping[int, Floats]  # depth -> the torch original's vectors of ``PROBES``, likewise
+
+    @property
+    def prompt(self) -> str:
+        """The text that goes before every text when no prompt is named."""
+        name = self.checkpoint.default_prompt
+        return self.checkpoint.prompts[name] if name else ""
+
+    def vectors_at(self, depth: int, graph: ir.Model | None = None) -> ir.Model:
+        """Return a copy of a graph that puts out the normalised vectors of one depth.
+
+        Args:
+            depth: one of the depths that were exported.
+            graph: the exported graph in other weights; None takes the float32 one.
+        """
+        return vector_graph(depth_graph(graph or self.graph, depth), self.checkpoint.dim)
+
+
+@dataclass(frozen=True)
+class Original:
+    """A float32 artifact that is still to be quantized, and what the result is judged by."""
+
+    graph: ir.Model  # float32, one normalised output
+    spec: ArtifactSpec  # of the fp32, float32 artifact; its parity is still to be measured
+    tokenizer_json: str
+    expected: Floats  # (probes, dim) vectors of the original, normalised
+    licenses: tuple[Path, ...]
+
+
+def export_source(
+    checkpoint: Checkpoint, depths: Sequence[int], dim: int, engine: str = "onnx"
+) -> Source:
+    """Slice a checkpoint, export the slice and run the probes on it in torch.
+
+    Args:
+        checkpoint: the 2D checkpoint or a sub-model.
+        depths: those to export; the slice is as deep as the deepest.
+        dim: leading width to keep.
+        engine: the engine that will run the graph.
+
+    Raises:
+        UsageError: when a value is out of range.
+        CheckpointError: when the architecture cannot be exported.
+        MissingExtra: when the engine is not installed.
+    """
+    from m2dexport.graph.export import graph_from_checkpoint
+    from m2dexport.reference.pooler import Reference
+
+    maker = engine_maker(engine)
+    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
+        sub_model = slice_checkpoint(checkpoint, max(depths), dim, Path(scratch) / "sub-model")
+        graph = graph_from_checkpoint(sub_model, depths)
+        maker.fuse(graph)
+        source = Source(
+            checkpoint=sub_model,
+            sha256=weights_sha256(checkpoint),
+            sub_model_sha256=weights_sha256(sub_model),
+            engine=engine,
+            graph=graph,
+            tokenizer_json=_tokenizer_json(sub_model),
+            pad_id=int(load_tokenizer(sub_model.path).pad_token_id or 0),  # masked: any id serves
+            probes={},
+        )
+        with _one_thread():
+            probes = Reference(sub_model, depths).encode(PROBES, prompt=source.prompt)
+    return replace(source, probes=probes)
+
+
+def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None) -> Original:
+    """Return the float32 artifact of a source that was exported at one depth.
+
+    Args:
+        source: the exported sub-model.
+        licenses: the licence files that go with its weights.
+        trained: whether training visited this depth and dim; None: unknown.
+    """
+    sub_model = source.checkpoint
+    spec = ArtifactSpec(
+        format=FORMAT,
+        engine=source.engine,
+        device=Device(),
+        layers=sub_model.layers,
+        dim=sub_model.dim,
+        weights="fp32",
+        isa="portable",
+        vectors="float32",
+        codec=codecs.CODEC_VERSION,
+        bit_order="big",
+        pooling=list(sub_model.pooling.modes),
+        final_norm=sub_model.final_norm,
+        prompts=dict(sub_model.prompts),
+        default_prompt=sub_model.default_prompt,
+        max_length=sub_model.max_length,
+        pad_id=source.pad_id,
+        batch_invariant=True,
+        trained=trained,
+        space_id="",
+        parity={},
+        fitted_to=None,
+        kept_sha256=None,
+        clipping_rate=None,
+        coverage=1.0,
+        left_in_float32=[],
+        min_engine=engine_maker(source.engine).PRECISIONS["fp32"].oldest,
+        provenance={
+            "checkpoint": source.sha256,
+            "sub_model": source.sub_model_sha256,
+            **tool_versions(source.engine),
+        },
+    )
+    depth = sub_model.layers
+    return Original(
+        graph=source.vectors_at(depth),
+        spec=spec,
+        tokenizer_json=source.tokenizer_json,
+        expected=codecs.truncate(source.probes[depth], sub_model.dim),
+        licenses=licenses,
+    )
+
+
+def tool_versions(engine: str) -> dict[str, str]:
+    """Return the versions of what decides an artifact's content."""
+    import torch
+    import transformers
+
+    package, installed = engine_version(engine)
+    return {
+        "m2dexport": __version__,
+        package: installed,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _tokenizer_json(checkpoint: Checkpoint) -> str:
+    """Return tokenizer.json of a sub-model, set to cut at its maximum length and never to pad."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.path / TOKENIZER))
+    tokenizer.enable_truncation(checkpoint.max_length)
+    tokenizer.no_padding()
+    return str(tokenizer.to_str())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: what is recorded must not depend on the number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
