@@ -1,0 +1,167 @@
+"""The contract of an engine: what every row of the table must do, tested on all of them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tiny import TEXTS, tiny_checkpoint
+from tiny_artifact import tiny_graph
+
+from m2dexport.build.build import Artifact, build_artifact
+from m2dexport.build.parity import PROBES
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.engines import (
+    ENGINES,
+    Device,
+    engine_maker,
+    engine_runner,
+    engine_version,
+    require_version,
+)
+from m2dexport.errors import M2DError, MissingExtra, UsageError
+from m2dexport.precisions import ISAS, WEIGHT_PRECISIONS
+from m2dexport.profile.target import load_target
+from m2dexport.runtime import load
+from m2dexport.runtime.bundle import verify_bundle, write_bundle
+
+ROOT = Path(__file__).parent.parent
+IDS = np.array([[2, 7, 9, 3], [2, 8, 3, 0]])
+MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+
+pytestmark = pytest.mark.parametrize("engine", list(ENGINES))
+
+
+def graph() -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(tiny_graph(12, "float32", None)))
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    folder = tmp_path_factory.mktemp("engines")
+    checkpoint = open_checkpoint(tiny_checkpoint(folder / "bert"))
+    device = Device(threads=1)
+    return {
+        name: build_artifact(checkpoint, 2, 20, folder / name, Recipe(name, device))
+        for name in ENGINES
+    }
+
+
+def test_both_modules_have_the_functions_of_the_seam(engine: str) -> None:
+    runner, maker = engine_runner(engine), engine_maker(engine)
+    for module, names in (
+        (runner, ("load", "run", "describe")),
+        (maker, ("fuse", "quantize", "files")),
+    ):
+        for name in names:
+            assert callable(getattr(module, name))
+            assert getattr(module, name).__doc__
+
+
+def test_every_precision_states_what_it_requires(engine: str) -> None:
+    precisions = engine_maker(engine).PRECISIONS
+    assert precisions.keys() <= set(WEIGHT_PRECISIONS)
+    assert [name for name, needed in precisions.items() if needed.floor is None] == ["fp32"]
+    for needed in precisions.values():
+        require_version(engine, needed.oldest)
+        assert set(needed.isas) <= set(ISAS)
+
+
+def test_files_are_those_of_the_table_and_the_same_every_time(engine: str) -> None:
+    first, second = (engine_maker(engine).files(graph()) for _ in range(2))
+    assert tuple(first) == ENGINES[engine].files
+    assert first == second
+
+
+def test_a_graph_runs_from_files_as_from_their_content(engine: str, tmp_path: Path) -> None:
+    runner, contents = engine_runner(engine), engine_maker(engine).files(graph())
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    loaded = [
+        runner.load(given, Device(threads=1), "portable")
+        for given in (contents, {name: tmp_path / name for name in contents})
+    ]
+    (first,), (second,) = (runner.run(session, IDS, MASK) for session in loaded)
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (2, 12) and first.dtype == np.float32
+    assert runner.describe(loaded[0])["provider"] == ENGINES[engine].provider
+    assert runner.describe(loaded[0])["engine"].split() == list(engine_version(engine))
+
+
+def test_an_artifact_gives_the_vectors_of_the_torch_original(artifacts, engine: str) -> None:
+    spec = artifacts[engine].spec
+    assert spec.engine == engine
+    assert spec.parity["max_difference"] <= 1e-4
+
+
+def test_a_text_has_one_vector_alone_in_a_batch_and_in_any_number_of_threads(
+    artifacts, engine: str
+) -> None:
+    encoders = [load(artifacts[engine].path, Device(threads=n)) for n in (1, 2)]
+    expected = np.concatenate([encoders[0].encode([text]) for text in (*TEXTS, *PROBES)])
+    for encoder in encoders:
+        np.testing.assert_allclose(encoder.encode([*TEXTS, *PROBES]), expected, atol=2e-6)
+
+
+def test_the_device_travels_from_the_recipe_to_the_bundle(artifacts, engine: str, tmp_path) -> None:
+    bundle = write_bundle(artifacts[engine].path, tmp_path / "edge.m2d").path
+    for path in (artifacts[engine].path, bundle):
+        assert load(path).spec.device == Device(threads=1)
+        assert load(path).describe()["provider"] == ENGINES[engine].provider
+    verify_bundle(bundle, Device(ENGINES[engine].provider, threads=2))
+    with pytest.raises(UsageError, match="ABACUS"):
+        load(bundle, Device("ABACUS"))
+    with pytest.raises(UsageError, match="ABACUS"):
+        verify_bundle(bundle, Device("ABACUS"))
+
+
+def test_an_artifact_made_for_another_device_does_not_run_on_the_cpu_unasked(
+    artifacts, engine: str, tmp_path: Path
+) -> None:
+    folder = copytree(artifacts[engine].path, tmp_path / "artifact")
+    spec = replace(artifacts[engine].spec, device=Device("ABACUS"))
+    (folder / "artifact.json").write_text(spec.to_json())
+    with pytest.raises(UsageError, match="ABACUS"):
+        load(folder)
+    assert load(folder, Device(ENGINES[engine].provider)).encode(["a"]).shape == (1, 20)
+
+
+def test_a_provider_that_is_not_there_is_refused_before_a_build(engine: str, tmp_path) -> None:
+    with pytest.raises(UsageError, match="ABACUS"):
+        engine_runner(engine).load(engine_maker(engine).files(graph()), Device("ABACUS"))
+
+
+def test_a_missing_package_is_one_sentence_with_the_install_line(engine: str, monkeypatch) -> None:
+    package = ENGINES[engine].package
+    for part in ("run", "make"):
+        monkeypatch.delitem(sys.modules, f"m2dexport.engines.{package}.{part}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"needs the {package} package; run: pip install"):
+        engine_runner(engine)
+
+
+def test_a_damaged_graph_is_one_sentence(engine: str) -> None:
+    files = dict.fromkeys(ENGINES[engine].files, b"no graph")
+    with pytest.raises(M2DError) as caught:
+        engine_runner(engine).load(files)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_version_that_is_too_old_is_named_with_the_one_that_is_needed(engine: str) -> None:
+    package = ENGINES[engine].package
+    with pytest.raises(M2DError, match=rf"needs {package} 9999\.1 or newer"):
+        require_version(engine, "9999.1")
+
+
+def test_every_target_that_ships_names_an_engine_of_the_table(engine: str) -> None:
+    names = sorted(path.stem for path in (ROOT / "profiles").glob("*.toml"))
+    targets = {name: load_target(name).engine for name in names}
+    assert set(targets.values()) <= set(ENGINES)
+    assert engine in targets.values()
