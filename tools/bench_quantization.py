@@ -1,12 +1,12 @@
-"""Layers x weights x vectors x dims of a checkpoint, in one run: the table of docs/quantization.md.
+"""Layers x weights x vectors x dims of a checkpoint, in one run: docs/quantization-table.md.
 
     python tools/bench_quantization.py --model CHECKPOINT --sts test.tsv --retrieval BEIR-FOLDER
 
 Each depth is built in every weight precision, which encodes the texts once, in float32 and at full
-width: cutting and encoding those vectors gives every dim and vector precision. Speed is a ratio
-within the run: the candidates of a depth take turns, and each turn is compared with fp32's and
-int8-dynamic's of the same round. Writes Markdown, to --out after each depth, so that a run cut off
-keeps what it has; progress goes to stderr.
+width; every dim and vector precision is computed from those vectors. Speed is a ratio within the
+run: the candidates of a depth take turns, and each is compared with fp32 and int8-dynamic of the
+same round. Writes the page as Markdown, to --out after each depth, so that an interrupted run keeps
+its results. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -47,8 +47,36 @@ from m2dexport.vectors.tasks import TOP, RetrievalTask, StsTask, Task, load_task
 
 Floats = NDArray[np.float32]
 
+#: How the page begins; {rounds} is filled in, and the command follows.
+INTRODUCTION = """# Quantization, measured
+
+[quantization.md](quantization.md) says what to use when, and how each precision works. This page has
+the measurements: every precision at every depth, including those that fail a gate. A precision that
+cannot be built has the reason in its row.
+
+By layers and weights:
+
+- mean and minimum cosine to fp32 over the STS sentences, for float32 vectors of all dims;
+- overlap: the share of fp32's ten nearest documents of a query that are among the ten nearest here;
+- [batch invariance](quantization.md#what-an-artifact-must-pass) of the probes, alone against in a
+  batch: the smallest cosine and the smallest share of equal codes;
+- speed relative to fp32 / to `int8-dynamic`: the median of {rounds} rounds, in which the precisions
+  take turns, over STS sentences in batches of similar length and one at a time; ms is the median time
+  of one. `int8-dynamic` is timed in batches although its artifact runs one text at a time.
+
+By layers, weights, vectors and dims: STS / nDCG@10. The ranges are those of the 1,000 calibration
+texts that ship. `binary` has the bits of `ubinary`; neither is rescored here
+([vectors.md](vectors.md#one-bit-rescored) has that).
+
+The floor of int8: whether the default `int8` keeps its limits at each depth, for float32 vectors of
+all dims. STS may drop by at most 0.3 points and nDCG@10 by at most 1 point below fp32, with a mean
+cosine of at least .999 and a minimum of at least .995.
+
+This command measured everything below:
+"""
+
 BATCH = 32
-TIMED, SINGLES = 640, 50  # about so many texts are timed in batches, and one by one
+TIMED, SINGLES = 640, 50  # approximate numbers of texts timed in batches and one by one
 #: What the default int8 may lose at full dim, beside ``FLOOR``: points of STS and nDCG@10.
 MAX_STS_DROP, MAX_NDCG_DROP = 0.3, 1.0
 HASHES = ("checkpoint", "sub_model")  # of an artifact's provenance; the rest are versions
@@ -86,16 +114,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Depth:
-    """All weight precisions at one depth; what could not be built has the reason in its place."""
+    """All weight precisions at one depth, with the reason in place of one that could not be built."""
 
     layers: int
     rows: Mapping[WeightPrecision, Row | str]
-    batches: Mapping[WeightPrecision, Sequence[float]]  # seconds for many texts, a value a round
-    singles: Mapping[WeightPrecision, Sequence[float]]  # median seconds of one text, likewise
+    batches: Mapping[WeightPrecision, Sequence[float]]  # seconds for many texts, one value per round
+    singles: Mapping[WeightPrecision, Sequence[float]]  # median seconds of one text, one value per round
 
     @property
     def name(self) -> str:
-        """How a sentence names it."""
+        """The depth in words."""
         return f"{self.layers} layer{'s' if self.layers > 1 else ''}"
 
 
@@ -117,14 +145,14 @@ def _options() -> tuple[Bench, Path | None]:
     stsb, limit = default_task_paths()
     add = parser.add_argument
     add("--model", help="folder or hub id; default: the checkpoint that ships")
-    add("--layers", type=_numbers, help="such as 2,6; default: all")
-    add("--dims", type=_numbers, help="such as 64,384; default: the trained ones")
-    add("--weights", type=_names, default=WEIGHT_PRECISIONS, help="default: all; fp32 always is")
+    add("--layers", type=_numbers, help="for example 2,6; default: all")
+    add("--dims", type=_numbers, help="for example 64,384; default: the trained ones")
+    add("--weights", type=_names, default=WEIGHT_PRECISIONS, help="default: all; fp32 is always measured")
     add("--vectors", type=_names, default=VECTOR_PRECISIONS, help="default: all")
     add("--sts", type=Path, default=stsb, help="sentence pairs; default: the shipped STS-B dev")
     add("--retrieval", type=Path, default=limit, help="BEIR folder; default: LIMIT-small")
     add("--threads", type=int, default=2)
-    add("--rounds", type=int, default=7, help="turns of each candidate; the median counts")
+    add("--rounds", type=int, default=7, help="rounds of timing; the median is reported")
     add("--out", type=Path, help="the Markdown file to write; default: standard output, at the end")
     options = parser.parse_args()
     if options.out is not None:
@@ -193,7 +221,7 @@ def _tell(step: str) -> None:
 
 
 def _quantized(base: Artifact, folder: Path, weights: WeightPrecision) -> Artifact:
-    """Open the gates that can be: a row with bad figures is better than none."""
+    """Switch off the gates that have a switch: a row with bad figures is better than none."""
     return quantize_artifact(
         base.path,
         folder,
@@ -224,7 +252,7 @@ def _row(bench: Bench, artifact: Artifact, vectors: Vectors, exact: Vectors) -> 
     for dim in {*bench.plan.dims, bench.checkpoint.dim}:
         ranges = codecs.calibrate_ranges(codecs.truncate(vectors.calibration, dim))
         for precision in {"float32", *bench.plan.vectors}:
-            # Given ranges, one-bit codes would be scored rescored, too.
+            # Given ranges, one-bit codes would also be scored with rescoring.
             frozen = ranges if precision in codecs.LEVELS else None
             sts = evaluate(bench.sts, vectors.sts, dim, precision, frozen)
             retrieval = evaluate(bench.retrieval, vectors.retrieval, dim, precision, frozen)
@@ -238,8 +266,8 @@ def _times(
 ) -> tuple[dict[WeightPrecision, list[float]], dict[WeightPrecision, list[float]]]:
     """Return seconds for some of the texts in batches, and median seconds of one, per round.
 
-    Batches run as batches whatever the artifact says of them: a recipe that should run one text at
-    a time is timed at what its users call its speed.
+    Batches run as batches even where the artifact says one text at a time, since that is what its
+    users call its speed.
     """
     batches: dict[WeightPrecision, list[float]] = {weights: [] for weights in encoders}
     singles: dict[WeightPrecision, list[float]] = {weights: [] for weights in encoders}
@@ -278,6 +306,7 @@ def _setting(bench: Bench, done: Sequence[Depth]) -> Iterator[str]:
     made_by = {name: value for each in built for name, value in each.spec.provenance.items()}
     versions = ", ".join(f"{name} {v}" for name, v in made_by.items() if name not in HASHES)
     machine = read_machine()
+    yield INTRODUCTION.format(rounds=plan.repeats)
     yield from ("```sh", f"python {shlex.join(sys.argv)}", "```", "")
     yield f"{machine.cpu}, {plan.device.threads} threads ({' '.join(machine.flags)});\n{versions}."
     texts = f"{len(retrieval.queries):,} queries, {len(retrieval.documents):,} documents"
@@ -286,7 +315,7 @@ def _setting(bench: Bench, done: Sequence[Depth]) -> Iterator[str]:
 
 
 def _weights_table(done: Sequence[Depth]) -> Iterator[str]:
-    yield from ("### By layers and weights", "")
+    yield from ("## By layers and weights", "")
     head = (
         *("layers", "weights", "mean / min cosine", f"top-{TOP} overlap", "alone = batched"),
         *("equal codes", "MB", "coverage", f"speed, batches of {BATCH}", "speed, one text", "ms"),
@@ -322,10 +351,10 @@ def _ratios(seconds: Mapping[WeightPrecision, Sequence[float]], weights: WeightP
 
 
 def _surface(plan: Plan, done: Sequence[Depth]) -> Iterator[str]:
-    yield from ("### By layers, weights, vectors and dims", "")
+    yield from ("## By layers, weights, vectors and dims", "")
     head = ("weights", "vectors", *(f"{dim} dims" for dim in plan.dims))
     for depth in done:
-        yield from (f"#### {depth.name}", "")
+        yield from (f"### {depth.name}", "")
         rows: list[tuple[str, ...]] = []
         for weights, row in depth.rows.items():
             if isinstance(row, str):
@@ -338,7 +367,7 @@ def _surface(plan: Plan, done: Sequence[Depth]) -> Iterator[str]:
 
 
 def _bytes_table(plan: Plan) -> Iterator[str]:
-    yield from ("### Bytes per vector", "")
+    yield from ("## Bytes per vector", "")
     sizes = [
         (v, *(str(codecs.bytes_per_vector(dim, v)) for dim in plan.dims)) for v in plan.vectors
     ]
@@ -346,8 +375,8 @@ def _bytes_table(plan: Plan) -> Iterator[str]:
 
 
 def _floor(dim: int, done: Sequence[Depth]) -> Iterator[str]:
-    """Yield whether the default int8 keeps what it should of fp32, a line a depth."""
-    yield from ("### The floor of int8", "")
+    """Yield one line per depth: whether the default int8 stays close enough to fp32."""
+    yield from ("## The floor of int8", "")
     for depth in done:
         exact, row = depth.rows["fp32"], depth.rows.get("int8", "not asked for")
         if isinstance(row, str) or isinstance(exact, str):
