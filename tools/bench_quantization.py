@@ -47,30 +47,23 @@ from m2dexport.vectors.tasks import TOP, RetrievalTask, StsTask, Task, load_task
 
 Floats = NDArray[np.float32]
 
-#: How the page begins; {rounds} is filled in, and the command follows.
+#: The page begins with this, then the command.
 INTRODUCTION = """# Quantization, measured
 
-[quantization.md](quantization.md) says what to use when, and how each precision works. This page has
-the measurements: every precision at every depth, including those that fail a gate. A precision that
-cannot be built has the reason in its row.
+[quantization.md](quantization.md) says what to use when, and how each precision works. Here is
+every precision at every depth, even where it fails a gate, or the reason why it cannot be built.
 
-By layers and weights:
-
-- mean and minimum cosine to fp32 over the STS sentences, for float32 vectors of all dims;
-- overlap: the share of fp32's ten nearest documents of a query that are among the ten nearest here;
-- [batch invariance](quantization.md#what-an-artifact-must-pass) of the probes, alone against in a
-  batch: the smallest cosine and the smallest share of equal codes;
-- speed relative to fp32 / to `int8-dynamic`: the median of {rounds} rounds, in which the precisions
-  take turns, over STS sentences in batches of similar length and one at a time; ms is the median time
-  of one. `int8-dynamic` is timed in batches although its artifact runs one text at a time.
-
-By layers, weights, vectors and dims: STS / nDCG@10. The ranges are those of the 1,000 calibration
-texts that ship. `binary` has the bits of `ubinary`; neither is rescored here
-([vectors.md](vectors.md#one-bit-rescored) has that).
-
-The floor of int8: whether the default `int8` keeps its limits at each depth, for float32 vectors of
-all dims. STS may drop by at most 0.3 points and nDCG@10 by at most 1 point below fp32, with a mean
-cosine of at least .999 and a minimum of at least .995.
+- Cosine to fp32: mean and minimum over the STS sentences, for float32 vectors of all dims.
+- Overlap: the share of fp32's ten nearest documents of a query that are among the ten nearest here.
+- [Batch invariance](quantization.md#what-an-artifact-must-pass) of the probes, alone against in a
+  batch: the smallest cosine and the smallest share of equal codes.
+- Speed relative to fp32 / to `int8-dynamic`, in batches of similar length (also of `int8-dynamic`,
+  whose artifact runs one text at a time) and for single texts: the median of {rounds} rounds, in
+  which the precisions take turns. ms is the median time of one text.
+- STS / nDCG@10 by vectors and dims, with ranges of the 1,000 calibration texts that ship. `binary`
+  has the bits of `ubinary`; [vectors.md](vectors.md#one-bit-rescored) has one-bit codes rescored.
+- The floor of int8: for float32 vectors of all dims, `int8` may lose at most 0.3 points of STS and
+  1 point of nDCG@10 to fp32; mean cosine at least .999, minimum at least .995.
 
 This command measured everything below:
 """
@@ -114,12 +107,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Depth:
-    """All weight precisions at one depth, with the reason in place of one that could not be built."""
+    """All weight precisions at one depth; one that could not be built has the reason instead."""
 
     layers: int
     rows: Mapping[WeightPrecision, Row | str]
-    batches: Mapping[WeightPrecision, Sequence[float]]  # seconds for many texts, one value per round
-    singles: Mapping[WeightPrecision, Sequence[float]]  # median seconds of one text, one value per round
+    batches: Mapping[WeightPrecision, Sequence[float]]  # seconds for many texts, per round
+    singles: Mapping[WeightPrecision, Sequence[float]]  # median seconds of one text, per round
 
     @property
     def name(self) -> str:
@@ -147,7 +140,7 @@ def _options() -> tuple[Bench, Path | None]:
     add("--model", help="folder or hub id; default: the checkpoint that ships")
     add("--layers", type=_numbers, help="for example 2,6; default: all")
     add("--dims", type=_numbers, help="for example 64,384; default: the trained ones")
-    add("--weights", type=_names, default=WEIGHT_PRECISIONS, help="default: all; fp32 is always measured")
+    add("--weights", type=_names, default=WEIGHT_PRECISIONS, help="default: all; fp32 always runs")
     add("--vectors", type=_names, default=VECTOR_PRECISIONS, help="default: all")
     add("--sts", type=Path, default=stsb, help="sentence pairs; default: the shipped STS-B dev")
     add("--retrieval", type=Path, default=limit, help="BEIR folder; default: LIMIT-small")
