@@ -2,12 +2,13 @@
 
     python tools/bench_search.py [--sizes 100000,1000000] [--dim 384] [--rounds 5]
 
-Synthetic vectors, made from a seed. Cluster centres, one for 50 documents, are normal with a
-standard deviation of (1 + i) ** -0.25 in dim i, since the leading dims of a Matryoshka model carry
-more. A document, and a query likewise, is the centre number C * u * u of C, with u uniform in 0..1,
-so that clusters differ in size, plus noise of the same shape times a factor uniform in 0.5..2;
-normalised. One thread; the queries go in one batch; all systems take turns, and the median of the
-rounds counts. Recall is that of the ten nearest by exact float32, speed is told as a ratio to it.
+The vectors are synthetic, from a seed. There is one cluster centre per 50 documents, drawn from a
+normal distribution with a standard deviation of (1 + i) ** -0.25 in dim i, since the leading dims of
+a Matryoshka model carry more. Every document and query is centre number C * u * u of C, with u
+uniform in 0..1 so that clusters differ in size, plus noise of the same shape times a factor uniform
+in 0.5..2, normalised. Searches use one thread and one batch of queries. The systems take turns, and
+the median of the rounds is reported. Recall counts the ten nearest by exact float32, and speed is a
+ratio to it.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def flat_system(documents: Floats, queries: Floats) -> System:
 
 
 def int8_system(documents: Floats, queries: Floats) -> System:
-    """Return exact search of int8-symmetric codes, which are compared as they are."""
+    """Return exact search of int8-symmetric codes, compared without decoding."""
     dim = documents.shape[1]
     kind = faiss.ScalarQuantizer.QT_8bit_direct_signed
     index = faiss.IndexScalarQuantizer(dim, kind, faiss.METRIC_INNER_PRODUCT)
@@ -157,11 +158,11 @@ def rescored(
     ranges: Ranges,
     candidates: Rows,
 ) -> Rows:
-    """Return the ten best candidates by the product of float queries with decoded codes.
+    """Return the ten best candidates by the dot product of float queries with decoded codes.
 
     Args:
         queries: float32 (queries, dim).
-        codes: (queries, candidates, width), what is stored of each candidate.
+        codes: (queries, candidates, width), the stored codes of each candidate.
         precision: of the codes.
         ranges: of int8 and int4 codes.
         candidates: their rows, (queries, candidates).
@@ -177,7 +178,7 @@ def rescored(
 def report(found: list[System], rounds: int) -> None:
     """Time the systems in turns and print a row for each."""
     seconds = np.empty((rounds, len(found)))
-    rows = [system.search() for system in found]  # and warm up
+    rows = [system.search() for system in found]  # this also warms up
     for turn in range(rounds):
         for column, system in enumerate(found):
             start = time.perf_counter()

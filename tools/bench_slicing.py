@@ -2,9 +2,9 @@
 
     python tools/bench_slicing.py [--layers 8] [--dtype fp16|bf16|fp32] [--folder /tmp]
 
-The checkpoint has the shape of a 7B llama in float16 (13 GB, in shards) and is made of sparse
-files, so it takes no room; the sub-model does (3.5 GB at 8 layers), and both are removed at the
-end. Slicing runs in a process of its own, whose resident memory is read before and after.
+The checkpoint has the shape of a 7B llama in float16 (13 GB, in shards). Its files are sparse and
+take almost no disk space, but the sub-model does (3.5 GB at 8 layers). Both are removed at the end.
+Slicing runs in its own process, whose resident memory is read before and after.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ print(json.dumps({"before": before, "peak": peak(), "seconds": time.perf_counter
 
 
 def main() -> None:
-    """Make the checkpoint, slice it in a process of its own, print what that took."""
+    """Make the checkpoint, slice it in its own process and print the memory used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], default="")
@@ -91,7 +91,7 @@ def layer_shapes(prefix: str) -> dict[str, list[int]]:
 
 
 def write_sparse(path: Path, shapes: dict[str, list[int]]) -> None:
-    """Write a safetensors file whose values are a hole that reads as zeros."""
+    """Write a sparse safetensors file whose values read as zeros."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 2 * shape[0] * (shape[1] if len(shape) == 2 else 1)

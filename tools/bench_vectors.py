@@ -1,11 +1,11 @@
-"""Measure what storing vectors in each way costs in quality: the tables of docs/vectors.md.
+"""Measure the quality of each way to store vectors: the tables of docs/vectors.md.
 
     python tools/bench_vectors.py --model CHECKPOINT --layers 6,2 --dims 64,128,256,384 \
         --eval stsb/test.tsv --eval wang-qa --eval limit-small
 
 Vectors are those of the torch original, encoded once at all depths. Ranges, product quantization,
-centres and rotations are fitted to the calibration texts alone, by default those that ship; nothing
-is fitted to, or chosen by, the evaluation data.
+centres and rotations are fitted only to the calibration texts, by default those that ship. Nothing
+is fitted to the evaluation data or chosen by it.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Cell:
 
 
 def main() -> None:
-    """Encode, then print three tables."""
+    """Encode the texts and print three tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="without it, the checkpoint that ships")
+    parser.add_argument("--model", help="folder or hub id; default: the checkpoint that ships")
     parser.add_argument("--layers", default="6,2")
     parser.add_argument("--dims", default="64,128,256,384")
     parser.add_argument("--eval", type=Path, action="append", required=True)
@@ -86,7 +86,7 @@ def cells_of(
     tasks: Sequence[Task],
     texts: Sequence[str],
 ) -> Iterator[Cell]:
-    """Yield every (layers, dim), each text encoded once."""
+    """Yield every (layers, dim); each text is encoded once."""
     checkpoint = open_checkpoint(model)
     reference = Reference(checkpoint, layers)
     default = checkpoint.prompts.get(checkpoint.default_prompt or "", "")
@@ -148,7 +148,7 @@ def ways_to_store(cell: Cell) -> Iterator[tuple[str, int, dict[str, float], str]
         quantizer = faiss.ProductQuantizer(cell.dim, cell.dim // divisor, 8)
         quantizer.train(cell.calibration)
         coded = [
-            # As a PQ index searches: the query of a retrieval task is not quantized.
+            # As in a PQ index, the query of a retrieval task is not quantized.
             (
                 task,
                 quantized(quantizer, first) if isinstance(task, StsTask) else first,
@@ -160,7 +160,7 @@ def ways_to_store(cell: Cell) -> Iterator[tuple[str, int, dict[str, float], str]
 
 
 def quantized(quantizer: faiss.ProductQuantizer, vectors: Floats) -> Floats:
-    """Return what product quantization makes of the vectors."""
+    """Return the vectors after product quantization."""
     return normalize(quantizer.decode(quantizer.compute_codes(np.ascontiguousarray(vectors))))
 
 
@@ -178,7 +178,7 @@ def scored(pairs: Sequence[tuple[Task, Floats, Floats]]) -> dict[str, float]:
 
 
 def rescoring_table(cells: Sequence[Cell]) -> Iterator[str]:
-    """Yield nDCG@10 / recall@10 of one-bit search rescored by what is stored beside it."""
+    """Yield nDCG@10 / recall@10 of one-bit search, rescored by the codes stored beside the bits."""
     retrieval = [task.name for task, *_ in cells[0].tasks if not isinstance(task, StsTask)]
     columns = [f"{name} x{m}" for name in retrieval for m in MULTIPLIERS]
     yield f"| layers x dim | ubinary rescored by | bytes | {' | '.join(columns)} |"
@@ -235,9 +235,9 @@ def random_rotation(dim: int) -> Floats:
 def itq(vectors: Floats) -> Floats:
     """Return the rotation of iterative quantization, float32 (dim, dim).
 
-    It turns the vectors towards their signs: min ||sign(V R) - V R|| over orthogonal R, by turns
-    for the signs and, as a Procrustes problem, for R (Gong and Lazebnik, "Iterative quantization: a
-    Procrustean approach to learning binary codes", CVPR 2011), from a random rotation.
+    It rotates the vectors towards their signs: min ||sign(V R) - V R|| over orthogonal R, solved
+    alternately for the signs and, as a Procrustes problem, for R, from a random rotation (Gong and
+    Lazebnik, "Iterative quantization: a Procrustean approach to learning binary codes", CVPR 2011).
     """
     rotation = random_rotation(vectors.shape[1])
     for _ in range(ITERATIONS):

@@ -1,9 +1,10 @@
-"""Show what pruning the vocabulary costs: MB, tokens per text and quality.
+"""Measure what pruning the vocabulary costs: MB, tokens per text and quality.
 
     python tools/bench_vocabulary.py --model FOLDER --eval PAIRS.tsv --eval BEIR-FOLDER
 
-Prints a table in markdown, one row for each vocabulary and each (layers, dim): the whole one, those
-of the sizes asked for, and that of a corpus. MB are those of model.safetensors and tokenizer.json.
+Prints a Markdown table with one row for each vocabulary and each (layers, dim): the whole
+vocabulary, those of the given sizes, and that of a corpus. MB counts model.safetensors and
+tokenizer.json.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from m2dexport.vectors.tasks import Task, load_task
 
 
 def main() -> None:
-    """Measure every vocabulary and print the rows as they come."""
+    """Measure every vocabulary and print each row when it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="default: the checkpoint that ships")
     parser.add_argument("--eval", type=Path, action="append", required=True)
     parser.add_argument("--sizes", type=int, nargs="*", default=[16000, 8500, 4000])
-    parser.add_argument("--corpus", type=Path, help="texts, one a line")
+    parser.add_argument("--corpus", type=Path, help="texts, one per line")
     parser.add_argument("--cells", nargs="*", default=["6x384", "2x64"], help="layers x dim")
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.model)
@@ -51,7 +52,7 @@ def main() -> None:
 def measured(
     checkpoint: Checkpoint, tasks: list[Task], pruning: Pruning | None, layers: int, dim: int
 ) -> tuple[int, list[float]]:
-    """Return the pieces of one sub-model; its MB, then tokens per text and quality by task."""
+    """Return a sub-model's number of pieces, MB, and tokens per text and quality by task."""
     with tempfile.TemporaryDirectory() as temporary:
         sub = slice_checkpoint(checkpoint, layers, dim, Path(temporary) / "sub", pruning=pruning)
         files = [sub.path / "model.safetensors", sub.path / "tokenizer.json"]

@@ -1,7 +1,7 @@
 """Write tests/golden/codecs.json: int8, uint8, binary and ubinary codes of sentence-transformers.
 
-int4 and int8-symmetric, which it does not have, are worked out here a value at a time. Run it again
-only to follow a deliberate change of the codec; the versions are stored beside the codes.
+int4 and int8-symmetric, which it does not have, are computed here one value at a time. Run this
+again only after a deliberate change of the codec. The versions are stored beside the codes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
         rng = np.random.default_rng(seed)
         vectors = rng.standard_normal((texts, dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors[0, :3] = (0.0, -0.0, 1.0)  # a zero is no set bit; 1 lies outside every range
+        vectors[0, :3] = (0.0, -0.0, 1.0)  # zeros do not set a bit; 1 lies outside every range
         calibration = rng.standard_normal((200, dim)).astype(np.float32)
         calibration /= np.linalg.norm(calibration, axis=1, keepdims=True)
         ranges = np.vstack([calibration.min(axis=0), calibration.max(axis=0)])

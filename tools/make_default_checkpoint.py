@@ -1,7 +1,7 @@
 """Make the checkpoint that ships with m2dexport from a larger one of the same tokenizer.
 
-The vocabulary is pruned to the pieces that some texts use and, up to the size asked for, the most
-frequent other ones; weights are stored in fp16.
+The vocabulary is pruned to the pieces that the given texts use, plus the most frequent others up to
+the given size. Weights are stored in fp16.
 
     python tools/make_default_checkpoint.py --source SOURCE --calibration TEXTS --sts-test TEST.tsv
 """
@@ -27,7 +27,7 @@ OUT = ROOT / "m2dexport" / "data" / "checkpoint"
 
 
 def sts_points(folder: Path, sts: Path) -> dict[tuple[int, int], float]:
-    """Return (layers, dim) -> Spearman of some cells on a file of STS pairs."""
+    """Return (layers, dim) -> Spearman's correlation of some cells on a file of STS pairs."""
     checkpoint = open_checkpoint(folder)
     task = load_task(sts)
     reference = Reference(checkpoint)
@@ -40,7 +40,7 @@ def sts_points(folder: Path, sts: Path) -> dict[tuple[int, int], float]:
 
 
 def tokens_per_text(folder: Path, texts: list[str]) -> float:
-    """Return the mean number of tokens of the texts, specials included."""
+    """Return the mean number of tokens per text, including special tokens."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return token_use(tokenizer, texts).per_text
 
@@ -79,7 +79,7 @@ vocabulary pruned, weights stored in fp16. Distributed under Apache-2.0; see LIC
 
 
 def write_card(out: Path, facts: dict[str, object], points: dict[tuple[int, int], float]) -> None:
-    """Write the model card from what was measured, and the licence that goes with the weights."""
+    """Write the model card from the measurements, and the licence of the weights."""
     dims = sorted({dim for _, dim in points})
     depths = sorted({depth for depth, _ in points})
     rows = [f"| {n} | " + " | ".join(f"{points[n, d]:.2f}" for d in dims) + " |" for n in depths]
@@ -99,10 +99,10 @@ def main() -> None:
     """Make the checkpoint, measure it before and after, and write its card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, required=True, help="2D checkpoint folder")
-    parser.add_argument("--calibration", type=Path, required=True, help="texts, one a line")
+    parser.add_argument("--calibration", type=Path, required=True, help="texts, one per line")
     parser.add_argument("--sts-test", type=Path, required=True, help="STS pairs to measure on")
     parser.add_argument("--size", type=int, default=8500, help="pieces to keep")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write; must not exist")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write; it must not exist")
     arguments = parser.parse_args()
 
     source = open_checkpoint(arguments.source)
@@ -110,7 +110,7 @@ def main() -> None:
     slice_checkpoint(
         source, source.layers, source.dim, arguments.out, dtype="fp16", pruning=pruning
     )
-    # What to compute in: loaders would otherwise run fp16 on a CPU.
+    # The type to compute in: loaders would otherwise run fp16 on a CPU.
     config = json.loads((arguments.out / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float32"
     (arguments.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Put a profile's table into README.md, between the marks of its comment.
+"""Put a profile's table into README.md, between its two comments.
 
 python tools/readme_profile.py profile/profile.json
 """
@@ -15,7 +15,7 @@ END = "<!-- end of profile -->"
 
 
 def rows(profile: Profile) -> list[Cell]:
-    """Return the unquantized reference, then the best int8 cell of each depth and vectors."""
+    """Return the unquantized reference and the best int8 cell of each depth and vectors."""
     best: dict[tuple[int, str], Cell] = {}
     for cell in sorted(profile.cells, key=lambda cell: -cell.mean_quality):
         if cell.weights == "int8" and cell.vectors != "float32":
@@ -24,7 +24,7 @@ def rows(profile: Profile) -> list[Cell]:
 
 
 def section(profile: Profile) -> str:
-    """Return the table and where it was measured."""
+    """Return the table, and the machine that it was measured on."""
     mains = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
     head = ["cell", *mains, "p50 ms", "p95 ms", "MB", "peak MB", "bytes/vector"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]

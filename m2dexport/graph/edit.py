@@ -1,4 +1,4 @@
-"""Small operations on an ONNX graph that rewrites and quantizers share: find, add, replace."""
+"""Small operations on ONNX graphs, shared by rewrites and quantizers: find, add, replace."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from onnx_ir.tape import Tape
 #: The domain of onnxruntime's own operators ("contrib ops").
 CONTRIB = "com.microsoft"
 
-#: Smaller constants (biases, norms) decide little of a graph's size.
+#: Smaller constants (biases, norms) hardly count in a graph's size.
 SMALL = 4096
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """Return the node that makes a value, when it is of the given type."""
+    """Return the node that produces a value, if it has the given type."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type else None
 
 
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """Return the one node that takes a value, when it is the only one and of the given type."""
+    """Return the only node that uses a value, if there is just one and it has the given type."""
     users = [use.node for use in value.uses()]
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """Return the Add of a constant of one axis that alone uses a node, and that constant."""
+    """Return the Add of a one-axis constant that is a node's only user, and that constant."""
     add = only_user(node.outputs[0], "Add")
     for value in add.inputs if add is not None else ():
         if value is not None and value.const_value is not None and len(value.shape or ()) == 1:
@@ -39,7 +39,7 @@ def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
 
 
 def scalar_of(value: ir.Value | None) -> float | None:
-    """Return a constant of one element as a number, None for anything else."""
+    """Return a one-element constant as a number, None for anything else."""
     tensor = value.const_value if value is not None else None
     return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
 
@@ -51,7 +51,7 @@ def array_of(value: ir.Value) -> NDArray[np.float32]:
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Return the graph's constant of this name, made from ``array`` if there is none yet."""
+    """Return the graph's constant of this name, creating it from ``array`` if needed."""
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(array, name=name)
@@ -78,7 +78,7 @@ def large_weights(graph: ir.Graph) -> list[ir.Value]:
 
 
 def table_users(value: ir.Value) -> list[ir.Node]:
-    """Return the nodes that look rows up in a constant of two axes: an embedding table's users."""
+    """Return the nodes that look up rows of a two-axis constant: an embedding table's users."""
     users = [use.node for use in value.uses() if use.idx == 0]
     return [node for node in users if node.op_type == "Gather" and len(value.shape or ()) == 2]
 
@@ -86,7 +86,7 @@ def table_users(value: ir.Value) -> list[ir.Node]:
 def weight_matmuls(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value, ir.Value]]:
     """Return node, input and weight of every MatMul of tokens with a large constant.
 
-    Those are the transformer's; what comes after pooling has no sequence axis.
+    These are the transformer's; values after pooling do not have a sequence axis.
     """
     found = []
     for node in graph:
@@ -101,9 +101,9 @@ def weight_matmuls(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value, ir.Value]]:
 
 
 def replace(graph: ir.Graph, node: ir.Node, tape: Tape, result: ir.Value) -> None:
-    """Put the tape's nodes in the place of ``node``, whose users then use ``result``.
+    """Replace ``node`` by the tape's nodes; its users then use ``result``.
 
-    The result takes over the name, so that a value is found by it whatever computes it.
+    The result takes over the name of the replaced value, so it can still be found by name.
     """
     replaced = node.outputs[0]
     graph.insert_before(node, tape.nodes)

@@ -18,12 +18,12 @@ from m2dexport.errors import CheckpointError
 from m2dexport.graph.vector import depth_output
 from m2dexport.reference.pooler import DepthPooler
 
-#: Opset 18 and IR version 8 are what onnxruntime 1.17 (and everything newer) loads.
+#: onnxruntime 1.17 and everything newer loads opset 18 and IR version 8.
 OPSET = 18
 IR_VERSION = 8
 
 _ATTENTION = "m2dexport_plain"
-# transformers 4.57 makes no mask of both directions here: its encoders add their own.
+# transformers 4.57 does not make a bidirectional mask here: its encoders add their own.
 _BIDIRECTIONAL = getattr(masking_utils, "bidirectional_mask_function", None)
 
 
@@ -32,14 +32,14 @@ def graph_from_checkpoint(checkpoint: Checkpoint, depths: Sequence[int] | None =
 
     Args:
         checkpoint: the checkpoint; its transformer runs in float32.
-        depths: the depths to put out, 1..N; all of them when None.
+        depths: the depths to output, 1..N; all of them if None.
 
     Returns:
         A graph from int64 ``input_ids`` and ``attention_mask`` of (batch, sequence) to float32
         (batch, dim) outputs named by ``graph.depth_output``, neither cut to a dim nor normalised.
 
     Raises:
-        CheckpointError: when torch cannot export the architecture.
+        CheckpointError: if torch cannot export the architecture.
     """
     depths = tuple(depths or range(1, checkpoint.layers + 1))
     module = DepthPooler(checkpoint, depths, attention=_ATTENTION)
@@ -72,7 +72,7 @@ def graph_from_checkpoint(checkpoint: Checkpoint, depths: Sequence[int] | None =
 
 
 def _name_weights(graph: ir.Graph) -> None:
-    """Give the weights that the exporter transposed (and called ``val_55``) their module's name."""
+    """Name the weights that the exporter transposed (such as ``val_55``) after their modules."""
     for node in graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is None or not weight.is_initializer() or len(weight.uses()) > 1:
@@ -94,9 +94,9 @@ def _plain_attention(
     softcap: float | None = None,
     **_unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in its textbook operators, so that graph rewrites and every engine know it.
+    """Attention in its textbook operators, which graph rewrites and every engine recognise.
 
-    query is (batch, heads, sequence, head width), key and value may have fewer heads; returns
+    query is (batch, heads, sequence, head width); key and value may have fewer heads. The result is
     (batch, sequence, heads, head width).
     """
     if unsupported := [name for name in ("s_aux",) if _unused.get(name) is not None]:
@@ -128,9 +128,10 @@ def _plain_mask(
 ) -> torch.Tensor | None:
     """Return the additive float32 mask, broadcastable to (batch, 1, query, key), or None.
 
-    Padding and pattern stay apart until they are added: a bidirectional mask is (batch, 1, 1, key).
+    Padding and pattern stay separate until they are added: a bidirectional mask is
+    (batch, 1, 1, key).
     """
-    # transformers 4.57 says where the queries are by cache_position, 5.x by their number.
+    # transformers 4.57 gives the position of queries as cache_position, 5.x as their number.
     positions = torch.arange(q_length if cache_position is None else cache_position.shape[0])
     lowest = torch.finfo(torch.float32).min
     mask = None
@@ -150,7 +151,7 @@ masking_utils.AttentionMaskInterface.register(_ATTENTION, _plain_mask)
 
 @contextmanager
 def _quiet() -> Any:
-    """Keep the exporter's progress notes and warnings off the user's terminal."""
+    """Keep the exporter's progress messages and warnings off the user's terminal."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Exact graph rewrites: the same function in the operators that onnxruntime runs fastest.
+"""Exact graph rewrites: the same function with the operators that onnxruntime runs fastest.
 
-Every rewrite takes a model, changes it in place and returns how many matches it replaced, so that a
-test (and a reader of the manifest) can count what is really in the graph.
+Every rewrite changes a model in place and returns how many matches it replaced, so that tests and
+readers of the manifest can count them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from m2dexport.graph.edit import CONTRIB, only_user, producer, scalar_of
 
 
 def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
-    """Apply every rewrite; returns name -> number of matches replaced."""
+    """Apply every rewrite; return name -> number of matches replaced."""
     model.opset_imports[CONTRIB] = 1
     counts = {
         "MultiHeadAttention": fuse_attention(model),
@@ -67,7 +67,7 @@ def fuse_attention(model: ir.Model) -> int:
 
 
 def fuse_gelu(model: ir.Model) -> int:
-    """Replace ``x * 0.5 * (1 + erf(x / sqrt 2))`` by one Gelu, which takes its bias in, too."""
+    """Replace ``x * 0.5 * (1 + erf(x / sqrt 2))`` by one Gelu, including its bias."""
     replaced = 0
     for node in [node for node in model.graph if node.op_type == "Mul"]:
         x = gelu_input(node)
@@ -78,7 +78,7 @@ def fuse_gelu(model: ir.Model) -> int:
 
 
 def gelu_input(node: ir.Node) -> ir.Value | None:
-    """Return x when a node computes ``x * (0.5 * (1 + erf(x / sqrt 2)))``, else None."""
+    """Return x if a node computes ``x * (0.5 * (1 + erf(x / sqrt 2)))``, else None."""
     for x, half in permutations(node.inputs) if node.op_type == "Mul" else ():
         plus_one = producer(_beside(producer(half, "Mul"), 0.5), "Add")
         erf = producer(_beside(plus_one, 1.0), "Erf")
@@ -89,7 +89,7 @@ def gelu_input(node: ir.Node) -> ir.Value | None:
 
 
 def _beside(node: ir.Node | None, scalar: float) -> ir.Value | None:
-    """Return what a node of two inputs takes beside a scalar constant."""
+    """Return the other input of a node that takes two inputs, one a scalar constant."""
     for value, other in permutations(node.inputs) if node else ():
         if _is_scalar(value, scalar):
             return other
@@ -97,7 +97,7 @@ def _beside(node: ir.Node | None, scalar: float) -> ir.Value | None:
 
 
 def _replace(graph: ir.Graph, last: ir.Node, fused: ir.Node) -> None:
-    """Let ``fused`` take over from ``last``, the end of what it replaces."""
+    """Replace ``last``, the last node of a match, by ``fused``."""
     old, new = last.outputs[0], fused.outputs[0]
     new.shape, new.type = old.shape, old.type
     graph.insert_before(last, fused)
@@ -132,7 +132,7 @@ def _match_attention(
 
 
 def _merged_heads(value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | None:
-    """Return the (batch, sequence, heads * width) value that was split into heads, if it was."""
+    """Return the (batch, sequence, heads * width) value that was split into heads, or None."""
     transpose = producer(value, "Transpose")
     if transpose is None or tuple(transpose.attributes["perm"].as_ints()) != perm:
         return None
@@ -141,7 +141,7 @@ def _merged_heads(value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | N
 
 
 def _is_padding(value: ir.Value | None, attention_mask: ir.Value) -> bool:
-    """Say whether an additive mask is ``(1 - attention_mask) * lowest`` and nothing else."""
+    """Return whether an additive mask is exactly ``(1 - attention_mask) * lowest``."""
     for op_type in ("Mul", "Sub", "Cast", "Unsqueeze", "Cast"):
         if op_type == "Cast" and value is attention_mask:
             return True

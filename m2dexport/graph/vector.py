@@ -32,7 +32,7 @@ def depth_output(depth: int) -> str:
 
 
 def depth_graph(all_depths: ir.Model, depth: int) -> ir.Model:
-    """Return a copy of an all-depths graph that computes one depth and nothing above it."""
+    """Return a copy of an all-depths graph that computes only one depth."""
     model = all_depths.clone()
     kept = [value for value in model.graph.outputs if value.name == depth_output(depth)]
     model.graph.outputs[:] = kept
@@ -41,7 +41,7 @@ def depth_graph(all_depths: ir.Model, depth: int) -> ir.Model:
 
 
 def vector_graph(model: ir.Model, dim: int) -> ir.Model:
-    """Return a copy of a one-depth graph that puts out its leading ``dim``, L2-normalised.
+    """Return a copy of a one-depth graph that outputs its leading ``dim``, L2-normalised.
 
     The output becomes float32 (batch, dim), named ``sentence_embedding``: cut first, then
     normalised, with the epsilon of ``torch.nn.functional.normalize``.
@@ -77,7 +77,7 @@ def coded_graph(
     ranges: Ranges | None,
     bit_order: BitOrder = "big",
 ) -> ir.Model:
-    """Return a copy of a ``vector_graph`` that puts out encoded vectors.
+    """Return a copy of a ``vector_graph`` that outputs encoded vectors.
 
     Args:
         model: a graph with one float32 (batch, dim) output, normalised.
@@ -87,7 +87,7 @@ def coded_graph(
         bit_order: where the first dim of a packed byte goes.
 
     Raises:
-        UsageError: when int8 or int4 vectors come without ranges, or with those of another dim.
+        UsageError: if int8 or int4 vectors come without ranges, or with ranges of another dim.
     """
     model = model.clone()
     vector = model.graph.outputs[0]
@@ -115,7 +115,7 @@ def coded_graph(
 
 
 def serialize_graph(model: ir.Model) -> bytes:
-    """Return the ONNX file's bytes, without the exporter's notes, whose content varies."""
+    """Return the ONNX file's bytes, without the exporter's metadata, which varies between runs."""
     model = model.clone()
     ClearMetadataAndDocStringPass()(model)
     model.graph.name = "m2dexport"
@@ -127,8 +127,8 @@ def serialize_graph(model: ir.Model) -> bytes:
 def tail_bytes(width: int, dim: int, vectors: VectorPrecision) -> int:
     """Return the bytes that cutting to ``dim`` and encoding add to a graph that does neither.
 
-    They do not depend on what is below, so they are counted on a graph that holds nothing else.
-    int8 and int4 count the ranges file, too.
+    They do not depend on the rest of the graph, so they are counted on a graph without the rest.
+    For int8 and int4, the ranges file counts as well.
     """
     pooled = ir.Value(
         name="pooled", shape=ir.Shape(["batch", width]), type=ir.TensorType(ir.DataType.FLOAT)
@@ -162,7 +162,7 @@ def _with_output(model: ir.Model, value: ir.Value, dtype: ir.DataType, width: in
 
 
 def _levels(tape: _Tape, vector: ir.Value, precision: VectorPrecision, ranges: Ranges) -> ir.Value:
-    """Return each value's level within its range, as float: ``codecs`` operator by operator."""
+    """Return each value's level within its range, as float; the operators mirror ``codecs``."""
     offset = tape.op("Sub", [vector, tape.constant("range_low", ranges.low)])
     step = tape.constant("range_step", ranges.step(precision))
     levels = tape.op("Floor", [tape.op("Div", [offset, step])])
@@ -183,7 +183,7 @@ def _clip(tape: _Tape, value: ir.Value, low: int, high: int) -> ir.Value:
 
 
 def _place_values(dim: int, per_byte: int, bit_order: BitOrder) -> NDArray[np.float32]:
-    """Return what each dim's code is worth in each byte: a product with it packs a row."""
+    """Return each dim's place value in each byte: a product with this matrix packs a row."""
     index = np.arange(dim)
     place = index % per_byte
     if bit_order == "big":

@@ -1,7 +1,7 @@
-"""Weight-only precisions: block-wise codes that onnxruntime's ``MatMulNBits`` multiplies with.
+"""Weight-only precisions: block-wise codes for onnxruntime's ``MatMulNBits``.
 
 Activations stay in float32 in the graph; the kernel rounds them per token and block of 32
-(``accuracy_level`` 4), so that no text depends on another.
+(``accuracy_level`` 4), so a text's vector does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def quantize_blockwise(model: ir.Model, bits: Literal[4, 8]) -> None:
     model.opset_imports[CONTRIB] = 1
     graph = model.graph
     for node, x, weight in weight_matmuls(graph):
-        rows = np.ascontiguousarray(array_of(weight).T)  # one row an output channel
+        rows = np.ascontiguousarray(array_of(weight).T)  # one row per output channel
         blocks = quantize_blocks(rows, bits)
         codes = blocks.codes if bits == 8 else pack_nibbles(blocks.codes)
         inputs = [

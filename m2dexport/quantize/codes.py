@@ -1,4 +1,4 @@
-"""Rounding of weights to 8-bit and 4-bit codes, in numpy alone."""
+"""Rounding of weights to 8-bit and 4-bit codes, with only numpy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Codes = NDArray[np.uint8]
 #: Values that share one scale in the block-wise precisions.
 BLOCK = 32
 _TINY = np.float32(1e-12)
-#: Shrunken ranges that are tried for a block of 4-bit codes: its outliers then saturate.
+#: Factors by which the range of a 4-bit block is shrunk, for trial: its outliers then saturate.
 _SHRINKS = np.linspace(1.0, 0.7, 7, dtype=np.float32)
-_CHUNK = 1 << 22  # values rounded at a time: large tables must not be held several times over
+_CHUNK = 1 << 22  # values rounded at a time: several copies of a large table would not fit
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def quantize_blocks(rows: Floats, bits: int) -> Blocks:
     """Round float32 (rows, width) in blocks of ``BLOCK`` along the width.
 
     * 8 bits: symmetric around code 128;
-    * 4 bits: from the smallest to the largest value of a block, both shrunk by the one of seven
-      factors that leaves the smallest squared error.
+    * 4 bits: from the smallest to the largest value of a block, multiplied by whichever of seven
+      factors leaves the smallest squared error.
     """
     blocks = -(-rows.shape[1] // BLOCK)
     padded = np.pad(rows, ((0, 0), (0, blocks * BLOCK - rows.shape[1])))

@@ -1,4 +1,4 @@
-"""How much of a graph's weights a precision really reached: read off the finished graph."""
+"""The share of a graph's weights that is quantized, read from the finished graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2dexport.graph.edit import SMALL
 from m2dexport.precisions import WeightPrecision
 
 _NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-#: What codes are widened with; named after the same weight as the codes.
+#: Constants that codes are widened with; they are named after the same weight as the codes.
 _PARTS = ("scale", "offset")
 
 
@@ -19,7 +19,7 @@ _PARTS = ("scale", "offset")
 class Coverage:
     """What was quantized and what was not."""
 
-    share: float  # of the bytes of all weights, 0..1: how many are codes or belong to codes
+    share: float  # of all weight bytes, 0..1, those that are codes or belong to codes
     share_of_asked: float  # the same, without the weights that were to stay in float32
     left: tuple[str, ...]  # weights of 4096 values or more that stayed in float32, largest first
     kept: frozenset[str]  # weights that were to stay
@@ -28,7 +28,7 @@ class Coverage:
 def coverage(
     model: ir.Model, precision: WeightPrecision, kept: frozenset[str] = frozenset()
 ) -> Coverage:
-    """Compute from the finished graph the share of its weight bytes that are really quantized.
+    """Compute the share of a finished graph's weight bytes that is quantized.
 
     Packed codes count by the bytes they take, and so do the scales and offsets of the same weight.
 

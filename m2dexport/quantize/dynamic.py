@@ -1,8 +1,8 @@
-"""int8 weights, and activations quantized per tensor while running: onnxruntime's dynamic recipe.
+"""int8 weights and dynamic activations per tensor: onnxruntime's dynamic quantization.
 
-The scale of an activation is taken over the whole batch, padding included, so that a text's vector
-depends on the texts beside it (onnxruntime issue 10111). It is here because it is what most people
-mean by int8, and as the yardstick of the other recipes' speed.
+An activation's scale covers the whole batch, including the padding, so a text's vector depends on
+the other texts of its batch (onnxruntime issue 10111). The recipe is here because it is what most
+people mean by int8, and as the baseline for the speed of the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from m2dexport.quantize.codes import symmetric_int8
 def quantize_dynamic(graph: ir.Graph) -> None:
     """Replace every MatMul of the transformer by standard operators on 8-bit codes.
 
-    What is computed equals ``onnxruntime.quantization.quantize_dynamic`` with ``per_channel``:
+    The result equals that of ``onnxruntime.quantization.quantize_dynamic`` with ``per_channel``:
     symmetric int8 weights per output channel, uint8 activations per tensor. onnxruntime fuses the
     operators when it loads the graph.
     """

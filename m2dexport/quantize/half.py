@@ -1,4 +1,4 @@
-"""Half precision: weights are stored in 16 bits and widened to float32 where they are used."""
+"""Half precision: weights are stored in 16 bits and widened to float32 before use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from m2dexport.graph.edit import array_of, constant, large_weights, replace, tab
 def store_half(graph: ir.Graph, dtype: ir.DataType) -> None:
     """Store every large float32 constant as ``dtype``, and cast it back before it is used.
 
-    The cast of a constant is folded when onnxruntime loads the graph, so that what runs is the
-    float32 graph; of an embedding table only the rows that a text uses are widened.
+    onnxruntime folds the cast of a constant when it loads the graph, so it runs the float32 graph.
+    Of an embedding table, it widens only the rows that a text uses.
 
     Raises:
-        CheckpointError: when a value is beyond the range of ``dtype``.
+        CheckpointError: if a value is outside the range of ``dtype``.
     """
     for value in large_weights(graph):
         with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""Rounding of a weight matrix to 8 bits, where each row makes up for the errors of those before."""
+"""Rounding of a weight matrix to 8 bits: later rows compensate for the errors of earlier ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from m2dexport.quantize.saturation import MAX_PAIR
 
 Floats = NDArray[np.float32]
 
-#: Largest codes that are tried. Up to 64, no two neighbours exceed ``MAX_PAIR``; above, steps are
-#: finer, and the more neighbours meet that limit the less it helps.
+#: Largest codes to try. Up to 64, no two neighbours exceed ``MAX_PAIR``. Larger ones make steps
+#: finer, but help less the more neighbours reach that limit.
 _LARGEST = {"portable": (64, 80, 100), "vnni": (127,)}
 
 _DAMPING = 0.01  # of the mean diagonal, as in GPTQ
@@ -22,15 +22,15 @@ _BLOCK = 64
 def round_weights(weight: Floats, inputs: Floats, isa: Isa) -> tuple[NDArray[np.int8], Floats]:
     """Return int8 codes (in, out) and the float32 scale (out,) of each output channel.
 
-    GPTQ (Frantar et al. 2022, algorithm 1) on the quantized inputs that the matrix will really
-    meet: rows are rounded one after another, and what a row's rounding changes in the output is
-    spread over the rows that are still to come.
+    GPTQ (Frantar et al. 2022, algorithm 1) on the quantized inputs that the matrix will really get:
+    rows are rounded one after another, and the rows still to come compensate for the change that
+    rounding a row makes to the output.
 
     Args:
         weight: (in, out).
         inputs: (rows, in), the dequantized inputs of the calibration texts.
         isa: "portable" limits neighbouring codes so that no processor's product can saturate;
-            the largest code is the one that then leaves the smallest error.
+            of the largest codes tried, the one with the smallest error is taken.
     """
     hessian = (inputs.T @ inputs).astype(np.float64) / len(inputs)
     spread = _spread(hessian)
@@ -48,7 +48,7 @@ def round_weights(weight: Floats, inputs: Floats, isa: Isa) -> tuple[NDArray[np.
 
 
 def _compensated(rest: Floats, spread: Floats, largest: int, isa: Isa) -> Floats:
-    """Round the rows of a weight in units of its scale; ``rest`` is used up."""
+    """Round the rows of a weight, in units of its scale; overwrites ``rest``."""
     rows, columns = rest.shape
     codes = np.zeros((rows, columns), dtype=np.float32)
     for start in range(0, rows, _BLOCK):
@@ -66,7 +66,7 @@ def _compensated(rest: Floats, spread: Floats, largest: int, isa: Isa) -> Floats
 
 
 def _round_row(values: Floats, neighbour: Floats, largest: int) -> Floats:
-    """Round one row within what the row before it leaves free."""
+    """Round one row within the limit that the row before it leaves."""
     high = np.minimum(largest, MAX_PAIR - np.maximum(neighbour, 0))
     low = np.maximum(-largest, -MAX_PAIR - np.minimum(neighbour, 0))
     rounded: Floats = np.clip(np.round(values), low, high)

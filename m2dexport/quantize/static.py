@@ -1,4 +1,4 @@
-"""Static int8 by NNCF: Q/DQ pairs whose scales are measured on calibration text beforehand."""
+"""Static int8 by NNCF: Q/DQ pairs with scales from calibration texts."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from m2dexport.errors import MissingExtra, UsageError
 from m2dexport.graph.edit import weight_matmuls
 from m2dexport.quantize.activations import CalibrationTokens
 
-#: Fewer texts than this say too little about the range of an activation.
+#: With fewer texts, the measured range of an activation is not reliable.
 MIN_TEXTS = 100
-_MOST_TEXTS = 300  # NNCF's own default: more cost time and hardly move a range
-#: Share of an activation's range that SmoothQuant moves into the weights; NNCF's .95 leaves too
-#: little to weights whose inputs come out of a GELU.
+_MOST_TEXTS = 300  # NNCF's own default: more take longer and hardly change a range
+#: SmoothQuant's alpha: the share of an activation's range that moves into the weights. NNCF's .95
+#: leaves too little precision to weights whose inputs come from a GELU.
 _SMOOTHING = 0.7
 
 
 def quantize_static(model: ir.Model, calibration: CalibrationTokens | None) -> ir.Model:
     """Return the graph with Q/DQ pairs around every MatMul of the transformer.
 
-    SmoothQuant and bias correction are on, the model type is TRANSFORMER. Attention, norms and
-    whatever follows pooling stay in float32.
+    SmoothQuant and bias correction are on, and the model type is TRANSFORMER. Attention, norms and
+    everything after pooling stay in float32.
 
     Args:
         model: the float32 graph.
-        calibration: texts that activations are measured on, one at a time.
+        calibration: texts to measure activations on, one at a time.
 
     Raises:
         UsageError: without calibration, or with fewer than ``MIN_TEXTS`` texts.
@@ -82,7 +82,7 @@ def _name_codes(graph: ir.Graph) -> None:
 
 
 def _import_nncf() -> Any:
-    """Return the nncf package, imported such that it reports no usage events to its makers."""
+    """Return the nncf package, imported with its usage reporting switched off."""
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"  # read once, at import
     try:
@@ -102,7 +102,7 @@ def _import_nncf() -> Any:
 
 @contextlib.contextmanager
 def _silent(nncf: Any) -> Iterator[None]:
-    """Keep NNCF's progress bars and notes off the user's terminal."""
+    """Keep NNCF's progress bars and messages off the user's terminal."""
     logger = nncf.common.logging.nncf_logger
     level = logger.level
     logger.setLevel("ERROR")

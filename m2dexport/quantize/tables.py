@@ -1,6 +1,6 @@
-"""Embedding tables: 8 bits a value and a scale a row, or 4 bits and a scale and offset a block.
+"""Embedding tables: 8 bits with a scale per row, or 4 bits with a scale and offset per block.
 
-Only the rows that a text uses are widened, by standard operators.
+Standard operators widen only the rows that a text uses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def quantize_tables(graph: ir.Graph) -> None:
 def quantize_tables_int4(graph: ir.Graph) -> None:
     """Store every embedding table as uint4 codes with a float16 scale and offset per block of 32.
 
-    A table whose width is no multiple of 32 is stored in int8.
+    A table whose width is not a multiple of 32 is stored in int8.
     """
     for value in large_weights(graph):
         nodes = table_users(value)
@@ -38,7 +38,7 @@ def quantize_tables_int4(graph: ir.Graph) -> None:
 def unpacked_halves(graph: ir.Graph, tape: Tape, packed: ir.Value) -> ir.Value:
     """Return the float32 codes (..., BLOCK) of bytes (..., BLOCK / 2) of ``codes.pack_halves``.
 
-    By arithmetic and not by shifts: OpenVINO shifts uint8 left to 255 where high bits would drop.
+    With arithmetic instead of shifts: OpenVINO saturates a uint8 left shift to 255.
     """
     both = tape.op("Cast", [packed], {"to": ir.DataType.FLOAT})
     sixteen = constant(graph, "int4.sixteen", np.array(16, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Units of a graph that can stay in float32 one by one, and how to put them back."""
+"""Groups of weights that can stay in float32 one by one, and how to restore them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from m2dexport.graph.edit import array_of, bias_of, constant, replace, weight_ma
 
 
 def units_of(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
-    """Return the transformer's weights by unit: those of the MatMuls that take the same value.
+    """Return the transformer's weights by unit: the weights of MatMuls with the same input.
 
     Returns:
-        The first weight's name -> the names of all, in the order of the graph: Q, K and V are one
-        unit. A weight that several layers share is in one unit.
+        The first weight's name -> the names of all, in graph order: Q, K and V are one unit. A
+        weight that several layers share belongs to one unit.
     """
     first: dict[ir.Value, str] = {}
     units: dict[str, dict[str, None]] = {}
@@ -28,10 +28,10 @@ def units_of(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
 
 
 def restore(quantized: ir.Model, original: ir.Model, kept: Collection[str]) -> ir.Model:
-    """Return a copy of a quantized graph in which some weights are what they were.
+    """Return a copy of a quantized graph with some of its weights restored.
 
     Args:
-        quantized: what ``quantize_weights`` made of ``original``.
+        quantized: the result of ``quantize_weights`` on ``original``.
         original: the float32 graph.
         kept: names of weights; their MatMuls, and the biases after them, become the original's.
     """
@@ -44,7 +44,7 @@ def restore(quantized: ir.Model, original: ir.Model, kept: Collection[str]) -> i
             continue
         tape = Tape()
         end, result = node, tape.op("MatMul", [values[x.name], _copy(graph, weight)])
-        # As the original, whose names are distinct: a new name may be that of a weight to come.
+        # The original's names are distinct; a new one could clash with a later weight.
         result.name = node.outputs[0].name
         bias = bias_of(node)
         if bias is not None:
@@ -60,7 +60,7 @@ def restore(quantized: ir.Model, original: ir.Model, kept: Collection[str]) -> i
 
 
 def sha256_of_weights(graph: ir.Graph, names: Collection[str]) -> str | None:
-    """Return a hash of the values of these weights, whatever their names; None without any."""
+    """Return a hash of the weights' values, regardless of their names; None if there are none."""
     hashes = sorted(
         hashlib.sha256(array_of(value).tobytes()).hexdigest()
         for name, value in graph.initializers.items()
