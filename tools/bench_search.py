@@ -3,8 +3,8 @@
     python tools/bench_search.py [--sizes 100000,1000000] [--dim 384] [--rounds 5]
 
 The vectors are synthetic, from a seed. There is one cluster centre per 50 documents, drawn from a
-normal distribution with a standard deviation of (1 + i) ** -0.25 in dim i, since the leading dims of
-a Matryoshka model carry more. Every document and query is centre number C * u * u of C, with u
+normal distribution with standard deviation (1 + i) ** -0.25 in dim i, since the leading dims of a
+Matryoshka model carry more. Every document and query is centre number C * u * u of C, with u
 uniform in 0..1 so that clusters differ in size, plus noise of the same shape times a factor uniform
 in 0.5..2, normalised. Searches use one thread and one batch of queries. The systems take turns, and
 the median of the rounds is reported. Recall counts the ten nearest by exact float32, and speed is a
