@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from m2dexport.cli import cli
 from m2dexport.data import default_task_paths
 from m2dexport.errors import UsageError
 from m2dexport.vectors.pairs import StsTask
@@ -42,3 +44,19 @@ def test_pipes_and_devices_are_refused_rather_than_waited_for(tmp_path: Path) ->
     for name in ("pairs.tsv", "pairs.jsonl", "endless.csv", ""):
         with pytest.raises(UsageError, match="is not a regular file"):
             load_task(tmp_path / name)
+
+
+def test_profile_refuses_evaluation_data_in_a_sentence(tmp_path: Path) -> None:
+    broken = tmp_path / "pairs.jsonl"
+    broken.write_text('{"score": 1, "sentence1": "half \\ud83d", "sentence2": "x"}\n')
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    for name in ("corpus", "queries"):
+        (folder / f"{name}.jsonl").write_text('{"_id": "1", "text": "x"}\n')
+    (folder / "qrels" / "dev.tsv").write_text("1\t1\t1\n")
+    for path, message in ((broken, "half of a surrogate pair"), (folder, "name the file instead")):
+        arguments = ["profile", "--eval", str(path), "--out", str(tmp_path / "out")]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"Error: {path}")
+        assert message in result.stderr

@@ -124,8 +124,11 @@ def block_rows(dim: int) -> int:
 
 def exact(vectors: Floats) -> NDArray[np.float64]:
     """Return vectors as float64 multiples of 2^-26, whose products are exact in any order."""
-    rounded: NDArray[np.float64] = np.rint(vectors.astype(np.float64) * _GRAIN) / _GRAIN
-    return rounded
+    values = vectors.astype(np.float64)
+    values *= _GRAIN
+    np.rint(values, out=values)
+    values /= _GRAIN
+    return values
 
 
 def _nearest_of_block(queries: Floats, documents: NDArray[np.float64], count: int) -> Nearest:
