@@ -153,17 +153,17 @@ def _relevance(
     """Return query id -> document row -> gain above 0."""
     rows = dict(row_of)
     gains: dict[tuple[str, str], float] = {}
-    for told in _judgements(qrels):
-        where = f"{qrels}, line {told.line}"
-        if told.query not in queries:
-            raise UsageError(f"{where}: {reprlib.repr(told.query)} is not the _id of a query.")
-        pair = told.query, told.document
-        if gains.setdefault(pair, told.gain) != told.gain:
+    for one in _judgements(qrels):
+        where = f"{qrels}, line {one.line}"
+        if one.query not in queries:
+            raise UsageError(f"{where}: {reprlib.repr(one.query)} is not the _id of a query.")
+        pair = one.query, one.document
+        if gains.setdefault(pair, one.gain) != one.gain:
             raise UsageError(
-                f"{where} judges {reprlib.repr(pair)} as {told.gain:g}, and a line before it as "
+                f"{where} judges {reprlib.repr(pair)} as {one.gain:g}, and a line before it as "
                 f"{gains[pair]:g}; remove one."
             )
-        rows.setdefault(told.document, len(rows))
+        rows.setdefault(one.document, len(rows))
     relevance: dict[str, dict[int, float]] = {}
     for (query, document), gain in gains.items():
         if gain > 0:
