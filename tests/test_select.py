@@ -90,11 +90,3 @@ def test_noise_is_no_difference() -> None:
     assert frontier([quick, same]) == {quick.id, same.id}
     worse = cell(4, quality=89.0, p50_ms=1.03)
     assert frontier([quick, worse]) == {quick.id}
-
-
-def test_a_cell_without_a_quality_is_neither_selected_nor_on_the_frontier() -> None:
-    unknown, known = cell(6, quality=float("nan"), p50_ms=0.1), cell(2, quality=70.0)
-    assert select_cell(profile(unknown, known), Budget(p95_ms=5.0)).cell == known
-    assert frontier([unknown, known]) == {known.id}
-    with pytest.raises(M2DError, match="no cell of the profile has a quality in mean"):
-        select_cell(profile(unknown), Budget(p95_ms=5.0))

@@ -63,7 +63,7 @@ def test_a_wrong_target_is_named_by_file_and_key(tmp_path: Path, text: str, mess
 def test_a_target_for_an_engine_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('description = "x"\nprovider = "y"\nengine = "onxx"\n')
-    with pytest.raises(UsageError, match="engine is 'onxx'; the engines are onnx, openvino"):
+    with pytest.raises(UsageError, match="engine is 'onxx'; choose from onnx, openvino"):
         load_target(path)
 
 

@@ -47,16 +47,13 @@ def frontier(cells: Sequence[Cell]) -> frozenset[str]:
 
     A cell dominates another when it is no worse in mean quality, p50 latency, file size and bytes
     per vector, and better in one of them. Differences of quality, latency and size within
-    ``QUALITY_NOISE``, ``LATENCY_NOISE`` and ``SIZE_NOISE`` count as none. A cell of NaN quality is
-    dominated by any.
+    ``QUALITY_NOISE``, ``LATENCY_NOISE`` and ``SIZE_NOISE`` count as none.
     """
     quality = np.array([cell.mean_quality for cell in cells])
     cost = np.array([[cell.p50_ms, cell.size_bytes, cell.bytes_per_vector] for cell in cells])
     noise = np.array([LATENCY_NOISE, SIZE_NOISE, 1])
     best = []
     for index, cell in enumerate(cells):
-        if np.isnan(quality[index]):
-            continue
         no_worse = (quality >= quality[index] - QUALITY_NOISE) & (cost <= cost[index] * noise).all(
             axis=1
         )
@@ -69,7 +66,7 @@ def frontier(cells: Sequence[Cell]) -> frozenset[str]:
 
 
 def select_cell(profile: Profile, budget: Budget) -> Selection:
-    """Return the cell of the highest quality within the budget; never one of NaN quality.
+    """Return the cell of the highest quality within the budget.
 
     Ties go to the lower p50, then the smaller file, the fewer vector bytes, and the id.
 
@@ -78,10 +75,7 @@ def select_cell(profile: Profile, budget: Budget) -> Selection:
         M2DError: when no cell fits, naming the one that misses by the least.
     """
     limits = _limits(profile, budget)
-    scored = [c for c in profile.cells if not np.isnan(profile.metric(c, budget.metric))]
-    ranked = sorted(scored, key=lambda cell: _rank(profile, cell, budget.metric))
-    if not ranked:
-        raise M2DError(f"no cell of the profile has a quality in {budget.metric}; profile anew.")
+    ranked = sorted(profile.cells, key=lambda cell: _rank(profile, cell, budget.metric))
     fitting = [cell for cell in ranked if all(limit.excess(cell) <= 0 for limit in limits)]
     if not fitting:
         nearest = min(ranked, key=lambda cell: max(limit.excess(cell) for limit in limits))
