@@ -1,15 +1,11 @@
-"""Evaluation data and metrics, against references computed by hand or by scipy."""
+"""Metrics, against references computed by hand or by scipy."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from m2dexport.data import default_task_paths
 from m2dexport.errors import UsageError
 from m2dexport.vectors.codecs import (
     calibrate_ranges,
@@ -18,8 +14,9 @@ from m2dexport.vectors.codecs import (
     normalize,
     truncate,
 )
+from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import evaluate
-from m2dexport.vectors.tasks import RetrievalTask, StsTask, default_tasks, load_task
+from m2dexport.vectors.retrieval import RetrievalTask
 
 RNG = np.random.default_rng(0)
 
@@ -31,15 +28,6 @@ def sts(scores: list[float]) -> StsTask:
 
 def unit(rows: int, dim: int) -> np.ndarray:  # type: ignore[type-arg]
     return RNG.standard_normal((rows, dim)).astype(np.float32)
-
-
-def test_the_shipped_tasks_are_stsb_dev_and_limit_small() -> None:
-    first, second = default_tasks()
-    assert isinstance(first, StsTask)
-    assert isinstance(second, RetrievalTask)
-    assert (first.name, len(first.scores)) == ("stsb-dev", 1500)
-    assert (second.name, len(second.queries), len(second.documents)) == ("limit-small", 1000, 46)
-    assert all(len(relevant) == 2 for relevant in second.relevance)
 
 
 def test_float_similarity_is_the_cosine_of_the_cut_vectors() -> None:
@@ -121,134 +109,3 @@ def test_ndcg_and_recall_as_computed_by_hand() -> None:
     other = 1 / np.log2(8)
     assert found["ndcg@10"] == pytest.approx(100 * (gain / ideal + other) / 2, abs=1e-4)
     assert found["recall@10"] == pytest.approx(100.0)
-
-
-@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
-def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
-    rows = [(4.5, 'a "quoted" man', "b\u2028c, d"), (0.0, "e", "f")]
-    path = tmp_path / f"pairs{suffix}"
-    if suffix == ".tsv":
-        text = "score\tsentence1\tsentence2\n" + "".join(f"{s}\t{a}\t{b}\n" for s, a, b in rows)
-    elif suffix == ".csv":
-        text = '4.5,"a ""quoted"" man","b\u2028c, d"\n0.0,e,f\n'
-    else:
-        keys = ("score", "sentence1", "sentence2")
-        text = "\n".join(json.dumps(dict(zip(keys, r, strict=True))) for r in rows) + "\n"
-    path.write_text(text, encoding="utf-8")
-    task = load_task(path)
-    assert isinstance(task, StsTask)
-    assert list(zip(task.scores, task.sentences1, task.sentences2, strict=True)) == rows
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.tsv", "", "holds 0 sentence pairs"),
-        ("a.tsv", "score\tsentence1\tsentence2\n", "holds 0 sentence pairs"),
-        ("a.jsonl", "", "is empty"),
-        ("a.tsv", "5\tx\ty\nfour\tx\ty\n", r"a\.tsv, line 2: the score 'four' is not a number"),
-        ("a.tsv", "5\tx\ty\nnan\tx\ty\n", "line 2: the score 'nan' is not a number"),
-        ("a.csv", "5,x\n", "line 1: 2 columns where"),
-        ("a.jsonl", '{"score": 1}\n', "line 1 has no 'sentence1'"),
-        ("a.jsonl", "{}\n[\n", "line 1 has no 'score'"),
-        ("a.jsonl", "5\n", "line 1 is not a JSON object"),
-        ("a.tsv", b"5\t\xff\tx\n", "is not UTF-8 text"),
-        ("a.csv", f'5,x,y\n4,"{"x" * 200_000}",y\n', "line 2 cannot be read: field larger"),
-        ("a.jsonl", '"score sentence1 sentence2"\n', "line 1 is not a JSON object"),
-        (
-            "a.jsonl",
-            '{"score": 1, "sentence1": null, "sentence2": "x"}\n',
-            "line 1: None is not a text",
-        ),
-        ("a.txt", "5\tx\ty\n", r"neither \.tsv, \.csv nor \.jsonl"),
-    ],
-)
-def test_wrong_pairs_are_refused_by_file_and_line(tmp_path, name, text, message) -> None:
-    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UsageError, match=message):
-        load_task(tmp_path / name)
-
-
-@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path: Path, suffix: str) -> None:
-    text = {
-        ".tsv": "5.0\ta\tb\n1.0\tc\td\n",
-        ".csv": "score,sentence1,sentence2\r\n5.0,a,b\r\n1.0,c,d\r\n",
-        ".jsonl": '{"score": 5.0, "sentence1": "a", "sentence2": "b"}\n'
-        '{"score": 1.0, "sentence1": "c", "sentence2": "d"}\n',
-    }[suffix]
-    path = tmp_path / f"pairs{suffix}"
-    path.write_text(text, encoding="utf-8-sig", newline="")
-    task = load_task(path)
-    assert isinstance(task, StsTask)
-    assert task.scores == (5.0, 1.0)
-
-
-def beir(folder: Path, **files: str) -> Path:
-    folder.mkdir()
-    contents = {
-        "corpus.jsonl": '{"_id": "d1", "title": "T", "text": "one"}\n'
-        '{"_id": "d2", "text": "two"}\n',
-        "queries.jsonl": '{"_id": "q1", "text": "?"}\n{"_id": "q2", "text": "unjudged"}\n',
-        "qrels.jsonl": '{"query-id": "q1", "corpus-id": "d2", "score": 1}\n',
-    }
-    for name, text in {**contents, **files}.items():
-        (folder / name).write_text(text)
-    return folder
-
-
-def test_a_beir_folder_is_read_and_unjudged_queries_are_left_out(tmp_path: Path) -> None:
-    task = load_task(beir(tmp_path / "set"))
-    assert isinstance(task, RetrievalTask)
-    assert (task.name, task.queries, task.documents) == ("set", ("?",), ("T one", "two"))
-    assert task.relevance == ({1: 1.0},)
-    assert [text_set.role for text_set in task.texts()] == ["query", "document"]
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"corpus.jsonl": ""}, r"corpus\.jsonl is empty"),
-        ({"qrels.jsonl": ""}, r"qrels\.jsonl is empty"),
-        (
-            {"qrels.jsonl": '{"query-id": "q9", "corpus-id": "d1", "score": 1}\n'},
-            "line 1: 'q9' is no known id",
-        ),
-        (
-            {"qrels.jsonl": '{"query-id": "q1", "corpus-id": "d1", "score": "x"}\n'},
-            "line 1 is not a query id, a document id and a number",
-        ),
-        (
-            {"qrels.jsonl": '{"query-id": "q1", "corpus-id": "d1", "score": 0}\n'},
-            "names no relevant document",
-        ),
-        (
-            {"qrels.jsonl": '{"query-id": "q1", "corpus-id": "d1", "score": Infinity}\n'},
-            "line 1 is not a query id, a document id and a number",
-        ),
-        ({"corpus.jsonl": '{"_id": "d1", "text": null}\n'}, "line 1: None is not a text"),
-    ],
-)
-def test_a_wrong_beir_folder_is_refused_by_file_and_line(tmp_path, files, message) -> None:
-    with pytest.raises(UsageError, match=message):
-        load_task(beir(tmp_path / "set", **files))
-
-
-def test_judgements_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    folder = beir(tmp_path / "set")
-    (folder / "qrels.jsonl").unlink()
-    (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match=r"test\.tsv cannot be read as UTF-8"):
-        load_task(folder)
-
-
-def test_paths_that_are_no_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
-        load_task(tmp_path / "missing.tsv")
-    with pytest.raises(UsageError, match=r"corpus\.jsonl cannot be read"):
-        load_task(tmp_path)
-
-
-def test_default_task_paths_are_in_the_package() -> None:
-    assert all(path.exists() for path in default_task_paths())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from fractions import Fraction
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2dexport.vectors.ranking import rank, rescore
+from m2dexport.vectors.ranking import NO_ROW, exact, nearest, rank, rescore
 
 
 def test_the_best_come_first_and_ties_go_by_row() -> None:
@@ -39,3 +44,60 @@ def test_rescoring_finds_nothing_that_is_no_candidate() -> None:
     documents = np.array([[3], [2], [1]], np.float32)
     found = rescore(np.ones((1, 1), np.float32), documents, np.array([[2, 1]]), 1)
     assert found.tolist() == [[1]]
+
+
+def test_documents_that_are_left_out_are_not_ranked() -> None:
+    documents = np.eye(3, dtype=np.float32)
+    found = rank(documents, documents, 2, np.array([0, NO_ROW, 2]))
+    assert found.tolist() == [[1, 2], [1, 0], [0, 1]]
+    found = rank(documents, documents, 9, np.array([0, NO_ROW, 2]))
+    assert found.tolist() == [[1, 2, NO_ROW], [1, 0, 2], [0, 1, NO_ROW]]
+
+
+def test_a_place_without_a_candidate_stays_last() -> None:
+    documents = -np.eye(3, dtype=np.float32)  # what is there has no larger product than 0
+    found = rescore(documents[:1], documents, np.array([[NO_ROW, 2, NO_ROW, 0]]), 3)
+    assert found.tolist() == [[0, 2, NO_ROW]]
+
+
+def test_products_are_exact_whatever_the_order_of_their_sums() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((40, 1024)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    values = exact(vectors)
+    assert np.abs(values - vectors).max() <= 2.0**-27
+    products = nearest(vectors[:1], [vectors], 40)
+    for row, product in zip(products.rows[0], products.products[0], strict=True):
+        terms = zip(values[0].tolist(), values[row].tolist(), strict=True)
+        assert product == sum(Fraction(a) * Fraction(b) for a, b in terms)
+    backwards = values[:, ::-1] @ values[:, ::-1].T
+    np.testing.assert_array_equal(values @ values.T, backwards)
+
+
+_REPRODUCED = """
+import hashlib
+import numpy as np
+from m2dexport.vectors import codecs, ranking
+rng = np.random.default_rng(0)
+vectors = codecs.truncate(rng.standard_normal((3001, 390)).astype(np.float32), 384)
+vectors[2990] = vectors[1234] = vectors[3]
+ranges = codecs.calibrate_ranges(vectors)
+print(ranges.sha256(), codecs.held_out_clipping_rate(vectors))
+print(hashlib.sha256(vectors.tobytes()).hexdigest())
+rows = ranking.rank(vectors[:300], vectors, 3001)
+print(hashlib.sha256(rows.tobytes()).hexdigest())
+print(hashlib.sha256(ranking.rescore(vectors[:9], vectors, rows[:9], 3001).tobytes()).hexdigest())
+print(rows[3, :3])
+"""
+
+
+def test_rankings_and_ranges_do_not_depend_on_the_number_of_threads() -> None:
+    found = set()
+    for threads in ("1", "2"):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(names, threads)}
+        command = [sys.executable, "-c", _REPRODUCED]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.add(run.stdout)
+    assert len(found) == 1
+    assert found.pop().endswith("[   3 1234 2990]\n")

@@ -43,7 +43,8 @@ from m2dexport.runtime.encoder import Encoder, encode_tokens, load
 from m2dexport.vectors import codecs
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.ranking import rank
-from m2dexport.vectors.tasks import TOP, RetrievalTask, StsTask, Task, load_task
+from m2dexport.vectors.retrieval import TOP
+from m2dexport.vectors.tasks import RetrievalTask, StsTask, Task, load_task
 
 Floats = NDArray[np.float32]
 

@@ -11,11 +11,6 @@ from m2dexport.errors import UsageError
 _HERE = Path(__file__).parent
 
 
-def default_checkpoint() -> Path:
-    """Return the folder of the checkpoint that ships."""
-    return _HERE / "checkpoint"
-
-
 def default_task_paths() -> tuple[Path, ...]:
     """Return STS-B dev and LIMIT-small, the default quality data."""
     return _HERE / "eval" / "stsb-dev.tsv", _HERE / "eval" / "limit-small"
@@ -32,14 +27,32 @@ def read_texts(path: Path) -> tuple[str, ...]:
     Raises:
         UsageError: when it cannot be read or holds no text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    lines = read_utf8(path).split("\n")
     texts = tuple(line.rstrip("\r") for line in lines if line.strip())
     if not texts:
-        raise UsageError(f"{path} holds no text; it needs one text a line.")
+        raise UsageError(f"{path} holds no text; it needs one text per line.")
     return texts
+
+
+def read_utf8(path: Path) -> str:
+    """Return the content of a UTF-8 text file, line ends as stored, without a byte order mark.
+
+    Raises:
+        UsageError: when it does not exist, is a folder, pipe or device, or is not UTF-8.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist.")
+    if not path.is_file():  # a pipe would wait for a writer, and /dev/zero never ends
+        raise UsageError(f"{path} is not a regular file; name a file.")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+            "convert it first."
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def texts_sha256(texts: Sequence[str]) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from m2dexport.data import read_utf8
+from m2dexport.engines import ENGINES
 from m2dexport.errors import UsageError
 from m2dexport.precisions import VectorPrecision, WeightPrecision
 from m2dexport.profile.manifest import MEAN
@@ -20,6 +23,40 @@ else:
     import tomli as tomllib
 
 
+#: Tokens of a timed run, padding included: 64 of the longest texts that most models take.
+MAX_TOKENS = 1 << 18
+
+_LINE = 200  # characters of foreign text in a message
+
+_Count = Annotated[int, Field(strict=True, gt=0)]  # strict: TOML's true is not 1
+_Amount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+
+
+def _known_engine(name: str) -> str:
+    if name not in ENGINES:
+        raise ValueError(f"choose from {', '.join(ENGINES)}")
+    return name
+
+
+def _choices(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("name at least one, or leave the key out")
+    if len(set(values)) < len(values):
+        raise ValueError("name each only once")
+    return values
+
+
+def _bounded_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    if shape[0] * shape[1] > MAX_TOKENS:
+        raise ValueError(f"batch times sequence may be {MAX_TOKENS} tokens at most")
+    return shape
+
+
+_T = TypeVar("_T")
+_Choices = Annotated[tuple[_T, ...], AfterValidator(_choices)]
+_Shape = Annotated[tuple[_Count, _Count], AfterValidator(_bounded_shape)]
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,37 +64,37 @@ class _Table(BaseModel):
 class Budget(_Table):
     """What a deployment may cost and must give; a limit that is None does not count."""
 
-    p50_ms: PositiveFloat | None = None
-    p95_ms: PositiveFloat | None = None
-    size_mb: PositiveFloat | None = Field(None, description="10^6 bytes")
-    memory_mb: PositiveFloat | None = Field(None, description="10^6 bytes")
-    vector_bytes: PositiveInt | None = None
-    min_quality: float | None = Field(None, ge=0, le=100, description="points")
+    p50_ms: _Amount | None = None
+    p95_ms: _Amount | None = None
+    size_mb: _Amount | None = Field(None, description="10^6 bytes")
+    memory_mb: _Amount | None = Field(None, description="10^6 bytes")
+    vector_bytes: _Count | None = None
+    min_quality: float | None = Field(None, strict=True, ge=0, le=100, description="points")
     metric: str = MEAN
 
 
 class Grid(_Table):
     """The cells to profile; None takes the default."""
 
-    layers: tuple[PositiveInt, ...] | None = None
-    dims: tuple[PositiveInt, ...] | None = None
-    weights: tuple[WeightPrecision, ...] | None = None
-    vectors: tuple[VectorPrecision, ...] | None = None
+    layers: _Choices[_Count] | None = None
+    dims: _Choices[_Count] | None = None
+    weights: _Choices[WeightPrecision] | None = None
+    vectors: _Choices[VectorPrecision] | None = None
 
 
 class LatencyShapes(_Table):
     """The shapes to time; the first is the one that limits on latency mean."""
 
-    shapes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(min_length=1)
+    shapes: _Choices[_Shape] = Field(description="(batch, sequence)")
 
 
 class Target(_Table):
     """Where an artifact will run."""
 
     description: str
-    engine: Literal["onnx", "openvino", "tensorrt"]
+    engine: Annotated[str, AfterValidator(_known_engine)]
     provider: str | None = None
-    threads: PositiveInt | None = None
+    threads: _Count | None = None
     grid: Grid = Grid()
     latency: LatencyShapes | None = None
     budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))
@@ -82,9 +119,11 @@ def load_target(name: str | Path) -> Target:
             )
         path = shipped[str(name)]
     try:
-        stored = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as TOML: {error}.") from error
+        stored = tomllib.loads(read_utf8(path))
+    except RecursionError as error:
+        raise UsageError(f"{path} cannot be read as TOML: it is nested too deeply.") from error
+    except ValueError as error:  # also of an integer with thousands of digits
+        raise UsageError(f"{path} cannot be read as TOML: {str(error)[:_LINE]}.") from error
     target: Target = _validated(Target, stored, str(path))
     return target
 
@@ -93,7 +132,7 @@ def budget_from(target: str | Path | None, **limits: Any) -> Budget:
     """Return a target's budget with the limits that are given replaced.
 
     Raises:
-        UsageError: when a limit is no positive number, or nothing is limited at all.
+        UsageError: when a limit is not a positive number, or nothing is limited at all.
     """
     base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
@@ -116,7 +155,7 @@ def _validated(model: type[Any], stored: dict[str, Any], where: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         keys = [str(part) for part in first["loc"]]
-        key = ".".join(keys)
+        key = ".".join(keys)[:_LINE]
         if first["type"] == "extra_forbidden":
             allowed = _keys_at(model, keys[:-1])
             close = difflib.get_close_matches(keys[-1], allowed, n=1)
@@ -125,8 +164,10 @@ def _validated(model: type[Any], stored: dict[str, Any], where: str) -> Any:
         elif first["type"] == "missing":
             message = f"{where} lacks the key {key}."
         else:
-            text = first["msg"][0].lower() + first["msg"][1:]
-            message = f"{where}: {key} is {first['input']!r}; {text}."
+            text = "it should be a table" if first["type"] == "model_type" else first["msg"]
+            text = text.removeprefix("Value error, ")
+            text = text[0].lower() + text[1:]
+            message = f"{where}: {key} is {reprlib.repr(first['input'])}; {text}."
         raise UsageError(message) from error
 
 

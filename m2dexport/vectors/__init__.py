@@ -1,1 +1,1 @@
-"""Vectors: their codes, their ranking, their quality; numpy and scipy only."""
+"""Vectors: their codes, search, evaluation data and quality; numpy and scipy only."""

@@ -283,4 +283,4 @@ def _pack_pairs(levels: NDArray[np.uint8], bit_order: BitOrder) -> NDArray[np.ui
 def _unpack_pairs(codes: NDArray[np.uint8], dim: int, bit_order: BitOrder) -> NDArray[np.uint8]:
     halves = (codes >> 4, codes & 15)
     pairs = np.stack(halves if bit_order == "big" else halves[::-1], axis=-1)
-    return pairs.reshape(len(codes), -1)[:, :dim]
+    return pairs.reshape(len(codes), 2 * codes.shape[1])[:, :dim]

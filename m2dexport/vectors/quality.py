@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from m2dexport.precisions import VectorPrecision
-from m2dexport.vectors.codecs import Ranges, decode_vectors, encode_vectors, normalize, truncate
-from m2dexport.vectors.ranking import Rows, rank, rescore
-from m2dexport.vectors.tasks import TOP, RetrievalTask, StsTask, Task
+from m2dexport.vectors.codecs import Ranges, encode_vectors, truncate
+from m2dexport.vectors.pairs import StsTask
+from m2dexport.vectors.ranking import Rows, exact, rank, rescore
+from m2dexport.vectors.retrieval import TOP, RetrievalTask
+from m2dexport.vectors.search import Codec
+from m2dexport.vectors.tasks import Task
 
 Floats = NDArray[np.float32]
 
@@ -48,9 +51,10 @@ def evaluate(
     first, second = (comparable(rows, precision, ranges) for rows in floats)
     if isinstance(task, StsTask):
         return score_pairs(task, first, second)
-    scores = score_ranking(task, rank(first, second, TOP))
+    own = np.array(task.own, dtype=np.intp) if task.own else None
+    scores = score_ranking(task, rank(first, second, TOP, own))
     if precision in ("ubinary", "binary") and ranges is not None:
-        candidates = rank(first, second, _MULTIPLIER * TOP)
+        candidates = rank(first, second, _MULTIPLIER * TOP, own)
         stored = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
         for name, documents in stored.items():
             rescored = score_ranking(task, rescore(floats[0], documents, candidates, TOP))
@@ -67,20 +71,23 @@ def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | Non
             int8-symmetric by that of the codes, ubinary and binary by Hamming distance.
         ranges: the frozen ranges of int8 and int4 vectors.
     """
-    codes = encode_vectors(vectors, precision, ranges)
-    decoded = decode_vectors(codes, precision, vectors.shape[1], ranges)
-    # Normalised vectors have length 1 already, and sums of signs are whole numbers, which can tie.
-    return decoded if precision in ("float32", "ubinary", "binary") else normalize(decoded)
+    codec = Codec(precision, vectors.shape[1], ranges)
+    return codec.comparable(encode_vectors(vectors, precision, ranges))
 
 
 def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float]:
-    """Return the rank and linear correlation of people's scores with the pairs' dot products."""
+    """Return the rank and linear correlation of people's scores with the pairs' dot products.
+
+    Both are 0 when all products or all scores are equal, where no correlation exists.
+    """
     similarity = np.concatenate(
         [
             _paired(first[start : start + _PAIR_BLOCK], second[start : start + _PAIR_BLOCK])
             for start in range(0, len(first), _PAIR_BLOCK)
         ]
     )
+    if np.ptp(similarity) == 0 or np.ptp(task.scores) == 0:
+        return {"spearman": 0.0, "pearson": 0.0}
     return {
         "spearman": _points(stats.spearmanr(similarity, task.scores).statistic),
         "pearson": _points(stats.pearsonr(similarity, task.scores).statistic),
@@ -89,10 +96,10 @@ def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float
 
 def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
     """Return nDCG@10 and recall@10 of rankings of ten documents, (queries, 10), best first."""
-    gains = [_ndcg(row, told) for row, told in zip(ranking, task.relevance, strict=True)]
+    gains = [_ndcg(row, relevant) for row, relevant in zip(ranking, task.relevance, strict=True)]
     recalls = [
-        sum(i in told for i in row.tolist()) / max(1, len(told))
-        for row, told in zip(ranking, task.relevance, strict=True)
+        sum(i in relevant for i in row.tolist()) / max(1, len(relevant))
+        for row, relevant in zip(ranking, task.relevance, strict=True)
     ]
     return {
         f"ndcg@{TOP}": _points(float(np.mean(gains))),
@@ -101,7 +108,7 @@ def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
 
 
 def _paired(first: Floats, second: Floats) -> NDArray[np.float64]:
-    products: NDArray[np.float64] = (first.astype(np.float64) * second).sum(axis=1)
+    products: NDArray[np.float64] = (exact(first) * exact(second)).sum(axis=1)
     return products
 
 
@@ -115,5 +122,5 @@ def _ndcg(ranking: NDArray[np.intp], relevance: Mapping[int, float]) -> float:
 
 
 def _points(value: float) -> float:
-    """Return a share as points; a constant similarity, whose correlation is undefined, has 0."""
-    return 0.0 if np.isnan(value) else 100 * float(value)
+    """Return a share as points."""
+    return 100 * float(value)

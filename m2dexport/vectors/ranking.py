@@ -1,6 +1,16 @@
-"""Exact search in numpy: the best documents of each query, and candidates ranked anew."""
+"""Exact search in numpy: the best documents of each query, and candidates ranked anew.
+
+Products are exact, so a ranking does not depend on the number of threads, the BLAS library or where
+in a matrix a document stands, and equal documents tie. Values are rounded to multiples of 2^-26:
+of rows of length 1, each product is then a multiple of 2^-52 and each partial sum below 2, which
+float64 holds. So are sums of whole numbers. The rounding moves a value by at most 2^-27, less than
+float32 itself does above 1/8.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,34 +18,128 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
 
+#: A row of a ranking that has no more documents.
+NO_ROW = -1
+
 _QUERY_BLOCK = 256
+_DOCUMENT_BLOCK = 8192
+_BLOCK_VALUES = 1 << 21  # of a block of documents
+_GRAIN = 1 << 26
 
 
-def rank(queries: Floats, documents: Floats, count: int) -> Rows:
+@dataclass(frozen=True)
+class Nearest:
+    """The best documents of each query, best first, ties by row."""
+
+    rows: Rows  # (queries, count)
+    products: NDArray[np.float64]  # (queries, count)
+
+
+def rank(queries: Floats, documents: Floats, count: int, leave_out: Rows | None = None) -> Rows:
     """Return the rows of the documents with the largest dot products, (queries, count) at most.
 
     Best first, ties by row. Decoded one-bit codes (signs of -1 and 1) are ranked by their Hamming
     distance this way, since ``sign @ sign = dim - 2 * distance``.
+
+    Args:
+        queries: float32 (queries, dim), of length 1 or whole numbers.
+        documents: float32 (documents, dim), likewise.
+        count: how many to return.
+        leave_out: per query, the row of a document that is not ranked, or ``NO_ROW``. Its ranking
+            ends in ``NO_ROW`` where there are not enough other documents.
     """
-    blocks = [
-        np.argsort(-(queries[start : start + _QUERY_BLOCK] @ documents.T), axis=1, kind="stable")
-        for start in range(0, len(queries), _QUERY_BLOCK)
-    ]
-    return np.concatenate([block[:, :count] for block in blocks])
+    size = block_rows(documents.shape[1])
+    blocks = (documents[start : start + size] for start in range(0, len(documents), size))
+    if leave_out is None:
+        return nearest(queries, blocks, count).rows
+    rows = nearest(queries, blocks, count + 1).rows
+    left_out = rows == leave_out[:, None]
+    order = np.argsort(left_out, axis=1, kind="stable")  # the others keep their order
+    rows = np.take_along_axis(np.where(left_out, NO_ROW, rows), order, axis=1)
+    return rows[:, :count]
 
 
 def rescore(queries: Floats, documents: Floats, candidates: Rows, count: int) -> Rows:
-    """Return the best ``count`` candidates of each query, by vectors that tell more.
+    """Return the best ``count`` candidates of each query, by vectors that say more.
 
     Args:
         queries: float32 (queries, dim), usually not quantized: a query is not stored.
         documents: float32 (documents, dim), as decoded from what is stored for rescoring.
         candidates: rows of documents, (queries, candidates), best first by the codes that found
-            them; ties keep that order.
+            them; ties keep that order, and ``NO_ROW`` stays last.
         count: how many to keep.
     """
-    kept = np.empty((len(queries), min(count, candidates.shape[1])), dtype=candidates.dtype)
-    for row, (query, rows) in enumerate(zip(queries, candidates, strict=True)):
-        order = np.argsort(-(documents[rows] @ query), kind="stable")
-        kept[row] = rows[order[:count]]
-    return kept
+    return nearest_among(queries, lambda rows: documents[rows], candidates, count).rows
+
+
+def nearest_among(
+    queries: Floats, vectors_of: Callable[[Rows], Floats], candidates: Rows, count: int
+) -> Nearest:
+    """Return the best candidates of each query, as ``rescore`` describes them.
+
+    Args:
+        queries: float32 (queries, dim), of length 1 or whole numbers.
+        vectors_of: from rows of documents to their vectors, likewise.
+        candidates: rows of documents, (queries, candidates).
+        count: how many to keep. A place without a candidate has a product of -inf.
+    """
+    kept = min(count, candidates.shape[1])
+    rows = np.empty((len(queries), kept), dtype=np.intp)
+    products = np.empty((len(queries), kept), dtype=np.float64)
+    for index, (query, choice) in enumerate(zip(queries, candidates, strict=True)):
+        there = choice != NO_ROW
+        values = np.full(len(choice), -np.inf)
+        values[there] = exact(vectors_of(choice[there])) @ exact(query)
+        order = np.argsort(-values, kind="stable")[:kept]
+        rows[index], products[index] = choice[order], values[order]
+    return Nearest(rows, products)
+
+
+def nearest(queries: Floats, blocks: Iterable[Floats], count: int) -> Nearest:
+    """Return the best documents of each query from documents that come in blocks.
+
+    Args:
+        queries: float32 (queries, dim), of length 1 or whole numbers.
+        blocks: float32 (documents, dim) each, likewise, in the order of their rows.
+        count: how many to return, or as many as there are.
+    """
+    rows = np.empty((len(queries), 0), dtype=np.intp)
+    products = np.empty((len(queries), 0), dtype=np.float64)
+    first_row = 0
+    for block in blocks:
+        found = _nearest_of_block(queries, exact(block), count)
+        rows = np.concatenate([rows, found.rows + first_row], axis=1)
+        products = np.concatenate([products, found.products], axis=1)
+        order = np.argsort(-products, axis=1, kind="stable")[:, :count]
+        rows = np.take_along_axis(rows, order, axis=1)
+        products = np.take_along_axis(products, order, axis=1)
+        first_row += len(block)
+    return Nearest(rows, products)
+
+
+def block_rows(dim: int) -> int:
+    """Return how many documents of ``dim`` values are compared at a time, to bound memory."""
+    return max(1, min(_DOCUMENT_BLOCK, _BLOCK_VALUES // max(1, dim)))
+
+
+def exact(vectors: Floats) -> NDArray[np.float64]:
+    """Return vectors as float64 multiples of 2^-26, whose products are exact in any order."""
+    values = vectors.astype(np.float64)
+    values *= _GRAIN
+    np.rint(values, out=values)
+    values /= _GRAIN
+    return values
+
+
+def _nearest_of_block(queries: Floats, documents: NDArray[np.float64], count: int) -> Nearest:
+    count = min(count, len(documents))
+    rows = np.empty((len(queries), count), dtype=np.intp)
+    products = np.empty((len(queries), count), dtype=np.float64)
+    for start in range(0, len(queries), _QUERY_BLOCK):
+        block = exact(queries[start : start + _QUERY_BLOCK]) @ documents.T
+        lowest = np.partition(block, len(documents) - count, axis=1)[:, len(documents) - count]
+        for row, values in enumerate(block, start=start):
+            tied = np.flatnonzero(values >= lowest[row - start])  # by row; ties may be too many
+            order = np.argsort(-values[tied], kind="stable")[:count]
+            rows[row], products[row] = tied[order], values[tied[order]]
+    return Nearest(rows, products)

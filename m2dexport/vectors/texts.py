@@ -1,0 +1,98 @@
+"""Texts to be scored, and how the files that hold them are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import reprlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2dexport.data import read_utf8
+from m2dexport.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Texts that are encoded with the same prompt."""
+
+    texts: tuple[str, ...]
+    role: str | None  # the name of a prompt, "query" or "document", or None
+
+
+def read_jsonl(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a JSONL file whose objects have all the keys.
+
+    Raises:
+        UsageError: when the file cannot be read or is empty, or naming the line that is wrong.
+    """
+    found = False
+    # Not splitlines(), which also breaks at characters that JSON allows inside a text.
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError):
+            item = None
+        if not isinstance(item, dict):
+            raise UsageError(f"{path}, line {number} is not a JSON object.")
+        if missing := [key for key in keys if key not in item]:
+            raise UsageError(f"{path}, line {number} has no {missing[0]!r}.")
+        found = True
+        yield number, item
+    if not found:
+        raise UsageError(f"{path} is empty.")
+
+
+def text_of(value: object, path: Path, line: int) -> str:
+    """Return a value that is a text which can be encoded.
+
+    Raises:
+        UsageError: when it is not a string, or holds half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise UsageError(f"{path}, line {line}: {reprlib.repr(value)} is not a text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{path}, line {line} holds half of a surrogate pair, which is not text; "
+            "mend or remove that line."
+        ) from error
+    return value
+
+
+def number_of(value: object, path: Path, line: int) -> float:
+    """Return the finite number that a value is, or that a string spells.
+
+    Raises:
+        UsageError: when it is neither.
+    """
+    number = as_number(value)
+    if number is None:
+        raise UsageError(f"{path}, line {line}: the score {reprlib.repr(value)} is not a number.")
+    return number
+
+
+def as_number(value: object) -> float | None:
+    """Return the finite number that a value is, or that a string spells, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+def digest_of(*paths: Path) -> str:
+    """Return one hash of the content of files, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

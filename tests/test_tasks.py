@@ -1,0 +1,62 @@
+"""Evaluation data: what ships, and what a path may be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from m2dexport.cli import cli
+from m2dexport.data import default_task_paths
+from m2dexport.errors import UsageError
+from m2dexport.vectors.pairs import StsTask
+from m2dexport.vectors.retrieval import RetrievalTask
+from m2dexport.vectors.tasks import default_tasks, load_task
+
+
+def test_the_shipped_tasks_are_stsb_dev_and_limit_small() -> None:
+    first, second = default_tasks()
+    assert isinstance(first, StsTask)
+    assert isinstance(second, RetrievalTask)
+    assert (first.name, len(first.scores)) == ("stsb-dev", 1500)
+    assert (second.name, len(second.queries), len(second.documents)) == ("limit-small", 1000, 46)
+    assert all(len(relevant) == 2 for relevant in second.relevance)
+
+
+def test_paths_that_are_no_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        load_task(tmp_path / "missing.tsv")
+    with pytest.raises(UsageError, match=r"corpus\.jsonl does not exist"):
+        load_task(tmp_path)
+
+
+def test_default_task_paths_are_in_the_package() -> None:
+    assert all(path.exists() for path in default_task_paths())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_are_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    for name in ("pairs.tsv", "pairs.jsonl", "corpus.jsonl"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    for name in ("pairs.tsv", "pairs.jsonl", "endless.csv", ""):
+        with pytest.raises(UsageError, match="is not a regular file"):
+            load_task(tmp_path / name)
+
+
+def test_profile_refuses_evaluation_data_in_a_sentence(tmp_path: Path) -> None:
+    broken = tmp_path / "pairs.jsonl"
+    broken.write_text('{"score": 1, "sentence1": "half \\ud83d", "sentence2": "x"}\n')
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    for name in ("corpus", "queries"):
+        (folder / f"{name}.jsonl").write_text('{"_id": "1", "text": "x"}\n')
+    (folder / "qrels" / "dev.tsv").write_text("1\t1\t1\n")
+    for path, message in ((broken, "half of a surrogate pair"), (folder, "name the file instead")):
+        arguments = ["profile", "--eval", str(path), "--out", str(tmp_path / "out")]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"Error: {path}")
+        assert message in result.stderr
