@@ -1,0 +1,45 @@
+"""The same checkpoint and recipe make the same bytes, however many threads there are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_BUILD = """
+import sys
+from pathlib import Path
+from m2dexport.build.build import build_artifact
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.data import calibration_texts
+from m2dexport.engines import Device
+from m2dexport.runtime.bundle import write_bundle
+out = Path(sys.argv[1])
+recipe = Recipe(weights="int8", vectors="int8", calibration=calibration_texts()[:120])
+artifact = build_artifact(open_checkpoint(), 1, 64, out / "artifact", recipe)
+write_bundle(artifact.path, out / "edge.m2d")
+"""
+
+
+def _hashes(folder: Path, threads: int) -> dict[str, str]:
+    """Build and bundle in a process that has so many threads for sums; return file -> sha256."""
+    folder.mkdir()
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
+    command = [sys.executable, "-c", _BUILD, str(folder)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    files = [*(folder / "artifact").iterdir(), folder / "edge.m2d"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_an_int8_artifact_and_its_bundle_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path,
+) -> None:
+    one, two = (_hashes(tmp_path / str(threads), threads) for threads in (1, 2))
+    assert one == two
+    spec = json.loads((tmp_path / "1" / "artifact" / "artifact.json").read_text())
+    assert spec["weights"] == "int8"
