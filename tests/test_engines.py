@@ -28,6 +28,7 @@ from m2dexport.engines import (
 )
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import ISAS, WEIGHT_PRECISIONS
+from m2dexport.profile.plan import Plan, require_plan
 from m2dexport.profile.target import load_target
 from m2dexport.runtime import load
 from m2dexport.runtime.bundle import verify_bundle, write_bundle
@@ -134,6 +135,11 @@ def test_an_artifact_made_for_another_device_does_not_run_on_the_cpu_unasked(
 
 
 def test_a_provider_that_is_not_there_is_refused_before_a_build(engine: str, tmp_path) -> None:
+    recipe = Recipe(engine, Device("ABACUS"))
+    with pytest.raises(UsageError, match="ABACUS"):
+        build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", recipe)
+    with pytest.raises(UsageError, match="ABACUS"):
+        require_plan(open_checkpoint(), Plan((1,), (32,), engine=engine, device=recipe.device), ())
     with pytest.raises(UsageError, match="ABACUS"):
         engine_runner(engine).load(engine_maker(engine).files(graph()), Device("ABACUS"))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from m2dexport.build.mixed import MIXABLE, QualityLimit
 from m2dexport.data import calibration_texts
-from m2dexport.engines import Device, engine_maker
+from m2dexport.engines import Device, engine_maker, engine_runner
 from m2dexport.errors import UsageError
 from m2dexport.precisions import (
     BIT_ORDERS,
@@ -62,6 +62,7 @@ def require_recipe(recipe: Recipe) -> None:
     engine, weights, isa, limit = recipe.engine, recipe.weights, recipe.isa, recipe.limit
     known = engine_maker(engine).PRECISIONS
     require_precision(weights, engine, known)
+    engine_runner(engine).require_device(recipe.device)
     if isa not in ISAS:
         raise UsageError(f"--isa {isa!r} is unknown; choose from {', '.join(ISAS)}.")
     if isa not in known[weights].isas:

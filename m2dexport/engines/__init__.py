@@ -2,6 +2,7 @@
 
 ``run.py`` is what a device needs:
 
+* ``require_device(device)``: what it would run on, refused where this machine does not have it;
 * ``load(files, device, isa)``: the files of a graph, by name -> a session;
 * ``run(session, input_ids, attention_mask)``: int64 (batch, sequence) -> the graph's outputs;
 * ``describe(session)``: what the session really runs on, for a record.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m2dexport.checkpoint.open import Checkpoint
-from m2dexport.engines import Device, engine_maker
+from m2dexport.engines import Device, engine_maker, engine_runner
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.target import Target
@@ -68,6 +68,7 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
     known = engine_maker(plan.engine).PRECISIONS
     for weights in plan.weights:
         require_precision(weights, plan.engine, known)
+    engine_runner(plan.engine).require_device(plan.device)
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")
     names = [task.name for task in tasks]

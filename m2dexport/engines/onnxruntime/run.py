@@ -25,6 +25,23 @@ _PRODUCT = bytes.fromhex(
 )
 
 
+def require_device(device: Device) -> str:
+    """Return the execution provider of a device.
+
+    Raises:
+        UsageError: when it is not in this build of onnxruntime, or the device has a cache.
+    """
+    provider = device.provider or _ENGINE.provider
+    if provider not in ort.get_available_providers():
+        raise UsageError(
+            f"{provider} is not in this onnxruntime; it has "
+            f"{', '.join(ort.get_available_providers())}."
+        )
+    if device.cache is not None:
+        raise UsageError("onnxruntime compiles nothing that a cache could keep; leave it out.")
+    return provider
+
+
 def load(
     files: Mapping[str, Path | bytes], device: Device = Device(), isa: Isa = "vnni"
 ) -> ort.InferenceSession:
@@ -41,14 +58,7 @@ def load(
             or fewer than one thread.
         M2DError: when onnxruntime refuses the graph or the provider does not load.
     """
-    provider = device.provider or _ENGINE.provider
-    if provider not in ort.get_available_providers():
-        raise UsageError(
-            f"{provider} is not in this onnxruntime; it has "
-            f"{', '.join(ort.get_available_providers())}."
-        )
-    if device.cache is not None:
-        raise UsageError("onnxruntime compiles nothing that a cache could keep; leave it out.")
+    provider = require_device(device)
     (model,) = (files[name] for name in _ENGINE.files)
     try:
         session = ort.InferenceSession(

@@ -33,6 +33,21 @@ class Session:
     requests: threading.local = field(default_factory=threading.local)
 
 
+def require_device(device: Device) -> str:
+    """Return the OpenVINO device of a device.
+
+    Raises:
+        UsageError: when this machine does not have it.
+    """
+    provider = device.provider or _ENGINE.provider
+    known = ov.Core().available_devices
+    if provider not in known:
+        raise UsageError(
+            f"{provider} is not an OpenVINO device of this machine; it has {', '.join(known)}."
+        )
+    return provider
+
+
 def load(
     files: Mapping[str, Path | bytes], device: Device = Device(), isa: Isa = "portable"
 ) -> Session:
@@ -49,13 +64,7 @@ def load(
     """
     if isa != "portable":
         raise UsageError(f"OpenVINO runs portable graphs only, not isa={isa}; build it again.")
-    core = ov.Core()
-    provider = device.provider or _ENGINE.provider
-    if provider not in core.available_devices:
-        raise UsageError(
-            f"{provider} is not an OpenVINO device of this machine; it has "
-            f"{', '.join(core.available_devices)}."
-        )
+    core, provider = ov.Core(), require_device(device)
     model, weights = (files[name] for name in _ENGINE.files)
     try:
         if isinstance(weights, bytes):
