@@ -143,12 +143,12 @@ def require_parity(parity: Parity, floor: float | None, name: str) -> None:
     if floor is None and not parity.max_difference <= MAX_DIFFERENCE:
         raise ParityError(
             f"{name} differs from the torch original by {parity.max_difference:.2g} where "
-            f"{MAX_DIFFERENCE:g} is allowed; nothing was written."
+            f"{MAX_DIFFERENCE:g} is allowed."
         )
     if floor is not None and not parity.mean_cosine >= floor:
         raise ParityError(
             f"{name} has a mean cosine of {parity.mean_cosine:.4f} to the torch original where "
-            f"{floor:g} is needed; nothing was written."
+            f"{floor:g} is needed."
         )
 
 

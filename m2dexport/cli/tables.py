@@ -82,11 +82,7 @@ def print_profile(profile: Profile) -> None:
         "size, bytes per vector); profile.json has all."
     )
     for failure in profile.failures:
-        console.print(
-            f"Failed: {len(failure.cells)} cells of {failure.layers} layers in {failure.weights}: "
-            f"{failure.reason}",
-            markup=False,
-        )
+        console.print(f"Failed, {len(failure.cells)} cells: {failure.reason}", markup=False)
 
 
 def profile_table(profile: Profile, cells: Sequence[Cell]) -> Table:

@@ -54,7 +54,7 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         vectors=target.grid.vectors or default.vectors,
         shapes=target.latency.shapes if target.latency else default.shapes,
         engine=target.engine,
-        device=Device(target.provider, target.threads),
+        device=Device(target.provider, target.threads, target.spin),
     )
 
 

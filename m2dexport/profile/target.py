@@ -95,6 +95,7 @@ class Target(_Table):
     engine: Annotated[str, AfterValidator(_known_engine)]
     provider: str | None = None
     threads: _Count | None = None
+    spin: bool = Field(False, strict=True, description="threads wait in a loop between requests")
     grid: Grid = Grid()
     latency: LatencyShapes | None = None
     budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))

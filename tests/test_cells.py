@@ -1,0 +1,83 @@
+"""Cells: joined from what was measured, compared with the reference, and failed with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import small_checkpoint
+
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.cli.tables import print_profile
+from m2dexport.data import calibration_texts
+from m2dexport.engines import Device
+from m2dexport.engines.onnxruntime import make
+from m2dexport.errors import ParityError, UsageError
+from m2dexport.profile.cells import GraphFacts, Measured, join_cells
+from m2dexport.profile.latency import Footprint, LatencyPoint
+from m2dexport.profile.manifest import MeasuredOn, Profile
+from m2dexport.profile.plan import Plan
+from m2dexport.profile.sweep import profile_checkpoint
+from m2dexport.quantize.recipes import Requirement
+from m2dexport.vectors.tasks import StsTask
+
+TEXTS = calibration_texts()[:120]
+TASK = StsTask("sts", TEXTS[:8], TEXTS[8:16], tuple(range(8)), "")
+PLAN = Plan((1, 2), (32,), ("fp32", "int4-weight-only"), ("float32", "int8"), ((1, 8),), repeats=3)
+UNREACHABLE = Requirement("1.17", floor=1.1)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_checkpoint(tmp_path_factory.mktemp("cells") / "bert", "bert")
+
+
+@pytest.fixture(scope="module")
+def profile(bert: Path) -> Profile:
+    """A profile in which no depth reaches what int4 must."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(make.PRECISIONS, "int4-weight-only", UNREACHABLE)
+        return profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, PLAN)
+
+
+def test_a_precision_that_misses_its_gate_is_recorded_and_the_rest_is_measured(profile) -> None:
+    assert {cell.weights for cell in profile.cells} == {"fp32"}
+    assert len(profile.cells) == 4
+    assert [(f.layers, f.weights) for f in profile.failures] == [
+        (1, "int4-weight-only"),
+        (2, "int4-weight-only"),
+    ]
+    assert all("where 1.1 is needed" in failure.reason for failure in profile.failures)
+    assert profile.failures[0].cells == (
+        "1x32-int4-weight-only-float32",
+        "1x32-int4-weight-only-int8",
+    )
+
+
+def test_a_failed_cell_is_shown_and_asking_for_it_says_why(profile, capsys) -> None:
+    print_profile(profile)
+    assert "Failed, 2 cells: depth 1 in int4-weight-only has" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="1x32-int4-weight-only-int8 failed when measured: depth"):
+        profile.cell("1x32-int4-weight-only-int8")
+
+
+def test_a_reference_that_fails_is_an_error(bert: Path, monkeypatch) -> None:
+    monkeypatch.setitem(make.PRECISIONS, "fp32", UNREACHABLE)
+    with pytest.raises(ParityError, match="the reference cell 2x32-fp32-float32 failed: depth 2"):
+        profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, PLAN)
+
+
+def test_retention_is_null_where_the_reference_has_no_quality() -> None:
+    plan = Plan((1,), (32,), ("fp32",), ("float32",), ((1, 8),), device=Device(threads=1))
+    facts = GraphFacts((LatencyPoint(1, 8, 1.0, 2.0, 3),), Footprint(10, 1.0), 100, ())
+    measured = Measured(
+        quality={"1x32-fp32-float32": {"sts/spearman": 0.0}},
+        graphs={(1, "fp32"): facts},
+        tail_sizes={(32, "float32"): 0},
+        failures={},
+        device=MeasuredOn(provider="CPUExecutionProvider", threads=1, spin=False),
+        seconds={},
+    )
+    (cell,) = join_cells(measured, plan, [TASK], None)
+    assert cell.mean_quality == 0
+    assert cell.retention is None
