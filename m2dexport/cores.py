@@ -1,8 +1,9 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, whatever the machine has."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from m2dexport.errors import UsageError
@@ -19,12 +20,69 @@ def threads_for(threads: int | None) -> int:
     return min(threads or usable_cores(), usable_cores())
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity mask within its cgroup's quota."""
+def granted_threads(threads: int | None) -> int | None:
+    """Return how many of the threads that a user asks for there are; warn when that is fewer.
+
+    Returns:
+        None when none are asked for.
+
+    Raises:
+        UsageError: when fewer than one is asked for.
+    """
+    if threads is None:
+        return None
+    granted = threads_for(threads)
+    if granted < threads:
+        warnings.warn(
+            f"{threads} threads were asked for and this process may use {granted} cores; it runs "
+            f"{granted} threads.",
+            stacklevel=2,
+        )
+    return granted
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use, at least 1.
+
+    That is its affinity mask within the smallest CPU quota of its cgroup and of those above, by
+    cgroup v2 (cpu.max) and v1 (cpu.cfs_quota_us); a part of a core does not count.
+
+    Args:
+        root: the folder with proc/self/cgroup and sys/fs/cgroup.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min([cores, *_quotas(root)]))
+
+
+def _quotas(root: Path) -> list[int]:
+    """Return the CPU quotas that bind this process, in whole cores."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return cores
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # not Linux
+        return []
+    quotas = []
+    for line in lines:
+        # "0::/path" is version 2, "4:cpu,cpuacct:/path" a hierarchy of version 1.
+        _, controllers, own = (*line.split(":", 2), "", "")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        group = Path(own.lstrip("/"))
+        # In a container the mount may begin at its own group, below which ``own`` does not exist.
+        for folder in (group, *group.parents):
+            quotas += _quota(mount / folder)
+    return quotas
+
+
+def _quota(group: Path) -> list[int]:
+    """Return the quota of one cgroup in whole cores; nothing where it has none."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            words = " ".join((group / name).read_text(encoding="ascii") for name in names).split()
+            quota, period = (int(word) for word in words)
+        except (OSError, ValueError):  # another version, or "max"
+            continue
+        if quota > 0 and period > 0:  # -1: none
+            return [quota // period]
+    return []

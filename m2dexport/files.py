@@ -1,21 +1,28 @@
-"""Writing that leaves nothing half-written: build under a temporary name, then rename."""
+"""Writing that leaves nothing half-written: build in a hidden folder, then rename."""
 
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from m2dexport.errors import M2DError, UsageError
 
+if sys.platform != "win32":
+    import fcntl
+
 _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _SUFFIXES = ("", ".txt", ".md")
+_PREFIX = "m2dexport-"
+_LOCK = "m2dexport.lock"
+_PROOF = b"m2dexport removes this folder once no process holds the lock on this file\n"
 
 
 def sha256_of(path: Path) -> str:
@@ -27,32 +34,69 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_new(path: Path) -> None:
-    """Refuse an output path before any work is done.
-
-    Raises:
-        UsageError: when ``path`` exists, lies below a file, or where this user may not write.
-    """
-    if path.exists():
-        raise UsageError(f"{path} already exists; remove it, or name another place with --out.")
-    _require_below_folder(path)
-
-
-def require_file(path: Path) -> None:
-    """Refuse an output file that cannot be written or replaced, before any work is done.
-
-    Raises:
-        UsageError: when ``path`` is a folder, lies below a file, or where this user may not write.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file with --out.")
-    _require_below_folder(path)
-
-
 def license_files(folder: Path) -> tuple[Path, ...]:
     """Return the licence and notice files of a folder, such as LICENSE and NOTICE.txt, sorted."""
     names = [stem + suffix for stem in _LICENSES for suffix in _SUFFIXES]
     return tuple(sorted(folder / name for name in names if (folder / name).is_file()))
+
+
+def require_file(path: Path, *, force: bool = False) -> None:
+    """Refuse an output file before any work is done.
+
+    Args:
+        path: the file to be written.
+        force: whether a file that is there is to be replaced.
+
+    Raises:
+        UsageError: when ``path`` exists and is not a file that may be replaced, lies below a file,
+            or where this user may not write.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file with --out.")
+    if os.path.lexists(path):
+        if not force:
+            raise _exists(path)
+        if path.is_symlink() or not path.is_file():
+            raise UsageError(f"{path} is not a regular file; name another place with --out.")
+    _require_below_folder(path)
+
+
+def require_folder(path: Path, *, force: bool = False) -> None:
+    """Refuse an output folder before any work is done.
+
+    Args:
+        path: the folder to be written.
+        force: whether an empty folder, or one that m2dexport wrote, is to be replaced.
+
+    Raises:
+        UsageError: when ``path`` exists and is not a folder that may be replaced, lies below a
+            file, or where this user may not write.
+    """
+    if os.path.lexists(path):
+        if not force:
+            raise _exists(path)
+        if path.is_symlink() or not path.is_dir() or not _can_be_made_again(path):
+            raise UsageError(
+                f"{path} is not an output of m2dexport, which replaces only its own; remove it, or "
+                "name another place with --out."
+            )
+    _require_below_folder(path)
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} already exists; name another place with --out, or replace it with --force."
+    )
+
+
+def _can_be_made_again(folder: Path) -> bool:
+    """Say whether a folder is empty, an artifact, a sub-model, or a grid of sub-models."""
+    if (folder / "m2dexport.json").is_file():
+        return True
+    with contextlib.suppress(OSError):
+        if b'"space_id"' in (folder / "artifact.json").read_bytes():
+            return True
+    return all((child / "m2dexport.json").is_file() for child in folder.iterdir())
 
 
 def _require_below_folder(path: Path) -> None:
@@ -64,70 +108,181 @@ def _require_below_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary file name that becomes ``path`` when the block succeeds.
+
+    Without ``force``, a file that another process put there meanwhile is kept.
+
+    Args:
+        path: the file to be written.
+        force: whether a file that is there is replaced.
+
+    Raises:
+        UsageError: as ``require_file``.
+        M2DError: when the disk is full or the place cannot be written.
+    """
+    require_file(path, force=force)
+    with _beside(path) as temporary:
+        yield temporary
+        if force:
+            temporary.replace(path)
+        else:
+            _create_file(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``path`` when the block succeeds.
 
+    Without ``force``, a folder that another process put there meanwhile is kept.
+
+    Args:
+        path: the folder to be written.
+        force: whether an empty folder, or one that m2dexport wrote, is replaced.
+
     Raises:
-        UsageError: when ``path`` exists.
+        UsageError: as ``require_folder``.
         M2DError: when the disk is full or the place cannot be written.
     """
-    require_new(path)
-    with _temporary_sibling(path) as temporary:
+    require_folder(path, force=force)
+    with _beside(path) as temporary:
         temporary.mkdir()
         yield temporary
-        temporary.replace(path)
+        if force:
+            _replace_folder(temporary, path)
+        else:
+            _create_folder(temporary, path)
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file name beside ``path`` that becomes ``path`` when the block succeeds.
+def scratch_folder() -> Iterator[Path]:
+    """Yield an empty folder for the files of this process only, removed when the block ends.
 
-    An existing file is replaced.
-
-    Raises:
-        M2DError: when the disk is full or the place cannot be written.
+    What killed processes of this user left in the folder for temporary files is removed first.
     """
-    with _temporary_sibling(path) as temporary:
-        yield temporary
-        temporary.replace(path)
+    with _locked_folder(Path(tempfile.gettempdir()), _PREFIX) as folder:
+        yield folder
 
 
 @contextlib.contextmanager
-def _temporary_sibling(path: Path) -> Iterator[Path]:
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield ``path``'s name in a hidden folder beside it, and so on the same file system."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep_stale(path)
-        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent))
+        with _locked_folder(path.parent, f".{_PREFIX}") as folder:
+            yield folder / path.name
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise M2DError(
+            f"{path} could not be written: {error.strerror or error}; nothing was kept."
+        ) from error
+
+
+def _create_file(temporary: Path, path: Path) -> None:
+    """Name a file ``path`` unless that name is taken, which a rename would not notice."""
     try:
-        yield holder / path.name
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            path.touch(exist_ok=False)
+            temporary.replace(path)
+    except FileExistsError as error:
+        raise _exists(path) from error
+
+
+def _create_folder(temporary: Path, path: Path) -> None:
+    """Name a folder ``path`` unless that is taken; POSIX lets it take an empty folder's place."""
+    try:
+        temporary.rename(path)
     except OSError as error:
-        raise _write_error(path, error) from error
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise _exists(path) from error
+        raise
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Move the old folder aside and the new one in.
+
+    A process killed between the two leaves the old folder aside, where nothing sweeps it.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}old-", dir=path.parent))
+    old = aside / path.name
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        _create_folder(temporary, path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        aside.rmdir()
+        raise
+    if old.exists():
+        old.rename(temporary)  # whose folder is removed, by the next run if need be
+    aside.rmdir()
+
+
+@contextlib.contextmanager
+def _locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new empty folder in a folder that holds its lock, and remove both at the end.
+
+    The lock goes with the process, in whatever container it runs; its number would say nothing
+    there. A killed process's folder is removed by the next call with this parent and prefix.
+    """
+    _sweep(parent, prefix)
+    holder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    lock = None
+    try:
+        lock = _take_lock(holder / _LOCK, new=True)
+        (holder / "files").mkdir()
+        yield holder / "files"
     finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        _remove(holder)
+        if lock is not None:
+            os.close(lock)
 
 
-def _sweep_stale(path: Path) -> None:
-    """Remove what a killed process left while it was writing this very path."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        pid = leftover.name[len(path.name) + 2 :].split(".")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
+def _sweep(parent: Path, prefix: str) -> None:
+    """Remove the folders that killed processes of this user left."""
+    for holder in parent.glob(f"{prefix}*"):
+        lock = None if holder.is_symlink() else _take_lock(holder / _LOCK, new=False)
+        if lock is not None:
+            _remove(holder)
+            os.close(lock)
 
 
-def _alive(pid: int) -> bool:
-    """Say whether a process may still run; not by psutil, which a device need not have."""
-    if os.name != "posix":
-        return True  # os.kill would end it there
+def _remove(holder: Path) -> None:
+    shutil.rmtree(holder / "files", ignore_errors=True)  # the proof last: this may be cut off
+    shutil.rmtree(holder, ignore_errors=True)
+
+
+def _take_lock(path: Path, *, new: bool) -> int | None:
+    """Return the file descriptor of a lock that is now held; it is free once that is closed.
+
+    Args:
+        path: the file to lock.
+        new: True makes it and writes the proof that the folder is ours, once it is locked; False
+            locks only a file of this user that holds the proof.
+
+    Returns:
+        None when the lock is another's, or where files cannot be locked: without a proof, a
+        folder is never swept.
+    """
+    if sys.platform == "win32":
+        return None
+    flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if new else os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # another user's
-    return True
-
-
-def _write_error(path: Path, error: OSError) -> M2DError:
-    return M2DError(f"{path} could not be written: {error.strerror or error}; nothing was kept.")
+        lock = os.open(path, flags, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if new:
+            os.write(lock, _PROOF)
+            return lock
+        if os.fstat(lock).st_uid == os.getuid() and os.read(lock, len(_PROOF) + 1) == _PROOF:
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    return None

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import Device
 from m2dexport.errors import M2DError
-from m2dexport.files import atomic_file, require_file
+from m2dexport.files import atomic_file, require_file, scratch_folder
 from m2dexport.precisions import (
     VECTOR_PRECISIONS,
     WEIGHT_PRECISIONS,
@@ -128,7 +127,7 @@ def main() -> None:
     for layers in bench.plan.layers:
         done.append(_measure_depth(bench, layers))
         if out is not None:
-            with atomic_file(out) as path:
+            with atomic_file(out, force=True) as path:
                 path.write_text(_report(bench, done), encoding="utf-8")
     if out is None:
         print(_report(bench, done), end="")
@@ -150,7 +149,7 @@ def _options() -> tuple[Bench, Path | None]:
     add("--out", type=Path, help="the Markdown file to write; default: standard output, at the end")
     options = parser.parse_args()
     if options.out is not None:
-        require_file(options.out)
+        require_file(options.out, force=True)
     checkpoint = open_checkpoint(options.model)
     sts, retrieval = load_task(options.sts), load_task(options.retrieval)
     if not isinstance(sts, StsTask) or not isinstance(retrieval, RetrievalTask):
@@ -189,11 +188,11 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
     rows: dict[WeightPrecision, Row | str] = {}
     encoders: dict[WeightPrecision, Encoder] = {}
     exact: Vectors | None = None
-    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        base = build_artifact(checkpoint, layers, checkpoint.dim, Path(scratch) / "fp32")
+    with scratch_folder() as scratch:
+        base = build_artifact(checkpoint, layers, checkpoint.dim, scratch / "fp32")
         for weights in plan.weights:
             _tell(f"{layers} layers, {weights}")
-            folder = Path(scratch) / weights
+            folder = scratch / weights
             try:
                 artifact = base if weights == "fp32" else _quantized(base, folder, weights)
                 encoder = load(artifact.path, plan.device)

@@ -28,7 +28,7 @@ from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import M2DError, ParityError, UsageError
-from m2dexport.files import atomic_folder, license_files, require_new
+from m2dexport.files import atomic_folder, license_files, require_folder
 from m2dexport.graph.vector import coded_graph, full_width
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
@@ -90,7 +90,7 @@ def build_artifact(
             of fidelity, is not kept whatever stays in float32.
         MissingExtra: when the engine is not installed.
     """
-    require_new(out)
+    require_folder(out)
     require_recipe(recipe)
     source = export_source(checkpoint, (layers,), dim, recipe.engine)
     trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
@@ -119,7 +119,7 @@ def quantize_artifact(
         M2DError: when too little of the weights could be quantized, or the limit, or int8's floor
             of fidelity, is not kept whatever stays in float32.
     """
-    require_new(out)
+    require_folder(out)
     spec = read_spec(artifact)
     recipe = replace(recipe, engine=spec.engine, device=recipe.device.or_else(spec.device))
     require_recipe(recipe)

@@ -7,6 +7,7 @@ import sys
 
 # Each of these adds its commands to the group.
 from m2dexport.cli import artifacts, bundles, checkpoints, profiles  # noqa: F401
+from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli
 
 __all__ = ["cli", "main"]
@@ -15,4 +16,5 @@ __all__ = ["cli", "main"]
 def main() -> None:
     """Run the command line; a termination signal cleans up as an error does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    escape_unprintable()
     cli()

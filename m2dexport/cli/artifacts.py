@@ -48,7 +48,9 @@ def build(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Build an artifact: one graph from token ids to the final vector, checked against torch.
+    """Build an artifact: one graph from token ids to the vector.
+
+    Its vectors are checked against those of the torch original.
 
     \b
     Examples:
@@ -82,7 +84,7 @@ def quantize(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Quantize an ARTIFACT that was built with fp32 weights and float32 vectors.
+    """Quantize an ARTIFACT of fp32 weights and float32 vectors.
 
     \b
     Example:

@@ -16,6 +16,7 @@ from m2dexport.cli.options import (
     bit_order_option,
     calibration_option,
     device_options,
+    force_option,
     json_option,
     texts_of,
     trust_options,
@@ -39,9 +40,14 @@ if TYPE_CHECKING:
 @calibration_option
 @bit_order_option
 @click.option("--out", type=PATH, required=True, metavar="FILE.m2d", help="Bundle to write.")
+@force_option
 @json_option
-def bundle(source: Path, cell: str | None, out: Path, as_json: bool, **options: Any) -> None:
-    """Pack an artifact, or build and pack a profile's cell, into one archive for the device.
+def bundle(
+    source: Path, cell: str | None, out: Path, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Pack an artifact or a profile's cell into one file for a device.
+
+    A cell is built first.
 
     \b
     Examples:
@@ -54,7 +60,10 @@ def bundle(source: Path, cell: str | None, out: Path, as_json: bool, **options: 
         raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
     if source.is_dir() == (cell is not None):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
-    info = write_bundle(source, out) if cell is None else _bundle_cell(source, cell, out, **options)
+    if cell is None:
+        info = write_bundle(source, out, force=force)
+    else:
+        info = _bundle_cell(source, cell, out, force=force, **options)
     if as_json:
         print_json(asdict(info))
     else:
@@ -69,6 +78,7 @@ def _bundle_cell(
     model: str | None,
     calibration: Path | None,
     bit_order: BitOrder,
+    force: bool,
     **trust: bool,
 ) -> BundleInfo:
     # These need torch; packing an artifact does not.
@@ -84,6 +94,7 @@ def _bundle_cell(
             out,
             calibration=texts,
             bit_order=bit_order,
+            force=force,
             on_progress=on_progress,
         )
 
@@ -105,7 +116,7 @@ def verify(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Check every byte of a BUNDLE, then run its golden texts on this machine.
+    """Check every byte of a BUNDLE, then run its golden texts here.
 
     \b
     Examples:
@@ -132,6 +143,7 @@ def verify(
 @click.option(
     "--out", type=PATH, metavar="FILE", help=".npy or .jsonl.  [default: JSONL to stdout]"
 )
+@force_option
 @click.option("--prompt", metavar="NAME", help="A prompt of the model, such as query.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @device_options
@@ -139,12 +151,13 @@ def encode(
     bundle_path: Path,
     source: Path | None,
     out: Path | None,
+    force: bool,
     prompt: str | None,
     batch_size: int,
     provider: str | None,
     threads: int | None,
 ) -> None:
-    """Encode texts, one a line or JSONL with a "text" field, with a BUNDLE.
+    """Encode texts with a BUNDLE: one per line, or JSONL with "text".
 
     \b
     Examples:
@@ -161,6 +174,7 @@ def encode(
         out,
         prompt=prompt,
         batch_size=batch_size,
+        force=force,
         on_progress=count_texts if out else lambda _: None,  # not among the rows of stdout
     )
     click.echo(("\r" if out and sys.stderr.isatty() else "") + summary.sentence(), err=True)

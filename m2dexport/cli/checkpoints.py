@@ -40,7 +40,7 @@ def _refuse_hidden(_context: click.Context, _option: click.Parameter, value: str
 @model_options
 @json_option
 def inspect(model: str | None, as_json: bool, **options: Any) -> None:
-    """Describe a checkpoint: family, depth, pooling, prompts, size per depth.
+    """Describe a checkpoint: family, depth, pooling, prompts, sizes.
 
     \b
     Example:
@@ -109,7 +109,9 @@ def slice_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Cut standalone sub-models that load in transformers and sentence-transformers.
+    """Cut sub-models that load in sentence-transformers.
+
+    They are checkpoints of their own and load in transformers, too.
 
     \b
     Examples:

@@ -8,30 +8,82 @@ from typing import Any, TextIO
 import click
 
 from m2dexport import __version__
-from m2dexport.errors import M2DError
+from m2dexport.cli.console import flush, give_up_stdout, print_error
+from m2dexport.errors import M2DError, MissingExtra, one_line
+
+#: The commands, in the order of work.
+_ORDER = (
+    *("inspect", "slice", "build", "quantize", "profile", "select"),
+    *("bundle", "verify", "encode"),
+)
+#: What is typed out of habit -> the command that does it.
+_HABITS = {
+    "convert": "build",
+    "export": "build",
+    "optimize": "quantize",
+    "prune": "slice",
+    "truncate": "slice",
+    "benchmark": "profile",
+    "package": "bundle",
+    "check": "verify",
+    "embed": "encode",
+    "run": "encode",
+}
+#: The packages of the extra "export", as they are imported.
+_EXPORT_PACKAGES = frozenset(
+    {
+        *("huggingface_hub", "matplotlib", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "psutil"),
+        *("pydantic", "rich", "safetensors", "scipy", "tomli", "torch", "transformers"),
+    }
+)
+_LONGEST_MESSAGE = 2000  # characters
 
 
 class _Group(click.Group):
     """Turns the library's errors into one sentence and an exit code, in one place."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.commands, key=lambda name: (*_ORDER, name).index(name))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        meant = _HABITS.get(args[0])
+        if meant and args[0] not in self.commands:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
-        except M2DError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _EXPORT_PACKAGES:
                 raise
-            click.echo(f"Error: {_sentence(error)}", err=True)
-            ctx.exit(1)
+            command = f"The command {ctx.invoked_subcommand}"
+            raise MissingExtra(command, package, "export") from error
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                flush()  # what --help prints to a full disk fails here at the latest
+        except M2DError as error:
+            print_error(one_line(error, _LONGEST_MESSAGE))
+            raise SystemExit(error.exit_code) from error
+        except OSError as error:
+            give_up_stdout()
+            if not isinstance(error, BrokenPipeError):
+                print_error(_sentence(error))
+            raise SystemExit(1) from error
 
 
 def _sentence(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}."
+    return one_line(f"{where}{error.strerror or error}.", _LONGEST_MESSAGE)
 
 
 def _show_warning(
@@ -42,7 +94,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    click.echo(f"Warning: {one_line(message, _LONGEST_MESSAGE)}", err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,7 +106,7 @@ def cli() -> None:
     A first session, on the checkpoint that ships:
       m2dexport profile
       m2dexport select profile/profile.json --target edge-cpu
-      m2dexport bundle profile/profile.json --cell 4x128-int8-int8 --out edge.m2d
+      m2dexport bundle profile/profile.json --cell 6x128-int8-int8 --out edge.m2d
       m2dexport verify edge.m2d
       echo "A man is playing a guitar." | m2dexport encode edge.m2d
     """

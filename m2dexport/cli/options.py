@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from m2dexport.cores import granted_threads
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, ISAS, VECTOR_PRECISIONS, WEIGHT_PRECISIONS
 
@@ -163,13 +164,21 @@ def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[
 
 #: The options that choose another device than the one that an artifact was made for.
 device_options = _together(
-    click.option("--threads", type=click.IntRange(1), help="[default: as it was made for]"),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        callback=lambda _context, _option, value: granted_threads(value),
+        help="[default: as it was made for]",
+    ),
     click.option(
         "--provider",
         metavar="NAME",
         help="onnxruntime execution provider, or OpenVINO device.  [default: as it was made for]",
     ),
 )
+
+
+force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -37,9 +37,10 @@ def profile(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure every (layers, dim, weights, vectors) cell: quality, latency, size, memory.
+    """Measure quality, latency, size and memory of every cell.
 
-    Writes profile.json, frontier.png and frontier.svg.
+    A cell is one choice of layers, dim, weights and vectors. Writes profile.json, frontier.png
+    and frontier.svg.
 
     \b
     Examples:
@@ -88,7 +89,9 @@ def profile(
 @click.option("--metric", help='What quality means: "mean", or one such as "stsb-dev/spearman".')
 @json_option
 def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> None:
-    """Name the best cell of a profile within a budget, and the limit that binds.
+    """Name the best cell of a profile within a budget.
+
+    Also says which limit of the budget binds.
 
     \b
     Examples:

@@ -116,6 +116,7 @@ def _module(name: str, part: str) -> ModuleType:
 
 def engine_version(name: str) -> tuple[str, str]:
     """Return the package of an engine and the version that is installed, such as "1.32.0"."""
+    engine_runner(name)  # which sets what onnxruntime reads while it is imported
     package = engine_of(name).package
     return package, str(importlib.import_module(package).__version__).partition("-")[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from m2dexport.checkpoint.open import Checkpoint, open_checkpoint, weights_sha25
 from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
-from m2dexport.files import require_new
+from m2dexport.files import require_file, scratch_folder
 from m2dexport.precisions import BitOrder
 from m2dexport.profile.manifest import Profile
 from m2dexport.progress import OnProgress
@@ -61,6 +60,7 @@ def bundle_cell(
     *,
     calibration: Sequence[str] | None = None,
     bit_order: BitOrder = "big",
+    force: bool = False,
     on_progress: OnProgress = lambda *_: None,
 ) -> BundleInfo:
     """Build the artifact of one cell of a profile as it was measured, and pack it.
@@ -71,16 +71,17 @@ def bundle_cell(
         profile: the profile.
         cell_id: such as "6x128-int8-int8"; ``select`` names one.
         checkpoint: what was profiled, from ``open_profiled``.
-        out: the bundle to write; it must not exist.
+        out: the bundle to write.
         calibration: the texts that the profile was calibrated with; None: the shipped ones.
         bit_order: where the first dim of a packed byte goes; it does not change quality.
+        force: whether a file at ``out`` is replaced.
         on_progress: called during the search for the weights that stay in float32.
 
     Raises:
         UsageError: when the profile has no such cell, or its calibration texts were others.
         ParityError: when the artifact does not reproduce the torch original.
     """
-    require_new(out)
+    require_file(out, force=force)
     cell = profile.cell(cell_id)
     if texts_sha256(calibration or calibration_texts()) != profile.calibration_sha256:
         raise UsageError(
@@ -96,7 +97,7 @@ def bundle_cell(
         calibration=calibration,
         allow_batch_dependent="batch_dependent" in cell.flags,
     )
-    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        folder = Path(scratch) / "artifact"
+    with scratch_folder() as scratch:
+        folder = scratch / "artifact"
         build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe, on_progress)
-        return write_bundle(folder, out)
+        return write_bundle(folder, out, force=force)

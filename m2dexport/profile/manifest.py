@@ -172,10 +172,14 @@ def cell_id(layers: int, dim: int, weights: str, vectors: str) -> str:
     return f"{layers}x{dim}-{weights}-{vectors}"
 
 
-def write_profile(profile: Profile, path: Path) -> None:
-    """Write profile.json: sorted keys and floats of six digits, whole or not at all."""
+def write_profile(profile: Profile, path: Path, *, force: bool = False) -> None:
+    """Write profile.json: sorted keys and floats of six digits, whole or not at all.
+
+    Raises:
+        UsageError: when ``path`` exists and ``force`` does not say that it is to be replaced.
+    """
     text = json.dumps(_rounded(profile.model_dump(mode="json")), indent=2, sort_keys=True)
-    with atomic_file(path) as temporary:
+    with atomic_file(path, force=force) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

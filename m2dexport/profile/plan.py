@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m2dexport.checkpoint.open import Checkpoint
+from m2dexport.cores import granted_threads
 from m2dexport.engines import Device, engine_maker, engine_runner
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
@@ -54,7 +55,7 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         vectors=target.grid.vectors or default.vectors,
         shapes=target.latency.shapes if target.latency else default.shapes,
         engine=target.engine,
-        device=Device(target.provider, target.threads, target.spin),
+        device=Device(target.provider, granted_threads(target.threads), target.spin),
     )
 
 

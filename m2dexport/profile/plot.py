@@ -29,22 +29,27 @@ _STYLE = {
 }
 
 
-def require_report_folder(folder: Path) -> None:
+def require_report_folder(folder: Path, *, force: bool = False) -> None:
     """Refuse a folder that ``write_report`` could not write to, before anything is measured.
 
     Raises:
-        UsageError: when it is a file, cannot be written to, or holds a folder of one of the names.
+        UsageError: when it is a file, cannot be written to, or holds one of the files and
+            ``force`` does not say that they are to be replaced.
     """
     for name in (PROFILE, *PICTURES):
-        require_file(folder / name)
+        require_file(folder / name, force=force)
 
 
-def write_report(profile: Profile, folder: Path) -> tuple[Path, ...]:
-    """Write profile.json and the pictures of its frontier; return their paths."""
-    write_profile(profile, folder / PROFILE)
+def write_report(profile: Profile, folder: Path, *, force: bool = False) -> tuple[Path, ...]:
+    """Write profile.json and the pictures of its frontier; return their paths.
+
+    Raises:
+        UsageError: as ``require_report_folder``.
+    """
+    write_profile(profile, folder / PROFILE, force=force)
     figure = plot_frontier(profile)
     for name in PICTURES:
-        with atomic_file(folder / name) as temporary:
+        with atomic_file(folder / name, force=force) as temporary:
             figure.savefig(temporary, dpi=150)
     return tuple(folder / name for name in (PROFILE, *PICTURES))
 

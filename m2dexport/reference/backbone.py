@@ -16,7 +16,7 @@ from m2dexport.checkpoint.families import Block, bare_class
 from m2dexport.checkpoint.open import Checkpoint, layout_of
 from m2dexport.checkpoint.tensors import read_tensor
 from m2dexport.checkpoint.widths import Widths
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, one_line
 
 # What may be missing from a checkpoint without touching its embeddings.
 _UNUSED = ("pooler.", "decoder.", "lm_head.")
@@ -80,8 +80,9 @@ def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
                 ignore_mismatched_sizes=checkpoint.widths is not None,  # _narrow looks at them
             )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"transformers cannot load {checkpoint.path}: {reason}") from error
+        raise CheckpointError(
+            f"transformers cannot load {checkpoint.path}: {one_line(error)}"
+        ) from error
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(_UNUSED))
     if missing:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m2dexport.engines import Device
 from m2dexport.errors import BundleError, UsageError
-from m2dexport.files import atomic_file, license_files, require_new
+from m2dexport.files import atomic_file, license_files, require_file
 from m2dexport.runtime import artifact, golden
 from m2dexport.runtime.archive import (
     GOLDEN,
@@ -62,7 +62,7 @@ class VerifyReport:
         )
 
 
-def write_bundle(folder: Path, out: Path) -> BundleInfo:
+def write_bundle(folder: Path, out: Path, *, force: bool = False) -> BundleInfo:
     """Pack an artifact folder into one file and verify it; the same inputs give the same bytes.
 
     The golden vectors are what the artifact itself gives, with one thread, on this machine:
@@ -70,17 +70,18 @@ def write_bundle(folder: Path, out: Path) -> BundleInfo:
 
     Args:
         folder: an artifact folder, as ``build`` makes it.
-        out: the file to write, usually named ``*.m2d``; it must not exist.
+        out: the file to write, usually named ``*.m2d``.
+        force: whether a file that is there is replaced.
 
     Raises:
-        UsageError: when ``folder`` is no artifact or ``out`` exists.
+        UsageError: when ``folder`` is no artifact, or ``out`` exists and is not to be replaced.
         BundleError: when the artifact's files do not belong together.
 
     Example:
         >>> write_bundle(Path("artifact"), Path("edge.m2d")).space_id
         'm2d1-5c0f6e1f0b3c9a7d2f4e8a6b1c3d5e7f'
     """
-    require_new(out)
+    require_file(out, force=force)
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
     ranges = _ranges(files)
@@ -92,7 +93,7 @@ def write_bundle(folder: Path, out: Path) -> BundleInfo:
         for path in license_files(folder)
     }
     files[MANIFEST] = manifest_json(files, spec, licenses)
-    with atomic_file(out) as temporary:
+    with atomic_file(out, force=force) as temporary:
         write_archive(temporary, files)
         _verify(open_bundle(temporary), out, devices[0])
     return BundleInfo(out, out.stat().st_size, spec.space_id, tuple(sorted(files)))

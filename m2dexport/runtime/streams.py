@@ -66,6 +66,7 @@ def encode_stream(
     *,
     prompt: str | None = None,
     batch_size: int = 32,
+    force: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> StreamSummary:
     """Encode texts into a file, in their order; memory does not grow with their number.
@@ -76,9 +77,10 @@ def encode_stream(
             file of one text a line, empty lines being empty texts; None reads stdin, as JSONL
             when its first line is an object with a "text".
         out: .npy (rows in the order of the texts, ids left out) or .jsonl, written only when all
-            went well, in the place of an older file of that name; None writes JSONL to stdout.
+            went well; None writes JSONL to stdout.
         prompt: name of one of the model's prompts; None takes its default.
         batch_size: texts run together at most.
+        force: whether a file at ``out`` is replaced.
         on_progress: told the number of texts done, from time to time.
 
     Raises:
@@ -91,9 +93,9 @@ def encode_stream(
     if source is not None and not source.is_file():
         raise UsageError(f"{source} is not a file; name a file of texts, or pass them on stdin.")
     if out is not None:
-        require_file(out)
         if source is not None and out.exists() and out.samefile(source):
             raise UsageError(f"{out} is the file of the texts; name another one for the vectors.")
+        require_file(out, force=force)
     # A process may be started without either of the two.
     if source is None and sys.stdin is None:
         raise UsageError("stdin is closed; name a file of texts with --in.")
@@ -106,7 +108,7 @@ def encode_stream(
         if out is None:
             _write_jsonl(sys.stdout, run, rows)
         else:
-            temporary = stack.enter_context(atomic_file(out))
+            temporary = stack.enter_context(atomic_file(out, force=force))
             if out.suffix == ".npy":
                 with temporary.open("wb") as binary:
                     _write_npy(binary, run, rows)

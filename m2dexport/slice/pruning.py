@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from m2dexport.checkpoint.tensors import NewTensor, StoredTensor, selected
 from m2dexport.checkpoint.tokenizer import write_tokenizer
 from m2dexport.data import calibration_texts
 from m2dexport.errors import CheckpointError
+from m2dexport.files import scratch_folder
 from m2dexport.slice.vocabulary import prune_vocabulary, token_use
 
 
@@ -108,9 +107,9 @@ def pruned_tensors(
 
 
 def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(checkpoint.path, Path(folder), lowercase=read_lowercase(checkpoint.path))
-        found: dict[str, Any] = read_json(Path(folder) / "tokenizer.json")
+    with scratch_folder() as folder:
+        write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))
+        found: dict[str, Any] = read_json(folder / "tokenizer.json")
     return found
 
 
