@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before onnxruntime is: it would write to the home folder and look a name up.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Before numpy is: the suite runs as many processes as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 

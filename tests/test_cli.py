@@ -382,8 +382,13 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, bert: Path) -> None:
 def test_a_kill_during_work_leaves_nothing(tmp_path: Path, by: signal.Signals) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
+    # A shell's background jobs ignore SIGINT, and their children do, too.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from m2dexport.cli import main; main()"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "m2dexport", "build", "--out", tmp_path / "out"],
+        [sys.executable, "-c", code, "build", "--out", tmp_path / "out"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
