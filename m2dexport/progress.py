@@ -1,4 +1,4 @@
-"""How long work tells that it goes on."""
+"""How long work reports that it goes on."""
 
 from __future__ import annotations
 

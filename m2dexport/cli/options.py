@@ -98,7 +98,7 @@ calibration_option = click.option(
     "--calibration",
     type=PATH,
     metavar="FILE",
-    help="Texts, one a line, that freeze int8 and int4 ranges; without it, the shipped ones.",
+    help="Texts, one per line, that freeze int8 and int4 ranges; without it, the shipped ones.",
 )
 
 
@@ -185,7 +185,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def open_model(model: str | None, options: dict[str, Any]) -> Checkpoint:
-    """Open the checkpoint that ``model_options`` name; tell what had to be assumed about it."""
+    """Open the checkpoint that ``model_options`` name; say what had to be assumed about it."""
     from m2dexport.checkpoint.open import open_checkpoint
 
     checkpoint = open_checkpoint(model, **options)
@@ -195,7 +195,7 @@ def open_model(model: str | None, options: dict[str, Any]) -> Checkpoint:
 
 
 def texts_of(path: Path | None) -> tuple[str, ...] | None:
-    """Return the texts of a file, one a line; None without a file."""
+    """Return the texts of a file, one per line; None without a file."""
     from m2dexport.data import read_texts
 
     return None if path is None else read_texts(path)
