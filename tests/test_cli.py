@@ -338,10 +338,29 @@ def test_a_profiled_checkpoint_that_moved_is_named_anew(tmp_path, bert, evaluati
     assert json.loads(files["artifact.json"])["trained"] is True
 
 
-def test_outputs_are_never_overwritten(tmp_path: Path, bert: Path) -> None:
-    (tmp_path / "1x8").mkdir()
-    arguments = ["slice", "--model", bert, "--layers", 1, "--dim", 8, "--out", tmp_path]
-    assert "already exists" in refused(2, *arguments)
+def test_an_output_is_replaced_with_force_only(tmp_path, bert, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("find a guitar\n")
+    write_profile(profile(cell()), Path("p/profile.json"))
+    tiny_artifact(tmp_path / "artifact")
+    small = ("--min-coverage", 0)
+    built = ("build", "--model", bert, "--layers", 1, "--out", "a")
+    for command in (
+        built,
+        ("quantize", "a", *small, "--out", "q"),
+        ("bundle", "artifact", "--out", "a.m2d"),
+        ("encode", "a.m2d", "--in", "texts.txt", "--out", "v.npy"),
+    ):
+        succeeds(*command)
+        out = Path(str(command[-1]))
+        before = out.stat().st_ino
+        assert "already exists" in refused(2, *command)
+        assert out.stat().st_ino == before
+        succeeds(*command, "--force")
+        assert out.stat().st_ino != before
+    assert "already exists" in refused(2, "profile", "--out", "p")
+    assert "already exists" in refused(2, "slice", "--model", bert, "--layers", 1, "--out", "a")
+    assert "not an output of m2dexport" in refused(2, *built[:-1], tmp_path, "--force")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX's")

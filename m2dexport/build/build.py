@@ -70,6 +70,8 @@ def build_artifact(
     out: Path,
     recipe: Recipe = Recipe(),
     on_progress: OnProgress = lambda *_: None,
+    *,
+    force: bool = False,
 ) -> Artifact:
     """Slice, export, quantize and check; write the folder only if it reproduces the original.
 
@@ -77,12 +79,13 @@ def build_artifact(
         checkpoint: the 2D checkpoint or a sub-model.
         layers: depth to keep, 1 to N.
         dim: leading width to keep.
-        out: the folder to write; it must not exist.
+        out: the folder to write.
         recipe: engine, device and precisions, and what the result must fulfil.
         on_progress: called during the search for the weights that stay in float32.
+        force: whether an artifact at ``out`` is replaced.
 
     Raises:
-        UsageError: when a value is out of range or ``out`` exists.
+        UsageError: when a value is out of range or ``out`` may not be written.
         CheckpointError: when the architecture cannot be exported.
         ParityError: when the artifact does not reproduce the torch original, or a text's vector
             depends on its batch; ``out`` is not made.
@@ -90,12 +93,12 @@ def build_artifact(
             of fidelity, is not kept whatever stays in float32.
         MissingExtra: when the engine is not installed.
     """
-    require_folder(out)
+    require_folder(out, force=force)
     require_recipe(recipe)
     source = export_source(checkpoint, (layers,), dim, recipe.engine)
     trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
     original = original_of(source, checkpoint.licenses, trained)
-    return _make(original, out, recipe, on_progress)
+    return _make(original, out, recipe, on_progress, force)
 
 
 def quantize_artifact(
@@ -103,23 +106,27 @@ def quantize_artifact(
     out: Path,
     recipe: Recipe,
     on_progress: OnProgress = lambda *_: None,
+    *,
+    force: bool = False,
 ) -> Artifact:
     """Write an artifact in other precisions, from one in fp32 weights and float32 vectors.
 
     Args:
         artifact: an artifact folder of fp32 weights and float32 vectors, as ``build`` makes it.
-        out: the folder to write; it must not exist.
+        out: the folder to write.
         recipe: how to quantize it, and what it must then fulfil.
         on_progress: called during the search for the weights that stay in float32.
+        force: whether an artifact at ``out`` is replaced.
 
     Raises:
-        UsageError: when the artifact is already quantized, a value is wrong, or ``out`` exists.
+        UsageError: when the artifact is already quantized, a value is wrong, or ``out`` may not be
+            written.
         ParityError: when the result does not reproduce the artifact, or a text's vector depends
             on its batch; ``out`` is not made.
         M2DError: when too little of the weights could be quantized, or the limit, or int8's floor
             of fidelity, is not kept whatever stays in float32.
     """
-    require_folder(out)
+    require_folder(out, force=force)
     spec = read_spec(artifact)
     recipe = replace(recipe, engine=spec.engine, device=recipe.device.or_else(spec.device))
     require_recipe(recipe)
@@ -139,7 +146,7 @@ def quantize_artifact(
     encoder = Encoder(spec, tokenizer_json, {graph.name: graph}, replace(recipe.device, threads=1))
     expected = encoder.encode(PROBES)
     original = Original(ir.load(graph), spec, tokenizer_json, expected, license_files(artifact))
-    return _make(original, out, recipe, on_progress)
+    return _make(original, out, recipe, on_progress, force)
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,9 @@ class _Checked:
     batch_size: int  # of the texts that it may run together
 
 
-def _make(original: Original, out: Path, recipe: Recipe, on_progress: OnProgress) -> Artifact:
+def _make(
+    original: Original, out: Path, recipe: Recipe, on_progress: OnProgress, force: bool
+) -> Artifact:
     texts = recipe.texts()
     quantized = _quantize(original, recipe, texts, out, on_progress)
     checked = _check(original, quantized, recipe, out)
@@ -174,7 +183,7 @@ def _make(original: Original, out: Path, recipe: Recipe, on_progress: OnProgress
         SPEC: spec.to_json().encode(),
         **({RANGES: ranges.to_json().encode()} if ranges else {}),
     }
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, force=force) as folder:
         for name, content in contents.items():
             (folder / name).write_bytes(content)
         for path in original.licenses:

@@ -13,6 +13,7 @@ from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
     device_options,
+    force_option,
     json_option,
     model_options,
     open_model,
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
 )
 @device_options
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
+@force_option
 @json_option
 def build(
     model: str | None,
     layers: int | None,
     dim: int | None,
     out: Path,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -69,6 +72,7 @@ def build(
             out,
             recipe,
             on_progress,
+            force=force,
         )
     _print_artifact(artifact, "torch", as_json)
 
@@ -77,10 +81,12 @@ def build(
 @click.argument("artifact", type=PATH)
 @recipe_options("int8", "int8")
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
+@force_option
 @json_option
 def quantize(
     artifact: Path,
     out: Path,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -94,7 +100,7 @@ def quantize(
 
     recipe = recipe_of(options)
     with busy("Quantizing") as on_progress:
-        result = quantize_artifact(artifact, out, recipe, on_progress)
+        result = quantize_artifact(artifact, out, recipe, on_progress, force=force)
     _print_artifact(result, str(artifact), as_json)
 
 

@@ -13,6 +13,7 @@ from m2dexport.cli.options import (
     PATH,
     calibration_option,
     evaluation_option,
+    force_option,
     json_option,
     model_options,
     open_model,
@@ -27,6 +28,7 @@ from m2dexport.cli.options import (
 @click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
 @calibration_option
 @click.option("--out", type=PATH, default=Path("profile"), show_default=True, help="Folder.")
+@force_option
 @json_option
 def profile(
     model: str | None,
@@ -34,6 +36,7 @@ def profile(
     target: str | None,
     calibration: Path | None,
     out: Path,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -54,7 +57,7 @@ def profile(
     from m2dexport.profile.sweep import profile_checkpoint
     from m2dexport.profile.target import load_target
 
-    require_report_folder(out)
+    require_report_folder(out, force=force)
     tasks = tasks_of(evaluation)
     texts = texts_of(calibration) or calibration_texts()
     checkpoint = open_model(model, options)
@@ -69,7 +72,7 @@ def profile(
             pooling=options["pooling"],
             on_progress=on_progress,
         )
-    written = write_report(result, out)
+    written = write_report(result, out, force=force)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
