@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from m2dexport.build.parity import PROBES
 from m2dexport.checkpoint.open import Checkpoint, weights_sha256
 from m2dexport.checkpoint.tokenizer import load_tokenizer
 from m2dexport.engines import Device, engine_maker, engine_version
+from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import depth_graph, vector_graph
 from m2dexport.runtime.artifact import FORMAT, TOKENIZER, ArtifactSpec
 from m2dexport.slice.slicing import slice_checkpoint
@@ -86,8 +86,8 @@ def export_source(
     from m2dexport.reference.pooler import Reference
 
     maker = engine_maker(engine)
-    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        sub_model = slice_checkpoint(checkpoint, max(depths), dim, Path(scratch) / "sub-model")
+    with scratch_folder() as scratch:
+        sub_model = slice_checkpoint(checkpoint, max(depths), dim, scratch / "sub-model")
         graph = graph_from_checkpoint(sub_model, depths)
         maker.fuse(graph)
         source = Source(

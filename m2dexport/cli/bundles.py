@@ -86,7 +86,7 @@ def _bundle_cell(
     from m2dexport.profile.manifest import read_profile
 
     profile, texts = read_profile(source), texts_of(calibration)
-    with busy("Building and packing") as on_progress:
+    with busy("Building and packing"):
         return bundle_cell(
             profile,
             cell,
@@ -95,7 +95,6 @@ def _bundle_cell(
             calibration=texts,
             bit_order=bit_order,
             force=force,
-            on_progress=on_progress,
         )
 
 

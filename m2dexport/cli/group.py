@@ -33,7 +33,16 @@ _HABITS = {
 _EXPORT_PACKAGES = frozenset(
     {
         *("huggingface_hub", "matplotlib", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "psutil"),
-        *("pydantic", "rich", "safetensors", "scipy", "tomli", "torch", "transformers"),
+        *(
+            "pydantic",
+            "rich",
+            "safetensors",
+            "scipy",
+            "threadpoolctl",
+            "tomli",
+            "torch",
+            "transformers",
+        ),
     }
 )
 _LONGEST_MESSAGE = 2000  # characters

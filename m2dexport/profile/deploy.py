@@ -14,7 +14,6 @@ from m2dexport.errors import UsageError
 from m2dexport.files import require_file, scratch_folder
 from m2dexport.precisions import BitOrder
 from m2dexport.profile.manifest import Profile
-from m2dexport.progress import OnProgress
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
 
 
@@ -61,7 +60,6 @@ def bundle_cell(
     calibration: Sequence[str] | None = None,
     bit_order: BitOrder = "big",
     force: bool = False,
-    on_progress: OnProgress = lambda *_: None,
 ) -> BundleInfo:
     """Build the artifact of one cell of a profile as it was measured, and pack it.
 
@@ -75,7 +73,6 @@ def bundle_cell(
         calibration: the texts that the profile was calibrated with; None: the shipped ones.
         bit_order: where the first dim of a packed byte goes; it does not change quality.
         force: whether a file at ``out`` is replaced.
-        on_progress: called during the search for the weights that stay in float32.
 
     Raises:
         UsageError: when the profile has no such cell, or its calibration texts were others.
@@ -99,5 +96,5 @@ def bundle_cell(
     )
     with scratch_folder() as scratch:
         folder = scratch / "artifact"
-        build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe, on_progress)
+        build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
         return write_bundle(folder, out, force=force)

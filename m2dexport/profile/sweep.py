@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from m2dexport.cores import threads_for
 from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import ParityError
+from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import tail_bytes
 from m2dexport.precisions import WeightPrecision
 from m2dexport.profile import manifest
@@ -75,10 +75,8 @@ def profile_checkpoint(
         ParityError: when the reference, the deepest graph in the plan's first weights, fails.
     """
     require_plan(checkpoint, plan, tasks)
-    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        source, measured = _measure(
-            checkpoint, tasks, calibration, plan, Path(scratch), on_progress
-        )
+    with scratch_folder() as scratch:
+        source, measured = _measure(checkpoint, tasks, calibration, plan, scratch, on_progress)
     batch, sequence = plan.shapes[0]
     return Profile(
         format=manifest.FORMAT,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2dexport.cores import threads_for
 from m2dexport.engines import ENGINES, Device
-from m2dexport.errors import M2DError, UsageError
+from m2dexport.errors import M2DError, UsageError, one_line
 from m2dexport.precisions import Isa
 
 _ENGINE = ENGINES["onnx"]
@@ -67,7 +67,7 @@ def load(
             providers=[provider],
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise M2DError(f"onnxruntime cannot load the graph: {_first_line(error)}") from error
+        raise M2DError(f"onnxruntime cannot load the graph: {one_line(error)}") from error
     if session.get_providers()[0] != provider:
         raise M2DError(f"{provider} did not load; onnxruntime fell back to the CPU.")
     return session
@@ -98,7 +98,7 @@ def run(
             None, {"input_ids": input_ids, "attention_mask": attention_mask}
         )
     except Exception as error:
-        raise M2DError(f"onnxruntime failed while running: {_first_line(error)}") from error
+        raise M2DError(f"onnxruntime failed while running: {one_line(error)}") from error
     return outputs
 
 
@@ -124,7 +124,3 @@ def _disable_telemetry() -> None:
     disable = getattr(ort, "disable_telemetry_events", None)
     if disable is not None:
         disable()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import onnx_ir as ir
 import openvino as ov
@@ -13,6 +11,7 @@ from m2dexport.engines import ENGINES
 from m2dexport.engines.onnxruntime.make import runner
 from m2dexport.engines.openvino.run import GROUP_SIZE, reason_of
 from m2dexport.errors import M2DError
+from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import serialize_graph
 from m2dexport.precisions import Isa, WeightPrecision
 from m2dexport.quantize.activations import CalibrationTokens
@@ -90,7 +89,7 @@ def files_from_onnx(graph: bytes) -> dict[str, bytes]:
             # A name of OpenVINO's own, numbered through the whole process.
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     model.set_rt_info(0, ["runtime_options", GROUP_SIZE])
-    with tempfile.TemporaryDirectory(prefix="m2dexport-") as scratch:
-        paths = [Path(scratch) / name for name in ENGINES["openvino"].files]
+    with scratch_folder() as scratch:
+        paths = [scratch / name for name in ENGINES["openvino"].files]
         ov.save_model(model, paths[0], compress_to_fp16=False)
         return {path.name: path.read_bytes() for path in paths}

@@ -16,7 +16,7 @@ from openvino.passes import ConstantFolding, Manager
 
 from m2dexport.cores import threads_for
 from m2dexport.engines import ENGINES, Device
-from m2dexport.errors import M2DError, UsageError
+from m2dexport.errors import M2DError, UsageError, one_line
 from m2dexport.precisions import Isa
 
 #: Values that share one scale where OpenVINO quantizes activations of its own accord; 0: never.
@@ -147,4 +147,4 @@ def reason_of(error: Exception) -> str:
     """Return what OpenVINO says, without the places in its sources that it says it from."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not _NO_REASON.search(line)]
-    return " ".join((said or lines)[:3])
+    return one_line(" ".join(said or lines))
