@@ -19,7 +19,6 @@ from tiny_artifact import tiny_artifact, tiny_spec
 from m2dexport.build.build import make_artifact, quantize_artifact
 from m2dexport.build.parity import PROBES
 from m2dexport.build.recipe import Recipe, require_recipe
-from m2dexport.cli import options
 from m2dexport.data import calibration_texts
 from m2dexport.engines.onnxruntime.make import quantize, runner
 from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityError, UsageError
@@ -193,7 +192,3 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     codes, scale = symmetric_int8(np.zeros((3, 4), dtype=np.float32), axis=0)
     assert not codes.any()
     assert (scale > 0).all()
-
-
-def test_the_command_line_offers_every_precision() -> None:
-    assert options.WEIGHTS == WEIGHT_PRECISIONS

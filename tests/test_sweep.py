@@ -20,7 +20,7 @@ from m2dexport.profile.manifest import Profile
 from m2dexport.profile.plan import Plan, default_plan, plan_for
 from m2dexport.profile.surface import compute_surface, corpus_of
 from m2dexport.profile.sweep import profile_checkpoint
-from m2dexport.profile.target import Target, load_target
+from m2dexport.profile.target import load_target
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.encoder import load
 from m2dexport.vectors import codecs
@@ -151,10 +151,9 @@ def test_a_target_sets_threads_shapes_and_grid() -> None:
     assert plan.layers == (1, 2, 3, 4, 5, 6)
 
 
-def test_a_target_of_an_engine_that_cannot_run_here_is_refused() -> None:
-    target: Target = load_target("server-gpu")
-    with pytest.raises(UsageError, match="tensorrt cannot be run; choose from onnx, openvino"):
-        plan_for(open_checkpoint(), target)
+def test_a_target_is_measured_on_its_own_provider() -> None:
+    plan = plan_for(open_checkpoint(), load_target("server-gpu"))
+    assert (plan.engine, plan.device.provider) == ("onnx", "CUDAExecutionProvider")
 
 
 def test_a_plan_outside_the_checkpoint_is_refused(tasks) -> None:

@@ -189,11 +189,11 @@ def test_search_finds_all_with_exact_vectors_and_most_with_rescored_ones(capsys)
 
 
 def test_a_pruned_vocabulary_is_measured_beside_the_whole_one(small, tasks, capsys) -> None:
-    cut = ("--eval", tasks[0], "--sizes", 120, "--cells", "1x32")
+    cut = ("--eval", tasks[0], "--sizes", 150, "--cells", "1x32")
     run("bench_vocabulary", "--model", small("bert"), *cut)
     found = rows(capsys.readouterr().out)
     whole = open_checkpoint(small("bert")).vocab_size
-    assert [row[0] for row in found] == [str(whole), "120"]
+    assert [row[0] for row in found] == [str(whole), "150"]
     assert [row[1] for row in found] == ["(1, 32)"] * 2
 
 
@@ -201,9 +201,9 @@ def test_a_checkpoint_to_ship_is_pruned_measured_and_described(small, tasks, tmp
     texts = tmp_path / "texts.txt"
     texts.write_text("a cat sat on the mat\n", encoding="utf-8")
     given = ("--source", small("bert"), "--calibration", texts, "--sts-test", tasks[0])
-    run("make_default_checkpoint", *given, "--size", 120, "--out", tmp_path / "out")
+    run("make_default_checkpoint", *given, "--size", 150, "--out", tmp_path / "out")
     made = open_checkpoint(tmp_path / "out")
-    assert (made.layers, made.dim, made.vocab_size) == (2, 64, 120)
+    assert (made.layers, made.dim, made.vocab_size) == (2, 64, 150)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "pruned from 200 to 120 pieces" in card
+    assert "pruned from 200 to 150 pieces" in card
     assert {"LICENSE", "NOTICE"} <= {path.name for path in made.licenses}
