@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import CONTRIB, operators, parse, run
-from m2dexport.quantize.openvino import narrow_matrices, standardize_int8
 from numpy.typing import NDArray
 
 from m2dexport.errors import CheckpointError
@@ -14,6 +13,7 @@ from m2dexport.quantize.blockwise import quantize_blockwise
 from m2dexport.quantize.codes import quantize_blocks, symmetric_int8
 from m2dexport.quantize.dynamic import quantize_dynamic
 from m2dexport.quantize.half import store_half
+from m2dexport.quantize.standard import narrow_matrices, standardize_int8
 from m2dexport.quantize.tables import quantize_tables, quantize_tables_int4
 
 RNG = np.random.default_rng(0)
