@@ -1,9 +1,11 @@
-"""Tests run offline, quietly, and write to temporary folders alone."""
+"""Tests run offline, quietly, and write to temporary folders only."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 # Before transformers is imported: it reads these once.
@@ -15,16 +17,26 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Before numpy is: the suite runs as many processes as there are cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import onnx_ir as ir
 import pytest
 import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import tiny_checkpoint
+from tiny import small_checkpoint, tiny_checkpoint
+
+from m2dexport.build.build import Artifact, make_artifact
+from m2dexport.build.recipe import Recipe
+from m2dexport.build.source import Original, export_source, original_of
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.graph.export import graph_from_checkpoint
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
+
+#: The two layers of the shipped checkpoint that are enough for a test.
+SHIPPED_DEPTHS = (1, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +56,56 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny causal decoder with last-token pooling and left padding; read only."""
     return tiny_checkpoint(tmp_path_factory.mktemp("qwen3"), "qwen3", pooling="lasttoken")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """From a family to a checkpoint of 2 layers wide enough to be quantized, made once."""
+    return cache(lambda family: small_checkpoint(tmp_path_factory.mktemp(family) / "m", family))
+
+
+# An export takes seconds, so what is exported is made once for all tests of a process. All of it is
+# read only: clone a graph before you change it.
+
+
+@pytest.fixture(scope="session")
+def all_depths() -> Callable[[Path | None], ir.Model]:
+    """From a checkpoint's folder to its graph of all depths, in standard operators.
+
+    None is the checkpoint that ships, of which only the first two layers are exported.
+    """
+
+    @cache
+    def exported(folder: Path | None) -> ir.Model:
+        depths = SHIPPED_DEPTHS if folder is None else None
+        return graph_from_checkpoint(open_checkpoint(folder), depths)
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def original() -> Callable[..., Original]:
+    """From folder (None: the checkpoint that ships), layers, dim and engine to what is exported."""
+
+    @cache
+    def exported(folder: Path | None, layers: int, dim: int, engine: str) -> Original:
+        checkpoint = open_checkpoint(folder)
+        trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
+        source = export_source(checkpoint, (layers,), dim, engine)
+        return original_of(source, checkpoint.licenses, trained)
+
+    return lambda folder, layers, dim, engine="onnx": exported(folder, layers, dim, engine)
+
+
+@pytest.fixture(scope="session")
+def artifact(
+    original: Callable[..., Original], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Artifact]:
+    """From folder (None: the checkpoint that ships), layers, dim and recipe to an artifact."""
+
+    @cache
+    def made(folder: Path | None, layers: int, dim: int, recipe: Recipe = Recipe()) -> Artifact:
+        exported = original(folder, layers, dim, recipe.engine)
+        return make_artifact(exported, tmp_path_factory.mktemp("artifact") / "a", recipe)
+
+    return made

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_artifact import tiny_artifact, tiny_ranges, tiny_spec, tiny_tokenizer
+from tiny_artifact import letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spec
 
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, ISAS
@@ -42,7 +42,7 @@ BASE: dict[str, Any] = {
     "final_norm": "none",
     "prompts": {"query": "find: ", "document": ""},
     "default_prompt": None,
-    "tokenizer_json": tiny_tokenizer(16),
+    "tokenizer_json": letter_tokenizer(16),
     "max_length": 16,
 }
 OTHER_RANGES = Ranges(BASE["ranges"].low, np.nextafter(BASE["ranges"].high, np.float32(1)))
@@ -67,7 +67,7 @@ OTHER_RANGES = Ranges(BASE["ranges"].low, np.nextafter(BASE["ranges"].high, np.f
         {"prompts": {"query": "find:", "document": ""}},
         {"prompts": {"question": "find: ", "document": ""}},
         {"default_prompt": "query"},
-        {"tokenizer_json": tiny_tokenizer(15)},
+        {"tokenizer_json": letter_tokenizer(15)},
         {"max_length": 15},
     ],
     ids=lambda change: next(iter(change)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,11 @@ from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 from tiny import LAYERS
 
-from m2dexport.build import build
-from m2dexport.build.build import build_artifact, quantize_artifact
+from m2dexport.build.build import build_artifact, make_artifact, quantize_artifact
 from m2dexport.build.parity import PROBES
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli import cli
-from m2dexport.data import calibration_texts
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.runtime import encoder as runtime
 from m2dexport.runtime.archive import MANIFEST, open_bundle
@@ -38,48 +37,41 @@ def test_an_fp32_artifact_gives_sentence_transformers_vectors(bert: Path, tmp_pa
     assert artifact.size_bytes == sum(p.stat().st_size for p in artifact.path.iterdir())
 
 
-def test_prompts_are_applied_as_sentence_transformers_applies_them(bert, tmp_path: Path) -> None:
-    artifact = build_artifact(open_checkpoint(bert), LAYERS, 32, tmp_path / "artifact")
+def test_prompts_are_applied_as_sentence_transformers_applies_them(bert, artifact) -> None:
     model = SentenceTransformer(str(bert), device="cpu")
-    found = runtime.load(artifact.path).encode(["a red house"], prompt="query")
+    found = runtime.load(artifact(bert, LAYERS, 32).path).encode(["a red house"], prompt="query")
     np.testing.assert_allclose(found, model.encode(["a red house"], prompt_name="query"), atol=1e-4)
 
 
 @pytest.mark.parametrize("vectors", ["float32", "int8", "ubinary"])
 @pytest.mark.parametrize("weights", ["fp32", "fp16", "int8"])
-def test_every_precision_can_be_built_of_the_shipped_checkpoint(tmp_path, weights, vectors) -> None:
-    artifact = build_artifact(
-        open_checkpoint(), 1, 36, tmp_path / "artifact", Recipe(weights=weights, vectors=vectors)
-    )
-    spec = read_spec(artifact.path)
+def test_every_precision_can_be_built_of_the_shipped_checkpoint(artifact, weights, vectors) -> None:
+    folder = artifact(None, 1, 36, Recipe(weights=weights, vectors=vectors)).path
+    spec = read_spec(folder)
     assert (spec.layers, spec.dim, spec.weights, spec.vectors) == (1, 36, weights, vectors)
     assert spec.batch_invariant
     assert spec.coverage == 1 if weights == "fp32" else spec.coverage > 0.97
-    assert (read_ranges(artifact.path) is not None) == (vectors == "int8")
+    assert (read_ranges(folder) is not None) == (vectors == "int8")
     width = {"float32": 36, "int8": 36, "ubinary": 5}[vectors]
-    assert runtime.load(artifact.path).encode(["one", "two"]).shape == (2, width)
+    assert runtime.load(folder).encode(["one", "two"]).shape == (2, width)
 
 
 @pytest.mark.parametrize(
     ("vectors", "bit_order", "width"),
     [("int8-symmetric", "big", 36), ("int4", "little", 18), ("binary", "big", 5)],
 )
-def test_every_code_can_be_built(tmp_path, vectors, bit_order, width) -> None:
-    checkpoint = open_checkpoint()
-    artifact = build_artifact(
-        checkpoint, 1, 36, tmp_path / "a", Recipe(vectors=vectors, bit_order=bit_order)
-    )
-    floats = runtime.load(build_artifact(checkpoint, 1, 36, tmp_path / "b").path).encode(PROBES)
-    expected = encode_vectors(floats, vectors, read_ranges(artifact.path), bit_order)
-    found = runtime.load(artifact.path).encode(PROBES)
+def test_every_code_can_be_built(artifact, vectors, bit_order, width) -> None:
+    folder = artifact(None, 1, 36, Recipe(vectors=vectors, bit_order=bit_order)).path
+    floats = runtime.load(artifact(None, 1, 36).path).encode(PROBES)
+    expected = encode_vectors(floats, vectors, read_ranges(folder), bit_order)
+    found = runtime.load(folder).encode(PROBES)
     assert found.shape == (len(PROBES), width)
     assert (found == expected).mean() >= 0.999
 
 
-def test_clipping_is_measured_on_texts_that_the_ranges_have_not_seen(tmp_path: Path) -> None:
-    spec = build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", Recipe(vectors="int4")).spec
-    assert 0 < spec.clipping_rate < 0.02
-    assert build_artifact(open_checkpoint(), 1, 32, tmp_path / "b").spec.clipping_rate is None
+def test_clipping_is_measured_on_texts_that_the_ranges_have_not_seen(artifact) -> None:
+    assert 0 < artifact(None, 1, 36, Recipe(vectors="int8")).spec.clipping_rate < 0.02
+    assert artifact(None, 1, 36).spec.clipping_rate is None
 
 
 def test_a_bit_order_of_unpacked_vectors_is_refused(bert, tmp_path: Path) -> None:
@@ -97,22 +89,17 @@ def test_a_bit_order_of_unpacked_vectors_is_refused(bert, tmp_path: Path) -> Non
             )
 
 
-def test_quantizing_an_artifact_is_building_it_quantized(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint()
-    build_artifact(checkpoint, 1, 32, tmp_path / "fp32")
-    options = {"weights": "int8", "vectors": "int8"}
-    built = build_artifact(checkpoint, 1, 32, tmp_path / "built", Recipe(**options))
-    quantized = quantize_artifact(tmp_path / "fp32", tmp_path / "quantized", Recipe(**options))
+def test_quantizing_an_artifact_is_building_it_quantized(tmp_path: Path, artifact) -> None:
+    recipe = Recipe(weights="int8", vectors="int8")
+    built = build_artifact(open_checkpoint(), 1, 36, tmp_path / "built", recipe)
+    quantized = quantize_artifact(artifact(None, 1, 36).path, tmp_path / "quantized", recipe)
     assert quantized.spec.space_id == built.spec.space_id
     for name in ("model.onnx", "tokenizer.json", "ranges.json"):
         assert (quantized.path / name).read_bytes() == (built.path / name).read_bytes()
 
 
-def test_a_single_text_is_encoded_as_in_the_corpus(tmp_path: Path) -> None:
-    artifact = build_artifact(
-        open_checkpoint(), 1, 64, tmp_path / "a", Recipe(weights="int8", vectors="int8")
-    )
-    encoder = runtime.load(artifact.path)
+def test_a_single_text_is_encoded_as_in_the_corpus(artifact) -> None:
+    encoder = runtime.load(artifact(None, 1, 36, Recipe(weights="int8", vectors="int8")).path)
     texts = ["a man is playing a guitar", "interest rates rise", "x " * 90]
     together = encoder.encode(texts)
     alone = np.concatenate([encoder.encode([text]) for text in texts])
@@ -120,53 +107,37 @@ def test_a_single_text_is_encoded_as_in_the_corpus(tmp_path: Path) -> None:
     assert together.any(axis=1).all()
 
 
-def test_ranges_come_from_the_precision_that_ships(tmp_path: Path) -> None:
-    texts = [f"text number {n}" for n in range(150)]
-    artifact = build_artifact(
-        open_checkpoint(), 1, 32, tmp_path / "a", Recipe(vectors="int8", calibration=texts)
-    )
-    floats = build_artifact(open_checkpoint(), 1, 32, tmp_path / "b")
-    vectors = runtime.load(floats.path).encode(texts)
-    ranges = read_ranges(artifact.path)
+def test_ranges_come_from_the_precision_that_ships(artifact) -> None:
+    texts = tuple(f"text number {n}" for n in range(150))
+    folder = artifact(None, 1, 36, Recipe(vectors="int8", calibration=texts)).path
+    vectors = runtime.load(artifact(None, 1, 36).path).encode(texts)
+    ranges = read_ranges(folder)
     assert ranges is not None
     np.testing.assert_array_equal(ranges.low, vectors.min(axis=0))
     np.testing.assert_array_equal(
-        runtime.load(artifact.path).encode(texts), encode_vectors(vectors, "int8", ranges)
+        runtime.load(folder).encode(texts), encode_vectors(vectors, "int8", ranges)
     )
 
 
-def test_an_artifact_that_differs_is_an_error_and_leaves_no_file(
-    bert, tmp_path, monkeypatch
-) -> None:
-    monkeypatch.setattr("m2dexport.build.parity.MAX_DIFFERENCE", 1e-12)
-    with pytest.raises(ParityError, match="differs from the torch original by"):
-        build_artifact(open_checkpoint(bert), 2, 8, tmp_path / "artifact")
-    assert list(tmp_path.iterdir()) == []
+def test_an_artifact_that_differs_is_an_error_and_leaves_no_file(bert, original, tmp_path) -> None:
+    exported = original(bert, LAYERS, 32)
+    other = replace(exported, expected=exported.expected[::-1])
+    for weights, told in (("fp32", "differs from the torch original by"), ("fp16", "cosine")):
+        with pytest.raises(ParityError, match=told):
+            make_artifact(other, tmp_path / "a", Recipe(weights=weights, min_coverage=0))
+        assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_graph_is_noticed(bert, tmp_path, monkeypatch) -> None:
-    right = build.vector_graph
-    monkeypatch.setattr(build, "vector_graph", lambda model, dim: right(model, dim - 1))
-    with pytest.raises((ParityError, ValueError)):
-        build_artifact(open_checkpoint(bert), 2, 8, tmp_path / "artifact")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_too_little_calibration_text_is_refused(bert, tmp_path: Path) -> None:
+def test_too_little_calibration_text_is_refused(bert, original, tmp_path: Path) -> None:
+    recipe = Recipe(vectors="int8", calibration=("a", "b", "c"))
     with pytest.raises(UsageError, match="3 calibration texts are too few"):
-        build_artifact(
-            open_checkpoint(bert),
-            1,
-            8,
-            tmp_path / "a",
-            Recipe(vectors="int8", calibration=["a", "b", "c"]),
-        )
+        make_artifact(original(bert, LAYERS, 32), tmp_path / "a", recipe)
 
 
-def test_quantizing_twice_is_refused(tmp_path: Path) -> None:
-    build_artifact(open_checkpoint(), 1, 32, tmp_path / "a", Recipe(weights="fp16"))
+def test_quantizing_twice_is_refused(tmp_path: Path, artifact) -> None:
+    half = artifact(None, 1, 36, Recipe(weights="fp16", vectors="float32")).path
     with pytest.raises(UsageError, match="already quantized"):
-        quantize_artifact(tmp_path / "a", tmp_path / "b", Recipe(weights="int8", vectors="int8"))
+        quantize_artifact(half, tmp_path / "b", Recipe(weights="int8", vectors="int8"))
 
 
 def test_an_existing_output_is_refused_before_any_work(bert, tmp_path: Path) -> None:
@@ -175,9 +146,9 @@ def test_an_existing_output_is_refused_before_any_work(bert, tmp_path: Path) -> 
         build_artifact(open_checkpoint(bert), 1, 8, tmp_path / "a")
 
 
-def test_the_specification_names_what_made_it(bert, tmp_path: Path) -> None:
-    artifact = build_artifact(open_checkpoint(bert), 2, 8, tmp_path / "a")
-    stored = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
+def test_the_specification_names_what_made_it(bert, artifact) -> None:
+    folder = artifact(bert, LAYERS, 32).path
+    stored = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
     assert set(stored["provenance"]) >= {"checkpoint", "m2dexport", "torch", "transformers"}
     assert stored["prompts"] == {"query": "find: ", "document": ""}
 
@@ -199,13 +170,12 @@ def test_the_licence_goes_wherever_the_weights_go(tmp_path: Path) -> None:
     assert manifest["licenses"] == expected
 
 
-def test_int8_for_vnni_is_another_space_and_says_so(tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("\n".join(calibration_texts()[:120]), encoding="utf-8")
-    common = ["--layers", "1", "--dim", "64", "--weights", "int8", "--json", "--calibration"]
+def test_int8_for_vnni_is_another_space_and_says_so(tmp_path: Path, artifact) -> None:
+    fp32 = str(artifact(None, 1, 36).path)
     specs = {}
     for isa in ("portable", "vnni"):
         out = "--isa", isa, "--out", str(tmp_path / isa)
-        result = CliRunner().invoke(cli, ["build", *common, str(tmp_path / "texts.txt"), *out])
+        result = CliRunner().invoke(cli, ["quantize", fp32, "--weights", "int8", *out])
         assert result.exit_code == 0, result.output
         specs[isa] = read_spec(tmp_path / isa)
         assert specs[isa].isa == isa

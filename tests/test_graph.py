@@ -6,15 +6,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+import torch
 import transformers
 from numpy.typing import NDArray
 from tiny import LAYERS, TEXTS, tiny_checkpoint
 
 from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.engines import Device
-from m2dexport.engines.onnxruntime import run as engine
+from m2dexport.engines.onnxruntime.make import runner
 from m2dexport.errors import UsageError
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
@@ -32,8 +33,8 @@ from m2dexport.vectors import codecs
 
 
 @pytest.fixture(scope="module")
-def exported(bert: Path) -> ir.Model:
-    model = graph_from_checkpoint(open_checkpoint(bert))
+def exported(bert: Path, all_depths) -> ir.Model:
+    model = all_depths(bert).clone()
     fuse_for_onnxruntime(model)
     return model
 
@@ -47,9 +48,7 @@ def tokens(bert: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def outputs(model: ir.Model, tokens: tuple[NDArray[np.int64], NDArray[np.int64]]) -> list:  # type: ignore[type-arg]
-    return engine.run(
-        engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1)), *tokens
-    )
+    return list(runner(model)(*tokens))
 
 
 def test_one_graph_gives_every_depth_as_the_torch_original_does(bert, exported, tokens) -> None:
@@ -75,23 +74,42 @@ def test_a_one_depth_graph_computes_nothing_above_its_depth(exported, tokens) ->
 
 
 @fused
-def test_attention_and_gelu_of_every_layer_are_fused(bert) -> None:
-    model = graph_from_checkpoint(open_checkpoint(bert))
+def test_attention_and_gelu_of_every_layer_are_fused(bert, all_depths) -> None:
+    model = all_depths(bert).clone()
     assert fuse_for_onnxruntime(model) == {"MultiHeadAttention": LAYERS, "Gelu": LAYERS}
     left = {node.op_type for node in model.graph}
     assert not left & {"Softmax", "Erf"}
 
 
-def test_fusing_changes_no_vector(bert, exported, tokens) -> None:
-    plain = graph_from_checkpoint(open_checkpoint(bert))
-    for before, after in zip(outputs(plain, tokens), outputs(exported, tokens), strict=True):
+def test_fusing_changes_no_vector(bert, all_depths, exported, tokens) -> None:
+    plain = outputs(all_depths(bert), tokens)
+    for before, after in zip(plain, outputs(exported, tokens), strict=True):
         np.testing.assert_allclose(after, before, atol=2e-5)
 
 
 def test_causal_attention_is_left_unfused(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", "qwen3", pooling="lasttoken"))
-    model = graph_from_checkpoint(checkpoint)
+    folder = tiny_checkpoint(tmp_path / "m", "qwen3", config={"num_hidden_layers": 1})
+    model = graph_from_checkpoint(open_checkpoint(folder))
     assert fuse_for_onnxruntime(model)["MultiHeadAttention"] == 0
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of one layer, and a head whose last operator is a GELU; read only."""
+    head, config = [torch.nn.Linear(32, 8)], {"num_hidden_layers": 1}
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("one_layer") / "m", head=head, config=config)
+    (dense,) = folder.glob("*_Dense/config.json")
+    dense.write_text(dense.read_text().replace("activation.Tanh", "activation.GELU"))
+    return folder
+
+
+def test_a_head_that_ends_in_a_gelu_is_exported(one_layer, all_depths) -> None:
+    model = all_depths(one_layer).clone()
+    assert fuse_for_onnxruntime(model)["Gelu"] >= 1
+    (value,) = model.graph.outputs
+    assert (value.name, value.shape[1]) == ("depth_1", 8)
+    assert value.producer().op_type == "Gelu"
+    onnx.checker.check_model(ir.to_proto(model))
 
 
 @pytest.mark.parametrize("dim", [1, 12, 20, 32])
@@ -140,10 +158,9 @@ def test_the_file_has_two_inputs_one_output_and_loads_in_old_onnxruntimes(export
     assert proto.opset_imports[""] == 18
 
 
-def test_the_same_graph_is_the_same_bytes(bert, exported) -> None:
-    again = graph_from_checkpoint(open_checkpoint(bert))
-    fuse_for_onnxruntime(again)
-    assert serialize_graph(again) == serialize_graph(exported)
+def test_the_same_checkpoint_is_the_same_bytes(one_layer, all_depths) -> None:
+    again = graph_from_checkpoint(open_checkpoint(one_layer))
+    assert serialize_graph(again) == serialize_graph(all_depths(one_layer))
 
 
 @pytest.mark.parametrize("precision", VECTOR_PRECISIONS)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,21 +13,16 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import small_checkpoint
 
 from m2dexport.build import mixed as mixed_precision
-from m2dexport.build.build import build_artifact
+from m2dexport.build.build import make_artifact, quantize_artifact
 from m2dexport.build.mixed import MIXABLE, Fidelity, fewest
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.cli import cli
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
-from m2dexport.engines.onnxruntime import run as engine
-from m2dexport.engines.onnxruntime.make import quantize
-from m2dexport.graph.export import graph_from_checkpoint
-from m2dexport.graph.fuse import fuse_for_onnxruntime
-from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.engines.onnxruntime.make import quantize, runner
 from m2dexport.profile.manifest import Cell
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.sweep import profile_checkpoint
@@ -36,6 +31,7 @@ from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.tables import quantize_tables
 from m2dexport.quantize.units import restore, units_of
 from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime.artifact import read_spec
 from m2dexport.vectors.tasks import StsTask
 
 TEXTS = calibration_texts()[:120]
@@ -43,18 +39,26 @@ TOKENS = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
 IDS = np.array([[5, 9, 20, 31, 7], [8, 6, 11, 0, 0]])
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 DEPTH = ("--layers", 1, "--dim", 64)
+MIXED = ("--vectors", "float32", "--allow-batch-dependent")
 
 
 def m2d(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-def mixed(out: Path, weights: str, max_drop: float, own_pairs: Path, *more: object) -> dict:  # type: ignore[type-arg]
-    """Build the first layer of the shipped checkpoint through the command line; return its JSON."""
-    limit = ("--weights", weights, "--max-drop", max_drop, "--eval", own_pairs)
-    result = m2d("build", *DEPTH, *limit, "--out", out, "--json", *more)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
+@pytest.fixture(scope="module")
+def mixed(fp32: Path, own_pairs: Path, tmp_path_factory) -> Callable[[str, float], dict]:  # type: ignore[type-arg, no-untyped-def]
+    """From weights and limit to what the command line made of the artifact, as JSON, made once."""
+
+    @cache
+    def made(weights: str, max_drop: float) -> dict:  # type: ignore[type-arg]
+        limit = ("--weights", weights, "--max-drop", max_drop, "--eval", own_pairs)
+        out = tmp_path_factory.mktemp("mixed") / "artifact"
+        result = m2d("quantize", fp32, *limit, *MIXED, "--out", out, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+    return made
 
 
 def kept_units(artifact: dict) -> list[str]:  # type: ignore[type-arg]
@@ -73,10 +77,9 @@ def profiled_int8(checkpoint: Checkpoint) -> Cell:
 
 
 @pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp32(artifact) -> Path:
     """The first layer of the shipped checkpoint in fp32; its vectors are what the pairs score."""
-    out = tmp_path_factory.mktemp("fp32") / "artifact"
-    return build_artifact(open_checkpoint(), 1, 64, out).path
+    return artifact(None, 1, 64).path  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -94,49 +97,46 @@ def own_pairs(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@cache
-def shipped() -> ir.Model:
-    model = graph_from_checkpoint(open_checkpoint(), (1,))
-    fuse_for_onnxruntime(model)
-    return vector_graph(depth_graph(model, 1), 64)
+@pytest.fixture(scope="module")
+def shipped(original) -> ir.Model:
+    """The graph of that artifact; read only."""
+    return original(None, 1, 64).graph  # type: ignore[no-any-return]
 
 
-@cache
-def quantized(weights: str) -> ir.Model:
-    return quantize(shipped(), weights, TOKENS)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def quantized(shipped: ir.Model) -> Callable[[str], ir.Model]:
+    """From weights to that graph in them, quantized once; read only."""
+    return cache(lambda weights: quantize(shipped, weights, TOKENS))
 
 
 def vectors_of(model: ir.Model) -> np.ndarray:  # type: ignore[type-arg]
-    return engine.run(
-        engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1)), IDS, MASK
-    )[0]
+    return runner(model)(IDS, MASK)[0]
 
 
 @pytest.mark.parametrize("weights", MIXABLE)
 @settings(deadline=None, max_examples=10)
 @given(data=st.data())
-def test_exactly_the_kept_weights_stay_in_float32(weights, data) -> None:
-    units = units_of(shipped().graph)
+def test_exactly_the_kept_weights_stay_in_float32(shipped, quantized, weights, data) -> None:
+    units = units_of(shipped.graph)
     kept = data.draw(st.sets(st.sampled_from([name for unit in units.values() for name in unit])))
-    model = restore(quantized(weights), shipped(), kept)
+    model = restore(quantized(weights), shipped, kept)
     left = coverage(model, weights).left
     assert {name for name in left if not name.endswith(".spikes")} == kept
 
 
 @pytest.mark.parametrize("model_type", ["albert", "qwen3", "t5"])
-def test_keeping_all_units_leaves_nothing_but_tables_quantized(tmp_path: Path, model_type) -> None:
-    checkpoint = open_checkpoint(small_checkpoint(tmp_path / "m", model_type))
-    original = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 64)
-    tables_alone = original.clone()
+def test_keeping_all_units_leaves_nothing_but_tables_quantized(small, original, model_type) -> None:
+    exported = original(small(model_type), 2, 64).graph
+    tables_alone = exported.clone()
     quantize_tables(tables_alone.graph)
-    every = [name for unit in units_of(original.graph).values() for name in unit]
+    every = [name for unit in units_of(exported.graph).values() for name in unit]
     assert every
-    found = vectors_of(restore(quantize(original, "int8", TOKENS), original, every))
+    found = vectors_of(restore(quantize(exported, "int8", TOKENS), exported, every))
     np.testing.assert_allclose(found, vectors_of(tables_alone), atol=1e-6)
 
 
-def test_the_weights_that_share_an_input_are_one_unit() -> None:
-    sizes = [len(weights) for weights in units_of(shipped().graph).values()]
+def test_the_weights_that_share_an_input_are_one_unit(shipped) -> None:
+    sizes = [len(weights) for weights in units_of(shipped.graph).values()]
     assert sizes == [3, 1, 1, 1]  # query, key and value; attention's output; feed-forward
 
 
@@ -157,8 +157,8 @@ def test_a_larger_limit_never_keeps_more(drops, one, other) -> None:
     assert fewest_within(max(one, other)) <= fewest_within(min(one, other))
 
 
-def test_the_layers_that_stay_are_told_and_bundled(tmp_path, own_pairs, fp32) -> None:
-    found = mixed(tmp_path / "a", "int8-dynamic", 0.1, own_pairs, "--allow-batch-dependent")
+def test_the_layers_that_stay_are_told_and_bundled(tmp_path, mixed) -> None:
+    found = mixed("int8-dynamic", 0.1)
     units, spec = found["mixture"]["units"], found["spec"]
     kept = [name for unit in units if unit["kept"] for name in unit["weights"]]
     assert 0 < len(kept_units(found)) < len(units)
@@ -169,71 +169,64 @@ def test_the_layers_that_stay_are_told_and_bundled(tmp_path, own_pairs, fp32) ->
     assert [unit["kept"] for unit in units] == sorted((u["kept"] for u in units), reverse=True)
     assert found["mixture"]["result"]["fp32"] == pytest.approx(100)
     assert found["mixture"]["result"]["mixed"] >= 100 - 0.1
-    assert m2d("bundle", tmp_path / "a", "--out", tmp_path / "a.m2d").exit_code == 0
+    assert m2d("bundle", found["path"], "--out", tmp_path / "a.m2d").exit_code == 0
     verified = m2d("verify", tmp_path / "a.m2d")
     assert verified.exit_code == 0, verified.output
 
 
-def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(tmp_path, monkeypatch) -> None:
+def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(
+    tmp_path, monkeypatch, original, artifact, fp32
+) -> None:
     """Alike wherever int8 is made: from the checkpoint, from an artifact, and in a profile."""
-    checkpoint = open_checkpoint()
-    fp32 = build_artifact(checkpoint, 1, 64, tmp_path / "fp32")
-    int8: Any = {"weights": "int8", "calibration": TEXTS}
-    plain = build_artifact(checkpoint, 1, 64, tmp_path / "plain", Recipe(**int8))
+    int8 = Recipe(weights="int8", calibration=TEXTS)
+    plain = artifact(None, 1, 64, int8)
     assert plain.mixture is None
-    assert "mixed_precision" not in profiled_int8(checkpoint).flags
     # No test checkpoint that int8 is hard for: a floor between it and its embedding tables.
     monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(0.9998, 0.99))
-    built = build_artifact(checkpoint, 1, 64, tmp_path / "built", Recipe(**int8))
+    built = make_artifact(original(None, 1, 64), tmp_path / "built", int8)
     assert built.mixture is not None
     gap = built.mixture.result
     assert gap.quantized.mean < 0.9998 <= gap.mixed.mean
-    assert 0 < len(built.mixture.kept) < len(units_of(ir.load(fp32.path / "model.onnx").graph))
+    assert 0 < len(built.mixture.kept) < len(units_of(original(None, 1, 64).graph.graph))
     assert built.spec.space_id != plain.spec.space_id
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     options = "--vectors", "float32", "--calibration", tmp_path / "texts.txt"
-    result = m2d("quantize", fp32.path, *options, "--out", tmp_path / "quantized")
+    result = m2d("quantize", fp32, *options, "--out", tmp_path / "quantized")
     assert result.exit_code == 0, result.output
     assert "mixed; at least 0.99980 / 0.99000 is wanted" in " ".join(result.output.split())
     made = [(folder / "model.onnx").read_bytes() for folder in (built.path, tmp_path / "quantized")]
     assert made[0] == made[1]
-    cell = profiled_int8(checkpoint)
+    cell = profiled_int8(open_checkpoint())
     assert "mixed_precision" in cell.flags
     size = built.path / "model.onnx", built.path / "tokenizer.json"
     assert cell.size_bytes == pytest.approx(sum(path.stat().st_size for path in size), rel=1e-3)
 
 
-def test_a_floor_that_the_embedding_tables_miss_is_an_error(tmp_path, monkeypatch) -> None:
+def test_a_floor_that_the_embedding_tables_miss_is_an_error(tmp_path, monkeypatch, fp32) -> None:
     monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(1.0, 1.0))
-    result = m2d("build", *DEPTH, "--weights", "int8", "--out", tmp_path / "a")
+    result = m2d("quantize", fp32, "--weights", "int8", "--out", tmp_path / "a")
     assert result.exit_code == 1
     assert "when nothing but the embedding tables is quantized" in " ".join(result.output.split())
     assert not (tmp_path / "a").exists()
 
 
-def test_a_limit_that_int8_keeps_gives_plain_int8(tmp_path, own_pairs, fp32) -> None:
-    found = mixed(tmp_path / "a", "int8-weight-only", 50, own_pairs)
+def test_a_limit_that_int8_keeps_gives_plain_int8(tmp_path, mixed, fp32) -> None:
+    found = mixed("int8-weight-only", 50)
     assert kept_units(found) == []
-    plain = build_artifact(
-        open_checkpoint(), 1, 64, tmp_path / "b", Recipe(weights="int8-weight-only")
-    )
+    plain = quantize_artifact(fp32, tmp_path / "b", Recipe(weights="int8-weight-only"))
     assert plain.spec.space_id == found["spec"]["space_id"]
     for name in ("model.onnx", "artifact.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (plain.path / name).read_bytes()
+        assert (Path(found["path"]) / name).read_bytes() == (plain.path / name).read_bytes()
 
 
-def test_what_stays_decides_the_space_however_it_was_made(tmp_path, own_pairs, fp32) -> None:
-    strict, loose = (
-        mixed(tmp_path / str(limit), "int8-dynamic", limit, own_pairs, "--allow-batch-dependent")
-        for limit in (0.1, 50)
-    )
+def test_what_stays_decides_the_space_however_it_was_made(tmp_path, own_pairs, mixed) -> None:
+    strict, loose = (mixed("int8-dynamic", limit) for limit in (0.1, 50))
     assert set(kept_units(loose)) < set(kept_units(strict))
     assert strict["spec"]["space_id"] != loose["spec"]["space_id"]
     limit = ("--weights", "int8-dynamic", "--max-drop", 0.1, "--eval", own_pairs)
-    again = ("--vectors", "float32", "--out", tmp_path / "q", "--allow-batch-dependent")
-    result = m2d("quantize", fp32, *limit, *again)
+    result = m2d("build", *DEPTH, *limit, *MIXED, "--out", tmp_path / "b")
     assert result.exit_code == 0, result.output
-    assert strict["spec"]["space_id"] == runtime.load(tmp_path / "q").spec.space_id
+    assert strict["spec"]["space_id"] == read_spec(tmp_path / "b").space_id
     table = [line.split() for line in result.stdout.splitlines()]
     assert [row[-1] for row in table[3:-2]] == [
         "float32" if unit["kept"] else "int8-dynamic" for unit in strict["mixture"]["units"]
@@ -241,9 +234,11 @@ def test_what_stays_decides_the_space_however_it_was_made(tmp_path, own_pairs, f
     assert "--max-drop 0.1 allows 99.90" in result.stdout
 
 
-def test_tables_that_cost_too_much_are_an_error_that_says_how_much(tmp_path, own_pairs) -> None:
+def test_tables_that_cost_too_much_are_an_error_that_says_how_much(
+    tmp_path, own_pairs, fp32
+) -> None:
     limit = ("--weights", "int4-weight-only", "--max-drop", 0, "--eval", own_pairs)
-    result = m2d("build", *DEPTH, *limit, "--out", tmp_path / "a")
+    result = m2d("quantize", fp32, *limit, "--out", tmp_path / "a")
     assert result.exit_code == 1
     assert "points when nothing but the embedding tables is quantized" in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -8,27 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from tiny import small_checkpoint, tiny_checkpoint
+from tiny import tiny_checkpoint
 from tiny_artifact import tiny_graph, tiny_ranges
 
-pytest.importorskip("openvino", reason="an extra: m2dexport[openvino]")
-
-from m2dexport.build.build import Artifact, build_artifact, quantize_artifact
+from m2dexport.build.build import Artifact, build_artifact, make_artifact, quantize_artifact
 from m2dexport.build.parity import PROBES
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
-from m2dexport.engines import openvino as engine
-from m2dexport.engines.onnxruntime import run as ort
 from m2dexport.engines.onnxruntime.make import quantize as quantize_for_onnxruntime
+from m2dexport.engines.onnxruntime.make import runner as onnxruntime_runner
+from m2dexport.engines.openvino import run as engine
 from m2dexport.engines.openvino.make import PRECISIONS, files, files_from_onnx, quantize
 from m2dexport.errors import BundleError, M2DError, MissingExtra, ParityError, UsageError
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
-from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.graph.vector import vector_graph
 from m2dexport.precisions import VECTOR_PRECISIONS
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.sweep import profile_checkpoint
@@ -47,19 +46,15 @@ TOKENS = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
 
 
 @pytest.fixture(scope="module")
-def graph() -> ir.Model:
-    """The first layer of the shipped checkpoint in standard operators."""
-    checkpoint = open_checkpoint()
-    return vector_graph(depth_graph(graph_from_checkpoint(checkpoint, (1,)), 1), checkpoint.dim)
+def graph(original) -> ir.Model:
+    """The first layer of the shipped checkpoint in standard operators; read only."""
+    return original(None, 1, 36, "openvino").graph  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def int8(artifact) -> Artifact:
     """One layer of the shipped checkpoint, int8 weights and vectors; read only."""
-    out = tmp_path_factory.mktemp("openvino") / "artifact"
-    return build_artifact(
-        open_checkpoint(), 1, 36, out, Recipe("openvino", weights="int8", vectors="int8")
-    )
+    return artifact(None, 1, 36, Recipe("openvino", weights="int8", vectors="int8"))  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +80,15 @@ def products_in_8_bits(session: engine.Session) -> int:
 
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
-def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(
-    family: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    checkpoint = open_checkpoint(request.getfixturevalue(family))
+def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(family: str, small, artifact) -> None:
     vectors = {}
     for name in ("onnx", "openvino"):
-        artifact = build_artifact(checkpoint, 2, 20, tmp_path / name, Recipe(name))
-        assert read_spec(artifact.path).engine == name
+        folder = artifact(small(family), 2, 64, Recipe(name)).path
+        assert read_spec(folder).engine == name
         assert {*ENGINES[name].files, "artifact.json", "tokenizer.json"} == {
-            path.name for path in artifact.path.iterdir()
+            path.name for path in folder.iterdir()
         }
-        vectors[name] = runtime.load(artifact.path).encode(PROBES)
+        vectors[name] = runtime.load(folder).encode(PROBES)
     np.testing.assert_allclose(vectors["openvino"], vectors["onnx"], atol=1e-5)
 
 
@@ -112,17 +104,9 @@ def test_an_int8_artifact_keeps_what_int8_promises(int8: Artifact) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
-def test_every_precision_of_openvino_passes_the_gates(family: str, tmp_path: Path, request) -> None:
-    checkpoint = open_checkpoint(request.getfixturevalue(family))
+def test_every_precision_of_openvino_passes_the_gates(family: str, small, artifact) -> None:
     for weights, requirement in PRECISIONS.items():
-        built = build_artifact(
-            checkpoint,
-            2,
-            32,
-            tmp_path / weights,
-            Recipe(weights=weights, min_coverage=0),
-            engine="openvino",
-        )
+        built = artifact(small(family), 2, 64, Recipe("openvino", weights=weights, min_coverage=0))
         assert built.spec.batch_invariant
         assert built.spec.min_engine == requirement.oldest
         assert (built.spec.fitted_to is not None) == requirement.calibrated
@@ -132,11 +116,7 @@ def test_blocks_give_the_vectors_of_the_codes_on_onnxruntime(graph: ir.Model) ->
     """The same codes; onnxruntime also rounds activations."""
     for weights, cosine in (("int8-weight-only", 0.999), ("int4-weight-only", 0.995)):
         found = run(quantize(graph, weights), IDS, MASK)
-        session = ort.load(
-            {"model.onnx": serialize_graph(quantize_for_onnxruntime(graph, weights))},
-            Device(threads=1),
-        )
-        expected = ort.run(session, IDS, MASK)[0]
+        expected = onnxruntime_runner(quantize_for_onnxruntime(graph, weights))(IDS, MASK)[0]
         assert float((found * expected).sum(axis=1).min()) >= cosine
 
 
@@ -168,7 +148,9 @@ def test_an_openvino_that_is_too_old_is_named() -> None:
         require_version("openvino", "9999.1")
 
 
-def test_weights_that_depend_on_the_batch_are_refused(tmp_path: Path, monkeypatch) -> None:
+def test_weights_that_depend_on_the_batch_are_refused(
+    tmp_path: Path, original, monkeypatch
+) -> None:
     """The gate measures what the engine returns."""
 
     def spoiled(session, ids, mask):  # type: ignore[no-untyped-def]
@@ -177,9 +159,8 @@ def test_weights_that_depend_on_the_batch_are_refused(tmp_path: Path, monkeypatc
     run_really = engine.run
     monkeypatch.setattr(engine, "run", spoiled)
     with pytest.raises(ParityError, match="depends on its batch"):
-        build_artifact(
-            open_checkpoint(), 1, 384, tmp_path / "a", Recipe("openvino", weights="int8")
-        )
+        exported = original(None, 1, 36, "openvino")
+        make_artifact(exported, tmp_path / "a", Recipe("openvino", weights="int8"))
     assert not (tmp_path / "a").exists()
 
 
@@ -201,20 +182,16 @@ def test_a_bundle_of_another_engine_than_it_tells_is_refused(
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3", "deberta-v2"])
-def test_int8_is_that_of_onnxruntime_in_standard_operators(family: str, tmp_path: Path) -> None:
+def test_int8_is_that_of_onnxruntime_in_standard_operators(family: str, small, original) -> None:
     """OpenVINO's transformations of quantized graphs must not change what it computes."""
-    checkpoint = open_checkpoint(small_checkpoint(tmp_path / "m", family))
-    exported = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 64)
+    exported = original(small(family), 2, 64, "openvino").graph
     standard = quantize(exported, "int8", TOKENS)
     assert {node.domain for node in standard.graph} == {""}
     assert set(standard.opset_imports) == {""}
-    fuse_for_onnxruntime(exported)
-    session = ort.load(
-        {"model.onnx": serialize_graph(quantize_for_onnxruntime(exported, "int8", TOKENS))},
-        Device(threads=1),
-    )
-    expected, found = ort.run(session, IDS, MASK)[0], run(standard, IDS, MASK)
-    assert float((found * expected).sum(axis=1).min()) >= 0.9999
+    fused = exported.clone()
+    fuse_for_onnxruntime(fused)
+    expected = onnxruntime_runner(quantize_for_onnxruntime(fused, "int8", TOKENS))(IDS, MASK)[0]
+    assert float((run(standard, IDS, MASK) * expected).sum(axis=1).min()) >= 0.9999
 
 
 def test_a_gelu_as_exported_is_shifted_as_a_fused_one_is(quantized: ir.Model) -> None:
@@ -260,9 +237,9 @@ def test_padding_and_neighbours_change_no_bit_of_an_int8_vector(quantized: ir.Mo
 
 
 def test_a_width_that_blocks_do_not_divide_is_padded(tmp_path: Path) -> None:
-    config = {"hidden_size": 72, "intermediate_size": 100, "num_attention_heads": 4}
+    config = {"hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 1}
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", config=config))
-    exported = vector_graph(graph_from_checkpoint(checkpoint, (2,)), 72)
+    exported = vector_graph(graph_from_checkpoint(checkpoint), 72)
     expected = run(exported, IDS, MASK)
     for weights, cosine in (("int8-weight-only", 0.999), ("int4-weight-only", 0.95)):
         found = run(quantize(exported, weights), IDS, MASK)
@@ -293,7 +270,7 @@ def test_a_model_loads_from_files_and_from_bytes(tmp_path: Path, vectors) -> Non
     made = files_from_onnx(graph)
     for name, content in made.items():
         (tmp_path / name).write_bytes(content)
-    expected = ort.run(ort.load({"model.onnx": graph}), IDS, MASK)[0]
+    expected = onnxruntime_runner(ir.from_proto(onnx.load_from_string(graph)))(IDS, MASK)[0]
     for given in ({name: tmp_path / name for name in made}, made):
         (found,) = engine.run(engine.load(given), IDS, MASK)
         np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -328,7 +305,16 @@ def test_one_session_serves_several_threads() -> None:
 
 
 def test_a_profile_has_cells_of_the_engine(tmp_path: Path) -> None:
-    plan = Plan((1,), (32,), ("fp32", "int8"), ("float32",), ((1, 8),), 1, "openvino", "CPU", 3)
+    plan = Plan(
+        (1,),
+        (32,),
+        ("fp32", "int8"),
+        ("float32",),
+        ((1, 8),),
+        engine="openvino",
+        device=Device(threads=1),
+        repeats=3,
+    )
     tasks = [load_task(default_task_paths()[1])]
     cells = profile_checkpoint(open_checkpoint(), tasks, calibration_texts()[:120], plan).cells
     assert [cell.engine for cell in cells] == ["openvino", "openvino"]
@@ -364,8 +350,6 @@ def test_a_device_that_is_not_there_is_named() -> None:
 
 
 def test_an_operator_that_openvino_does_not_know_is_one_sentence() -> None:
-    import onnx
-
     model = onnx.load_from_string(tiny_graph(12, "float32", None))
     model.graph.node[-1].op_type = "Abacus"
     with pytest.raises(M2DError, match="OpenVINO cannot read the graph: ") as caught:

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import small_checkpoint, tiny_checkpoint
+from tiny import tiny_checkpoint
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport.build.build import build_artifact, quantize_artifact
+from m2dexport.build.build import make_artifact, quantize_artifact
 from m2dexport.build.parity import PROBES
-from m2dexport.build.recipe import Recipe
-from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.cli import options
+from m2dexport.build.recipe import Recipe, require_recipe
 from m2dexport.data import calibration_texts
-from m2dexport.engines import Device
-from m2dexport.engines.onnxruntime import run as engine
-from m2dexport.engines.onnxruntime.make import quantize
+from m2dexport.engines.onnxruntime.make import quantize, runner
 from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityError, UsageError
 from m2dexport.graph.edit import table_users
-from m2dexport.graph.export import graph_from_checkpoint
-from m2dexport.graph.fuse import fuse_for_onnxruntime
-from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.codes import BLOCK, pack_nibbles, quantize_blocks, symmetric_int8
@@ -41,14 +36,9 @@ INVARIANT = tuple(w for w in WEIGHT_PRECISIONS if w not in ("int8-dynamic", "int
 
 
 @pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One fp32 artifact of every family, from which the precisions are made."""
-    artifacts = {}
-    for name in FAMILIES:
-        folder = tmp_path_factory.mktemp(name)
-        checkpoint = open_checkpoint(small_checkpoint(folder / "checkpoint", name))
-        artifacts[name] = build_artifact(checkpoint, 2, 64, folder / "fp32").path
-    return artifacts
+def fp32(small, artifact) -> Callable[[str], Path]:
+    """From a family to an fp32 artifact of it, from which the precisions are made."""
+    return lambda family: artifact(small(family), 2, 64).path
 
 
 def quantized(artifact: Path, out: Path, weights: str, **options):  # type: ignore[no-untyped-def]
@@ -69,7 +59,7 @@ def quantized(artifact: Path, out: Path, weights: str, **options):  # type: igno
 def test_every_precision_passes_the_gates_on_every_family(fp32, tmp_path, family) -> None:
     sizes = {}
     for weights in INVARIANT:
-        artifact = quantized(fp32[family], tmp_path / weights, weights)
+        artifact = quantized(fp32(family), tmp_path / weights, weights)
         assert artifact.spec.batch_invariant
         assert artifact.spec.left_in_float32 == []
         sizes[weights] = (artifact.path / "model.onnx").stat().st_size
@@ -80,9 +70,9 @@ def test_every_precision_passes_the_gates_on_every_family(fp32, tmp_path, family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dynamic_int8_depends_on_the_batch_and_needs_a_flag(fp32, tmp_path, family) -> None:
     with pytest.raises(ParityError, match=r"depends on its batch .* --allow-batch-dependent"):
-        quantized(fp32[family], tmp_path / "refused", "int8-dynamic")
+        quantized(fp32(family), tmp_path / "refused", "int8-dynamic")
     assert list(tmp_path.iterdir()) == []
-    artifact = quantized(fp32[family], tmp_path / "a", "int8-dynamic", allow_batch_dependent=True)
+    artifact = quantized(fp32(family), tmp_path / "a", "int8-dynamic", allow_batch_dependent=True)
     assert not read_spec(artifact.path).batch_invariant
     assert artifact.spec.parity["batch_codes"] < 0.999
     encoder = runtime.load(artifact.path)  # one text at a time
@@ -92,8 +82,7 @@ def test_dynamic_int8_depends_on_the_batch_and_needs_a_flag(fp32, tmp_path, fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_static_int8_passes_the_gates_on_every_family(fp32, tmp_path, family) -> None:
-    pytest.importorskip("nncf")
-    artifact = quantized(fp32[family], tmp_path / "a", "int8-static")
+    artifact = quantized(fp32(family), tmp_path / "a", "int8-static")
     assert artifact.spec.batch_invariant
     assert artifact.spec.provenance["nncf"]
 
@@ -101,11 +90,11 @@ def test_static_int8_passes_the_gates_on_every_family(fp32, tmp_path, family) ->
 def test_static_int8_without_nncf_names_the_extra(fp32, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
     with pytest.raises(MissingExtra, match=r'pip install "m2dexport\[nncf\]"'):
-        quantized(fp32["bert"], tmp_path / "a", "int8-static")
+        quantized(fp32("bert"), tmp_path / "a", "int8-static")
 
 
 def test_an_uncalibrated_static_model_is_refused(fp32) -> None:
-    model = ir.load(fp32["bert"] / "model.onnx")
+    model = ir.load(fp32("bert") / "model.onnx")
     few = CalibrationTokens([[1, 2, 3]] * 3, 0)
     for calibration, number in ((None, 0), (few, 3)):
         with pytest.raises(UsageError, match=f"{number} calibration texts are too few"):
@@ -115,7 +104,7 @@ def test_an_uncalibrated_static_model_is_refused(fp32) -> None:
 def test_dynamic_int8_is_what_onnxruntime_makes(fp32, tmp_path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
-    graph = fp32["bert"] / "model.onnx"
+    graph = fp32("bert") / "model.onnx"
     quantize_dynamic(
         graph,
         tmp_path / "theirs.onnx",
@@ -128,22 +117,19 @@ def test_dynamic_int8_is_what_onnxruntime_makes(fp32, tmp_path: Path) -> None:
     ids = np.array([[5, 9, 20, 31, 7], [8, 6, 1, 0, 0]])
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     found, expected = (
-        engine.run(engine.load({"model.onnx": model}, Device(threads=1)), ids, mask)[0]
-        for model in (serialize_graph(ours), tmp_path / "theirs.onnx")
+        runner(model)(ids, mask)[0] for model in (ours, ir.load(tmp_path / "theirs.onnx"))
     )
     np.testing.assert_array_equal(found, expected)
 
 
-def test_too_little_coverage_is_an_error_that_names_what_was_left(tmp_path: Path) -> None:
-    import torch
-
-    head = [torch.nn.Linear(32, 512)]
-    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head))
+def test_too_little_coverage_is_an_error_that_names_what_was_left(tmp_path: Path, original) -> None:
+    head, config = [torch.nn.Linear(32, 512)], {"num_hidden_layers": 1}
+    exported = original(tiny_checkpoint(tmp_path / "m", head=head, config=config), 1, 512)
     with pytest.raises(M2DError, match=r"needed; left in float32: .*head.*--min-coverage"):
-        build_artifact(checkpoint, 2, 512, tmp_path / "a", Recipe(weights="int8", min_coverage=0.5))
+        make_artifact(exported, tmp_path / "a", Recipe(weights="int8", min_coverage=0.5))
     assert not (tmp_path / "a").exists()
     with pytest.raises(UsageError, match="--min-coverage 90 is no share"):
-        build_artifact(checkpoint, 2, 512, tmp_path / "a", Recipe(weights="int8", min_coverage=90))
+        require_recipe(Recipe(weights="int8", min_coverage=90))
 
 
 def test_weights_that_hold_nan_or_exceed_half_are_named(fp32) -> None:
@@ -151,7 +137,7 @@ def test_weights_that_hold_nan_or_exceed_half_are_named(fp32) -> None:
         (np.nan, "int8-weight-only", "holds NaN"),
         (1e5, "fp16", "holds values beyond float16"),
     ):
-        model = ir.load(fp32["bert"] / "model.onnx")
+        model = ir.load(fp32("bert") / "model.onnx")
         value = next(v for v in model.graph.initializers.values() if table_users(v))
         array = value.const_value.numpy().copy()
         array[0, 0] = spoiled
@@ -167,38 +153,9 @@ def test_an_onnxruntime_that_is_too_old_is_named(tmp_path: Path) -> None:
 
 
 def test_8_bit_blocks_state_the_onnxruntime_that_knows_them(fp32, tmp_path: Path) -> None:
-    artifact = quantized(fp32["bert"], tmp_path / "a", "int8-weight-only")
+    artifact = quantized(fp32("bert"), tmp_path / "a", "int8-weight-only")
     stored = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
     assert stored["min_engine"] == "1.22"
-
-
-def test_int4_tables_give_the_rows_that_their_codes_stand_for() -> None:
-    model = graph_from_checkpoint(open_checkpoint(), (1,))
-    fuse_for_onnxruntime(model)
-    graph = vector_graph(depth_graph(model, 1), 384)
-    name, table = max(
-        ((n, v) for n, v in graph.graph.initializers.items() if table_users(v)),
-        key=lambda item: item[1].const_value.size,
-    )
-    rows = table.const_value.numpy()
-    blocks = quantize_blocks(rows, 4)
-    scale = blocks.scale.astype(np.float16).astype(np.float32)
-    offset = (-blocks.zero.astype(np.float32) * blocks.scale).astype(np.float16).astype(np.float32)
-    expected = (blocks.codes * scale + offset).reshape(rows.shape)
-    packed = quantize(graph, "int4-weight-only", None)
-    gathered = [
-        n for n in packed.graph if n.op_type == "Gather" and n.inputs[0].name == f"{name}.int4"
-    ]
-    value = gathered[0].outputs[0]
-    while value.uses()[0].node.op_type != "Reshape":
-        value = value.uses()[0].node.outputs[0]
-    rows_out = value.uses()[0].node.outputs[0]
-    packed.graph.outputs[:] = [rows_out]
-    rows_out.type = ir.TensorType(ir.DataType.FLOAT)
-    session = engine.load({"model.onnx": serialize_graph(packed)}, Device(threads=1))
-    ids = np.array([[5, 700, 8499]])
-    found = engine.run(session, ids, np.ones_like(ids))[0]
-    np.testing.assert_allclose(found[0], expected[ids[0]], atol=1e-6)
 
 
 floats = st.floats(-100, 100, width=32)
@@ -235,7 +192,3 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     codes, scale = symmetric_int8(np.zeros((3, 4), dtype=np.float32), axis=0)
     assert not codes.any()
     assert (scale > 0).all()
-
-
-def test_the_command_line_offers_every_precision() -> None:
-    assert options.WEIGHTS == WEIGHT_PRECISIONS

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from m2dexport.build.build import build_artifact
+from m2dexport.build.parity import PROBES
 from m2dexport.build.recipe import Recipe
+from m2dexport.build.source import Source, export_source
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as onnxruntime
 from m2dexport.errors import UsageError
-from m2dexport.profile import sweep
 from m2dexport.profile.manifest import Profile
 from m2dexport.profile.plan import Plan, default_plan, plan_for
+from m2dexport.profile.surface import compute_surface, corpus_of
 from m2dexport.profile.sweep import profile_checkpoint
-from m2dexport.profile.target import Target, load_target
+from m2dexport.profile.target import load_target
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.encoder import load
 from m2dexport.vectors import codecs
@@ -48,6 +49,12 @@ def profile(tasks: tuple[Task, ...]) -> Profile:
     return profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, PLAN)
 
 
+@pytest.fixture(scope="module")
+def source() -> Source:
+    """What a profile of this plan exports; read only."""
+    return export_source(open_checkpoint(), PLAN.layers, 384)
+
+
 def test_every_cell_of_the_plan_is_measured(profile: Profile) -> None:
     assert len(profile.cells) == 2 * 2 * 3 * 3
     for cell in profile.cells:
@@ -58,6 +65,7 @@ def test_every_cell_of_the_plan_is_measured(profile: Profile) -> None:
         assert 0 < cell.p50_ms <= cell.p95_ms
         assert [(p.batch, p.sequence) for p in cell.latency] == [(1, 8), (2, 12)]
         assert cell.peak_memory_bytes > 20e6
+        assert "mixed_precision" not in cell.flags  # plain int8 keeps its floor here
         assert cell.mean_quality == pytest.approx(
             np.mean([cell.quality["sts/spearman"], cell.quality["limit-small/ndcg@10"]])
         )
@@ -75,29 +83,24 @@ def test_fp32_quality_is_that_of_the_torch_original(profile: Profile, tasks) -> 
 
 
 @pytest.mark.parametrize("cell_id", ["1x32-int8-int8", "2x50-fp16-ubinary"])
-def test_a_cell_promises_what_its_artifact_keeps(profile, tasks, tmp_path: Path, cell_id) -> None:
+def test_a_cell_promises_what_its_artifact_keeps(profile, tasks, artifact, cell_id) -> None:
     cell = profile.cell(cell_id)
-    artifact = build_artifact(
-        open_checkpoint(),
-        cell.layers,
-        cell.dim,
-        tmp_path / "artifact",
-        Recipe(weights=cell.weights, vectors=cell.vectors, calibration=CALIBRATION),
-    )
+    recipe = Recipe(weights=cell.weights, vectors=cell.vectors, calibration=CALIBRATION)
+    folder = artifact(None, cell.layers, cell.dim, recipe).path
     deployed = sum(
-        (artifact.path / name).stat().st_size
+        (folder / name).stat().st_size
         for name in ("model.onnx", "tokenizer.json", "ranges.json")
-        if (artifact.path / name).exists()
+        if (folder / name).exists()
     )
     assert cell.size_bytes == pytest.approx(deployed, rel=1e-3)
-    assert cell.bytes_per_vector == load(artifact.path).encode(["x"]).nbytes
+    assert cell.bytes_per_vector == load(folder).encode(["x"]).nbytes
     sts = tasks[0]
-    codes = [load(artifact.path).encode(s.texts) for s in sts.texts()]
+    codes = [load(folder).encode(s.texts) for s in sts.texts()]
     if cell.vectors == "ubinary":
         bits = [np.unpackbits(c, axis=1, count=cell.dim).astype(np.float32) * 2 - 1 for c in codes]
         similarity = (bits[0] * bits[1]).sum(axis=1)
     else:
-        ranges = codecs.ranges_from_json((artifact.path / "ranges.json").read_text())
+        ranges = codecs.ranges_from_json((folder / "ranges.json").read_text())
         floats = [
             codecs.normalize(codecs.decode_vectors(c, "int8", cell.dim, ranges)) for c in codes
         ]
@@ -106,7 +109,14 @@ def test_a_cell_promises_what_its_artifact_keeps(profile, tasks, tmp_path: Path,
     assert cell.quality["sts/spearman"] == pytest.approx(points, abs=0.05)
 
 
-def test_the_quality_surface_is_one_pass_per_weight_precision(tasks, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    # int8 looks at activations, and is compared with fp32.
+    ("weights", "calibrated"),
+    [("fp16", 0), ("int8", 2 * len(CALIBRATION))],
+)
+def test_the_quality_surface_is_one_pass_per_weight_precision(
+    source, tasks, monkeypatch, weights, calibrated
+) -> None:
     """Each text goes through the transformer once, whatever the number of layers and dims."""
     rows = 0
     run = onnxruntime.run
@@ -117,16 +127,12 @@ def test_the_quality_surface_is_one_pass_per_weight_precision(tasks, monkeypatch
         return run(session, input_ids, mask)
 
     monkeypatch.setattr(onnxruntime, "run", counting)
-    monkeypatch.setattr(
-        sweep, "measure_latency", lambda graphs, *_, **__: dict.fromkeys(graphs, ())
-    )
-    monkeypatch.setattr(sweep, "measure_footprint", lambda *_, **__: None)
-    monkeypatch.setattr(sweep, "_cells", lambda *_: ())
-    profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, PLAN)
+    corpus = corpus_of(source, tasks, CALIBRATION)
     texts = {text for task in tasks for text_set in task.texts() for text in text_set.texts}
-    unique = len(texts | set(CALIBRATION))
-    calibrated = 2 * len(CALIBRATION)  # int8 looks at activations, and is compared with fp32
-    assert rows == len(PLAN.weights) * (unique + 3 * len(sweep.PROBES)) + calibrated
+    assert len(corpus.ids) == len(texts | set(CALIBRATION))
+    surface = compute_surface(source, weights, corpus, PLAN, lambda *_: None)
+    assert set(surface.depths) == set(PLAN.layers)
+    assert rows == len(corpus.ids) + 3 * len(PROBES) + calibrated
 
 
 def test_the_default_grid_has_all_depths_and_the_trained_dims() -> None:
@@ -145,10 +151,9 @@ def test_a_target_sets_threads_shapes_and_grid() -> None:
     assert plan.layers == (1, 2, 3, 4, 5, 6)
 
 
-def test_a_target_of_an_engine_that_cannot_run_here_is_refused() -> None:
-    target: Target = load_target("server-gpu")
-    with pytest.raises(UsageError, match="tensorrt cannot be run; choose from onnx, openvino"):
-        plan_for(open_checkpoint(), target)
+def test_a_target_is_measured_on_its_own_provider() -> None:
+    plan = plan_for(open_checkpoint(), load_target("server-gpu"))
+    assert (plan.engine, plan.device.provider) == ("onnx", "CUDAExecutionProvider")
 
 
 def test_a_plan_outside_the_checkpoint_is_refused(tasks) -> None:
@@ -161,10 +166,9 @@ def test_two_tasks_of_one_name_are_refused(tasks) -> None:
         profile_checkpoint(open_checkpoint(), (*tasks, tasks[0]), CALIBRATION, PLAN)
 
 
-def test_untrained_cells_are_flagged(tasks) -> None:
-    checkpoint = open_checkpoint(trained="1:32")
-    plan = Plan(
-        (1, 2), (32,), ("fp32",), ("float32",), ((1, 8),), device=Device(threads=1), repeats=3
-    )
-    cells = profile_checkpoint(checkpoint, tasks, CALIBRATION, plan).cells
-    assert ["untrained" in cell.flags for cell in cells] == [False, True]
+def test_untrained_cells_are_flagged(profile: Profile) -> None:
+    trained = open_checkpoint().trained
+    assert trained is not None
+    for cell in profile.cells:
+        assert ("untrained" in cell.flags) == ((cell.layers, cell.dim) not in trained)
+    assert {cell.dim for cell in profile.cells if "untrained" in cell.flags} == {50}

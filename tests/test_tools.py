@@ -1,17 +1,26 @@
-"""The tools: each explains itself, and the table of quantization has every row asked for."""
+"""The tools: each explains itself, and does the smallest piece of its work.
+
+Left out is tools/bench_slicing.py, whose checkpoint of 7B parameters takes minutes to hash.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
-from tiny import small_checkpoint
+from tiny_profile import cell, profile
+
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.data import calibration_texts
+from m2dexport.profile.manifest import write_profile
 
 TOOLS = Path(__file__).parent.parent / "tools"
-NEEDS_FAISS = ("bench_search", "bench_vectors")
+ROOT = TOOLS.parent
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def run(tool: str, *arguments: object) -> None:
@@ -23,8 +32,6 @@ def run(tool: str, *arguments: object) -> None:
 
 @pytest.mark.parametrize("tool", sorted(path.stem for path in TOOLS.glob("*.py")))
 def test_every_tool_explains_itself(tool, capsys) -> None:
-    if tool in NEEDS_FAISS:
-        pytest.importorskip("faiss")
     with pytest.raises(SystemExit) as stopped:
         run(tool, "--help")
     assert not stopped.value.code
@@ -32,10 +39,10 @@ def test_every_tool_explains_itself(tool, capsys) -> None:
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Layers 1 and 2, two dims and two vector precisions; int8-static lacks its package."""
-    folder = tmp_path_factory.mktemp("table")
-    sts, retrieval, out = folder / "sts.tsv", folder / "retrieval", folder / "table.md"
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Six pairs of sentences with scores, and a corpus of 12 texts with one query."""
+    folder = tmp_path_factory.mktemp("tasks")
+    sts, retrieval = folder / "sts.tsv", folder / "retrieval"
     words = ("a cat", "two dogs ran", "?", "42 houses", "mat", "sat on the big red house")
     sts.write_text("".join(f"{i}\t{w}\t{words[i - 3]}\n" for i, w in enumerate(words)))
     retrieval.mkdir()
@@ -46,13 +53,20 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     for name, items in lines.items():
         (retrieval / f"{name}.jsonl").write_text("\n".join(items))
+    return sts, retrieval
+
+
+@pytest.fixture(scope="module")
+def table(small, tasks, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Layers 1 and 2, two dims and two vector precisions; int8-static lacks its package."""
+    out = tmp_path_factory.mktemp("table") / "table.md"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "nncf", None)
         run(
             "bench_quantization",
-            *("--model", small_checkpoint(folder / "bert", "bert"), "--dims", "32,64"),
+            *("--model", small("bert"), "--dims", "32,64"),
             *("--weights", "int8,int8-static", "--vectors", "float32,ubinary"),
-            *("--sts", sts, "--retrieval", retrieval, "--rounds", 1, "--out", out),
+            *("--sts", tasks[0], "--retrieval", tasks[1], "--rounds", 1, "--out", out),
         )
     return out.read_text(encoding="utf-8")
 
@@ -111,3 +125,85 @@ def test_an_unknown_precision_is_refused_before_any_work(capsys) -> None:
         run("bench_quantization", "--vectors", "int3")
     assert stopped.value.code == 2
     assert "--vectors int3 is not among float32, int8" in capsys.readouterr().err
+
+
+def test_the_schema_that_ships_is_what_its_tool_writes(capsys) -> None:
+    run("make_schema")
+    shipped = ROOT / "m2dexport" / "data" / "profile.schema.json"
+    assert capsys.readouterr().out == shipped.read_text(encoding="utf-8")
+
+
+def test_the_calibration_texts_that_ship_are_what_their_tool_writes(capsys) -> None:
+    run("make_calibration")
+    assert tuple(capsys.readouterr().out.splitlines()) == calibration_texts()
+
+
+def test_the_golden_codes_are_what_their_tool_writes(tmp_path: Path) -> None:
+    run("make_codec_golden", "--out", tmp_path / "codecs.json")
+    written, golden = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (tmp_path / "codecs.json", GOLDEN / "codecs.json")
+    )
+    assert written["cases"] == golden["cases"]
+
+
+def test_the_readme_gets_the_reference_and_the_best_int8_cells(tmp_path: Path) -> None:
+    cells = [
+        cell(6, 384),
+        cell(6, 128, "int8", vectors="int8", quality=79.0),
+        cell(6, 64, "int8", vectors="int8", quality=70.0),
+        cell(2, 64, "int8", vectors="ubinary", quality=60.0),
+        cell(2, 64, "fp16", vectors="int8", quality=75.0),
+    ]
+    write_profile(profile(*cells), tmp_path / "profile.json")
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- profile -->\nold\n<!-- end of profile -->\nbelow\n")
+    run("readme_profile", tmp_path / "profile.json", "--readme", readme)
+    text = readme.read_text(encoding="utf-8")
+    assert [row[0] for row in rows(text)] == [cells[i].id for i in (0, 1, 3)]
+    assert "old" not in text
+    assert text.startswith("above\n<!-- profile -->\n")
+    assert text.endswith("\n<!-- end of profile -->\nbelow\n")
+
+
+def test_vectors_are_compared_in_three_tables(small, tasks, tmp_path, capsys) -> None:
+    texts = tmp_path / "texts.txt"  # product quantization is trained on 256 or more
+    texts.write_text("\n".join(calibration_texts()[:260]), encoding="utf-8")
+    evaluated = [part for task in tasks for part in ("--eval", task)]
+    cut = ("--layers", 1, "--dims", 32, "--calibration", texts)
+    run("bench_vectors", "--model", small("bert"), *cut, *evaluated)
+    tables = capsys.readouterr().out.split("\n\n")
+    ways = [row[1] for row in rows(tables[0])]
+    assert ways[:5] == ["float32", "int8", "int8-symmetric", "int4", "ubinary"]
+    assert [row[1] for row in rows(tables[1])] == ["ubinary", "int4", "int8", "float32"]
+    assert rows(tables[2])[0][1] == "nothing"
+    assert "260 calibration texts" in tables[3]
+
+
+def test_search_finds_all_with_exact_vectors_and_most_with_rescored_ones(capsys) -> None:
+    run("bench_search", "--sizes", 3000, "--dim", 32, "--rounds", 1)
+    found = {row[0]: (int(row[1]), float(row[2])) for row in rows(capsys.readouterr().out)}
+    assert found["float32, exact"] == (128, 1.0)
+    assert found["ubinary"][0] == 4
+    assert found["ubinary"][1] < found["ubinary, x10 rescored by float32"][1] <= 1
+
+
+def test_a_pruned_vocabulary_is_measured_beside_the_whole_one(small, tasks, capsys) -> None:
+    cut = ("--eval", tasks[0], "--sizes", 150, "--cells", "1x32")
+    run("bench_vocabulary", "--model", small("bert"), *cut)
+    found = rows(capsys.readouterr().out)
+    whole = open_checkpoint(small("bert")).vocab_size
+    assert [row[0] for row in found] == [str(whole), "150"]
+    assert [row[1] for row in found] == ["(1, 32)"] * 2
+
+
+def test_a_checkpoint_to_ship_is_pruned_measured_and_described(small, tasks, tmp_path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cat sat on the mat\n", encoding="utf-8")
+    given = ("--source", small("bert"), "--calibration", texts, "--sts-test", tasks[0])
+    run("make_default_checkpoint", *given, "--size", 150, "--out", tmp_path / "out")
+    made = open_checkpoint(tmp_path / "out")
+    assert (made.layers, made.dim, made.vocab_size) == (2, 64, 150)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "pruned from 200 to 150 pieces" in card
+    assert {"LICENSE", "NOTICE"} <= {path.name for path in made.licenses}

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from tiny import tiny_checkpoint
 
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
-from m2dexport.engines.onnxruntime.make import quantize
+from m2dexport.engines.onnxruntime.make import quantize, runner
 from m2dexport.errors import UsageError
-from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
-from m2dexport.precisions import ISAS
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.vector import depth_graph, serialize_graph
+from m2dexport.precisions import ISAS, Isa, WeightPrecision
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.int8 import quantize_matmuls
@@ -34,22 +41,27 @@ Shipped = tuple[ir.Model, list[list[int]], CalibrationTokens]
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Shipped:
+def shipped(original) -> Shipped:
     """The first two layers of the shipped checkpoint as a graph, texts, and calibration texts."""
-    from m2dexport.checkpoint.open import open_checkpoint
-    from m2dexport.graph.export import graph_from_checkpoint
-    from m2dexport.graph.fuse import fuse_for_onnxruntime
-
-    checkpoint = open_checkpoint()
-    model = graph_from_checkpoint(checkpoint, (DEPTH,))
-    fuse_for_onnxruntime(model)
-    tokenizer = load_tokenizer((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
+    exported = original(None, DEPTH, 384)
+    tokenizer = load_tokenizer(exported.tokenizer_json)
     ids, calibration = (
         [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
         for texts in (TEXTS, CALIBRATED_ON)
     )
-    graph = vector_graph(depth_graph(model, DEPTH), checkpoint.dim)
-    return graph, ids, CalibrationTokens(calibration, 0)
+    return exported.graph, ids, CalibrationTokens(calibration, 0)
+
+
+@pytest.fixture(scope="module")
+def quantized(shipped: Shipped) -> Callable[..., ir.Model]:
+    """From weights and isa to that graph in them, quantized once; read only."""
+    graph, _, calibration = shipped
+
+    @cache
+    def made(weights: WeightPrecision, isa: Isa) -> ir.Model:
+        return quantize(graph, weights, calibration, isa)
+
+    return lambda weights, isa="portable": made(weights, isa)
 
 
 def encode(model: ir.Model, ids: list[list[int]], batch_size: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -63,64 +75,58 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # type: ignore[type-ar
     return (normalize(a) * normalize(b)).sum(axis=1)
 
 
-def test_int8_vectors_stay_close_to_fp32(shipped) -> None:
-    graph, ids, calibration = shipped
+def test_int8_vectors_stay_close_to_fp32(shipped, quantized) -> None:
+    graph, ids, _ = shipped
     expected = encode(graph, ids, 16)
-    found = encode(quantize(graph, "int8", calibration), ids, 16)
+    found = encode(quantized("int8"), ids, 16)
     # Scales by the largest value alone, and plain rounding, leave a mean of 0.997 here.
     assert cosines(expected, found).mean() > 0.999
     assert cosines(expected, found).min() > 0.998
     assert not np.array_equal(expected, found)
 
 
-def test_fp16_stores_a_checkpoint_of_fp16_weights_without_loss(shipped) -> None:
+def test_fp16_stores_a_checkpoint_of_fp16_weights_without_loss(shipped, quantized) -> None:
     graph, ids, _ = shipped
-    found = encode(quantize(graph, "fp16"), ids, 16)
+    found = encode(quantized("fp16"), ids, 16)
     np.testing.assert_array_equal(found, encode(graph, ids, 16))
 
 
 @pytest.mark.parametrize("weights", ["fp32", "fp16", "int8"])
-def test_a_text_has_the_same_vector_alone_and_in_any_batch(shipped, weights) -> None:
-    graph, ids, calibration = shipped
-    model = quantize(graph, weights, calibration)
+def test_a_text_has_the_same_vector_alone_and_in_any_batch(shipped, quantized, weights) -> None:
+    ids, model = shipped[1], quantized(weights)
     assert cosines(encode(model, ids, 1), encode(model, ids, len(ids))).min() >= 0.99999
 
 
 @pytest.mark.parametrize(("weights", "factor"), [("fp16", 0.51), ("int8", 0.28)])
-def test_files_shrink_as_the_precision_promises(shipped, weights, factor) -> None:
-    graph, _, calibration = shipped
-    before = len(serialize_graph(graph))
-    assert len(serialize_graph(quantize(graph, weights, calibration))) < factor * before
+def test_files_shrink_as_the_precision_promises(shipped, quantized, weights, factor) -> None:
+    before = len(serialize_graph(shipped[0]))
+    assert len(serialize_graph(quantized(weights))) < factor * before
 
 
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
-def test_coverage_is_computed_from_the_finished_graph(shipped, weights) -> None:
-    graph, _, calibration = shipped
-    done = coverage(quantize(graph, weights, calibration), weights)
+def test_coverage_is_computed_from_the_finished_graph(shipped, quantized, weights) -> None:
+    done = coverage(quantized(weights), weights)
     assert done.share > (0.97 if weights == "int8" else 0.99)
     assert all(name.endswith(".spikes") for name in done.left)
     # The same question put to a graph in which nothing was quantized names what was left.
-    undone = coverage(graph, weights)
+    undone = coverage(shipped[0], weights)
     assert undone.share == 0
     assert any("word_embeddings" in name for name in undone.left)
 
 
-def test_quantizing_leaves_the_given_graph_as_it_was(shipped) -> None:
+def test_quantizing_again_gives_the_same_bytes_and_leaves_the_given_graph(
+    shipped, quantized
+) -> None:
     graph, _, calibration = shipped
     before = serialize_graph(graph)
-    quantize(graph, "int8", calibration)
+    again = quantize(graph, "int8", calibration)
+    assert serialize_graph(again) == serialize_graph(quantized("int8"))
     assert serialize_graph(graph) == before
 
 
 def test_a_head_after_pooling_stays_in_float32(tmp_path: Path) -> None:
-    import torch
-    from tiny import tiny_checkpoint
-
-    from m2dexport.checkpoint.open import open_checkpoint
-    from m2dexport.graph.export import graph_from_checkpoint
-
-    head = [torch.nn.Linear(32, 512)]
-    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head))
+    head, config = [torch.nn.Linear(32, 512)], {"num_hidden_layers": 1}
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "m", head=head, config=config))
     texts = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
     model = quantize(graph_from_checkpoint(checkpoint), "int8", texts)
     wide = [n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT]
@@ -160,18 +166,17 @@ def test_saturation_is_read_off_neighbouring_codes(rows, isa) -> None:
     assert isa_of(ir.Graph([], [], nodes=[], initializers=[value])) == isa
 
 
-def test_plain_8_bits_are_finer_and_need_vnni(shipped) -> None:
-    graph, ids, calibration = shipped
+def test_plain_8_bits_are_finer_and_need_vnni(shipped, quantized) -> None:
+    graph, ids, _ = shipped
     exact = encode(graph, ids, 16)
     errors = {}
     for isa in ISAS:
-        quantized = quantize(graph, "int8", calibration, isa=isa)
-        assert isa_of(quantized.graph) == isa
-        errors[isa] = 1 - cosines(exact, encode(quantized, ids, 16)).mean()
+        assert isa_of(quantized("int8", isa).graph) == isa
+        errors[isa] = 1 - cosines(exact, encode(quantized("int8", isa), ids, 16)).mean()
     assert errors["vnni"] < errors["portable"]
     for precision in ("int8-weight-only", "int4-weight-only", "fp16"):
-        assert isa_of(quantize(graph, precision).graph) == "portable"
-    assert isa_of(quantize(graph, "int8-dynamic").graph) == "vnni"
+        assert isa_of(quantized(precision).graph) == "portable"
+    assert isa_of(quantized("int8-dynamic").graph) == "vnni"
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -216,24 +221,13 @@ def test_rounding_that_looks_at_the_inputs_beats_rounding_to_nearest() -> None:
     assert error < 0.7 * nearest_error
 
 
-def test_quantizing_twice_gives_the_same_bytes(shipped) -> None:
-    graph, _, calibration = shipped
-    first, second = (quantize(graph, "int8", calibration) for _ in range(2))
-    assert serialize_graph(first) == serialize_graph(second)
-
-
-def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone() -> None:
+def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone(
+    shipped, all_depths
+) -> None:
     """So that the profile, which quantizes all depths together, measures what is deployed."""
-    from m2dexport.checkpoint.open import open_checkpoint
-    from m2dexport.graph.export import graph_from_checkpoint
-    from m2dexport.graph.fuse import fuse_for_onnxruntime
-
-    checkpoint = open_checkpoint()
-    model = graph_from_checkpoint(checkpoint, (1, 2))
+    _, ids, calibration = shipped
+    model = all_depths(None).clone()
     fuse_for_onnxruntime(model)
-    tokenizer = load_tokenizer((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(CALIBRATED_ON))]
-    calibration = CalibrationTokens(ids, 0)
     together = depth_graph(quantize(model, "int8", calibration), 1)
     alone = quantize(depth_graph(model, 1), "int8", calibration)
     np.testing.assert_allclose(
@@ -244,6 +238,6 @@ def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone() -> No
 def test_calibration_texts_that_are_too_few_are_refused(shipped) -> None:
     graph, ids, _ = shipped
     with pytest.raises(UsageError, match="int8 weights need 256 or more"):
-        quantize_matmuls(graph.clone(), CalibrationTokens(ids[:2], 0), "portable")
+        quantize_matmuls(graph.clone(), CalibrationTokens(ids[:2], 0), runner, "portable")
     with pytest.raises(UsageError, match="need calibration texts"):
         quantize(graph, "int8")

@@ -78,7 +78,7 @@ def tiny_artifact(folder: Path, spec: ArtifactSpec | None = None, *, seed: int =
     """Write an artifact folder; another seed gives another valid model of the same shape."""
     spec = spec or tiny_spec()
     ranges = tiny_ranges(spec.dim) if spec.vectors in LEVELS else None
-    tokenizer_json = tiny_tokenizer(spec.max_length)
+    tokenizer_json = letter_tokenizer(spec.max_length)
     spec = replace(spec, provenance={**spec.provenance, "sub_model": f"seed {seed}"})
     spec = replace(spec, space_id=space_id_of_artifact(spec, ranges, tokenizer_json))
     folder.mkdir(parents=True)
@@ -97,7 +97,7 @@ def tiny_ranges(dim: int) -> Ranges:
     return Ranges(-high, high)
 
 
-def tiny_tokenizer(max_length: int) -> str:
+def letter_tokenizer(max_length: int) -> str:
     """A lowercasing character WordPiece with [CLS] and [SEP] that cuts at ``max_length``."""
     ids = {piece: index for index, piece in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))

@@ -69,7 +69,7 @@ def main() -> None:
         print("| stored and searched | bytes/vector | recall@10 | queries/s | ratio |")
         print("| --- | ---: | ---: | ---: | ---: |")
         report(systems(documents, queries), options.rounds)
-    machine = read_machine(1)
+    machine = read_machine()
     print(f"\n{machine.cpu}, 1 thread, faiss {faiss.__version__}: {faiss.get_compile_options()}")
     print(f"CPU flags: {' '.join(machine.flags)}")
 

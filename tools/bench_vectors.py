@@ -76,7 +76,7 @@ def main() -> None:
     cells = list(cells_of(options.model, layers, dims, tasks, texts))
     for table in (precision_table, rescoring_table, rotation_table):
         print("\n".join(table(cells)), end="\n\n")
-    machine = read_machine(faiss.omp_get_max_threads())
+    machine = read_machine()
     print(f"{len(texts)} calibration texts; {machine.cpu} ({' '.join(machine.flags)})")
 
 

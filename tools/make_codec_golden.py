@@ -24,7 +24,9 @@ OUT = Path(__file__).parent.parent / "tests" / "golden" / "codecs.json"
 
 def main() -> None:
     """Write the file."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT, help="the file to write")
+    out = parser.parse_args().out
     cases: list[dict[str, Any]] = []
     for seed, (texts, dim) in enumerate([(1, 8), (3, 12), (5, 16), (2, 33), (2, 5)]):
         rng = np.random.default_rng(seed)
@@ -53,7 +55,7 @@ def main() -> None:
         "codec": CODEC_VERSION,
         "cases": cases,
     }
-    OUT.write_text(json.dumps(stored) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(stored) + "\n", encoding="utf-8")
 
 
 def int4(vector: NDArray[np.float32], ranges: NDArray[np.float32]) -> list[int]:

@@ -56,10 +56,12 @@ def main() -> None:
     """Replace the section in place."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("profile", type=Path, help="profile.json")
-    profile = read_profile(parser.parse_args().profile)
-    text = README.read_text(encoding="utf-8")
+    parser.add_argument("--readme", type=Path, default=README, help="the file to change")
+    options = parser.parse_args()
+    profile = read_profile(options.profile)
+    text = options.readme.read_text(encoding="utf-8")
     text = re.sub(f"{MARK}.*?{END}", MARK, text, flags=re.S)
-    README.write_text(
+    options.readme.write_text(
         text.replace(MARK, f"{MARK}\n{section(profile)}\n{END}"),
         encoding="utf-8",
     )

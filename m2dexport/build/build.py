@@ -98,7 +98,7 @@ def build_artifact(
     source = export_source(checkpoint, (layers,), dim, recipe.engine)
     trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
     original = original_of(source, checkpoint.licenses, trained)
-    return _make(original, out, recipe, on_progress, force)
+    return make_artifact(original, out, recipe, on_progress, force=force)
 
 
 def quantize_artifact(
@@ -146,7 +146,7 @@ def quantize_artifact(
     encoder = Encoder(spec, tokenizer_json, {graph.name: graph}, replace(recipe.device, threads=1))
     expected = encoder.encode(PROBES)
     original = Original(ir.load(graph), spec, tokenizer_json, expected, license_files(artifact))
-    return _make(original, out, recipe, on_progress, force)
+    return make_artifact(original, out, recipe, on_progress, force=force)
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,26 @@ class _Checked:
     batch_size: int  # of the texts that it may run together
 
 
-def _make(
-    original: Original, out: Path, recipe: Recipe, on_progress: OnProgress, force: bool
+def make_artifact(
+    original: Original,
+    out: Path,
+    recipe: Recipe,
+    on_progress: OnProgress = lambda *_: None,
+    *,
+    force: bool = False,
 ) -> Artifact:
+    """Quantize and check what was exported; write the folder only if it reproduces the original.
+
+    Args:
+        original: the float32 artifact, as ``source.original_of`` makes it.
+        out: the folder to write.
+        recipe: engine, device and precisions, and what the result must fulfil.
+        on_progress: called during the search for the weights that stay in float32.
+        force: whether an artifact at ``out`` is replaced.
+
+    Raises:
+        M2DError: as ``build_artifact`` does, except for what concerns the export.
+    """
     texts = recipe.texts()
     quantized = _quantize(original, recipe, texts, out, on_progress)
     checked = _check(original, quantized, recipe, out)

@@ -6,13 +6,19 @@ readers of the manifest can count them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.tape import Tape
 
-from m2dexport.graph.edit import CONTRIB, only_user, producer, scalar_of
+from m2dexport.graph.edit import CONTRIB, only_user, producer, replace, scalar_of
+
+#: onnxruntime adds this to the score of a key that padding hides; lower is as good.
+_HIDDEN = -1e4
 
 
 def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
@@ -55,13 +61,9 @@ def fuse_attention(model: ir.Model) -> int:
             cast = ir.node("Cast", [attention_mask], {"to": ir.DataType.INT32})
             model.graph.insert_before(model.graph[0], cast)
             key_padding = cast.outputs[0]
-        fused = ir.node(
-            "MultiHeadAttention",
-            [query, key, value, None, key_padding],
-            {"num_heads": heads, "scale": scale},
-            domain=CONTRIB,
-        )
-        _replace(model.graph, end, fused)
+        inputs = [query, key, value, None, key_padding]
+        attributes = {"num_heads": heads, "scale": scale}
+        _replace(model.graph, end, "MultiHeadAttention", inputs, attributes)
         replaced += 1
     return replaced
 
@@ -72,7 +74,7 @@ def fuse_gelu(model: ir.Model) -> int:
     for node in [node for node in model.graph if node.op_type == "Mul"]:
         x = gelu_input(node)
         if x is not None:
-            _replace(model.graph, node, ir.node("Gelu", [x], domain=CONTRIB))
+            _replace(model.graph, node, "Gelu", [x])
             replaced += 1
     return replaced
 
@@ -96,18 +98,24 @@ def _beside(node: ir.Node | None, scalar: float) -> ir.Value | None:
     return None
 
 
-def _replace(graph: ir.Graph, last: ir.Node, fused: ir.Node) -> None:
-    """Replace ``last``, the last node of a match, by ``fused``."""
-    old, new = last.outputs[0], fused.outputs[0]
-    new.shape, new.type = old.shape, old.type
-    graph.insert_before(last, fused)
-    old.replace_all_uses_with(new)
+def _replace(
+    graph: ir.Graph,
+    last: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Replace ``last``, the last node of a match, by one of onnxruntime's own operators."""
+    tape = Tape()
+    result = tape.op(op_type, inputs, attributes, domain=CONTRIB)
+    result.shape, result.type = last.outputs[0].shape, last.outputs[0].type
+    replace(graph, last, tape, result)
 
 
 def _match_attention(
     softmax: ir.Node, attention_mask: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value, int, float, ir.Node] | None:
-    masked = producer(softmax.inputs[0], "Add")
+    masked = producer(softmax.inputs[0], "Add") if _over_keys(softmax) else None
     scores = producer(masked.inputs[0], "MatMul") if masked else None
     weighted = only_user(softmax.outputs[0], "MatMul")
     if masked is None or scores is None or weighted is None:
@@ -126,7 +134,8 @@ def _match_attention(
     if tuple(transpose.attributes["perm"].as_ints()) != (0, 2, 1, 3):
         return None
     heads = scaled.inputs[0].shape[1] if scaled.inputs[0] and scaled.inputs[0].shape else None
-    if not isinstance(heads, int):
+    widths = {_width(side) for side in (query, key, value, end.outputs[0])}
+    if len(widths) > 1 or None in widths or not isinstance(heads, int):
         return None
     return query, key, value, heads, scale, end
 
@@ -140,8 +149,22 @@ def _merged_heads(value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | N
     return reshape.inputs[0] if reshape else None
 
 
+def _over_keys(softmax: ir.Node) -> bool:
+    return "axis" not in softmax.attributes or softmax.attributes["axis"].as_int() in (-1, 3)
+
+
+def _width(value: ir.Value) -> ir.SymbolicDim | int | None:
+    """Return the width of the heads together of (batch, sequence, heads * width), else None."""
+    return value.shape[2] if value.shape is not None and len(value.shape) == 3 else None
+
+
 def _is_padding(value: ir.Value | None, attention_mask: ir.Value) -> bool:
-    """Return whether an additive mask is exactly ``(1 - attention_mask) * lowest``."""
+    """Return whether an additive mask is exactly ``(1 - attention_mask) * lowest``.
+
+    It hides keys, the same ones from every query: its shape is (batch, 1, 1, key).
+    """
+    if value is None or value.shape is None or list(value.shape[1:3]) != [1, 1]:
+        return False
     for op_type in ("Mul", "Sub", "Cast", "Unsqueeze", "Cast"):
         if op_type == "Cast" and value is attention_mask:
             return True
@@ -149,6 +172,8 @@ def _is_padding(value: ir.Value | None, attention_mask: ir.Value) -> bool:
         if node is None:
             return op_type == "Cast" and value is attention_mask
         if op_type == "Sub" and not _is_scalar(node.inputs[0], 1.0):
+            return False
+        if op_type == "Mul" and (scalar_of(node.inputs[1]) or 0.0) > _HIDDEN:
             return False
         value = node.inputs[1] if op_type == "Sub" else node.inputs[0]
     return value is attention_mask
