@@ -2,7 +2,7 @@
 
 What a program needs is here, by name; ``docs/python.md`` shows it at work. Each name is imported
 when it is first used: on a device, which has the base install only, ``load``, ``Encoder``,
-``write_bundle`` and ``verify_bundle`` work; the others need ``m2dexport[export]``.
+``Device``, ``write_bundle`` and ``verify_bundle`` work; the others need ``m2dexport[export]``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from m2dexport.build.build import build_artifact, quantize_artifact
     from m2dexport.build.recipe import Recipe
     from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
+    from m2dexport.engines import Device
     from m2dexport.errors import M2DError
     from m2dexport.profile.deploy import bundle_cell
     from m2dexport.profile.manifest import read_profile, write_profile
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "Checkpoint",
+    "Device",
     "Encoder",
     "M2DError",
     "Plan",
@@ -54,6 +56,7 @@ _MODULES = {
     "build.build": ("build_artifact", "quantize_artifact"),
     "build.recipe": ("Recipe",),
     "checkpoint.open": ("Checkpoint", "open_checkpoint"),
+    "engines": ("Device",),
     "errors": ("M2DError",),
     "profile.deploy": ("bundle_cell",),
     "profile.manifest": ("read_profile", "write_profile"),
