@@ -13,8 +13,6 @@ import pytest
 from tiny import small_checkpoint, tiny_checkpoint
 from tiny_artifact import tiny_graph, tiny_ranges
 
-pytest.importorskip("openvino", reason="an extra: m2dexport[openvino]")
-
 from m2dexport.build.build import Artifact, build_artifact, quantize_artifact
 from m2dexport.build.parity import PROBES
 from m2dexport.build.recipe import Recipe

@@ -92,7 +92,6 @@ def test_dynamic_int8_depends_on_the_batch_and_needs_a_flag(fp32, tmp_path, fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_static_int8_passes_the_gates_on_every_family(fp32, tmp_path, family) -> None:
-    pytest.importorskip("nncf")
     artifact = quantized(fp32[family], tmp_path / "a", "int8-static")
     assert artifact.spec.batch_invariant
     assert artifact.spec.provenance["nncf"]
