@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -31,7 +32,8 @@ MODULES = (
     *("*.py", "data/*.py", "vectors/codecs.py", "vectors/ranking.py", "engines/__init__.py"),
     *("engines/onnxruntime/run.py", "runtime/*.py", "cli/*.py"),
 )
-NOT_NEEDED = {"latent.py", "__main__.py"}  # a torch module; the command line, which would run
+#: Torch's, rich's, and the command line, which would run.
+NOT_NEEDED = {"latent.py", "tables.py", "__main__.py"}
 NEED_THE_TOOLCHAIN = {
     "inspect": (),
     "slice": ("--layers", "1"),
@@ -61,7 +63,13 @@ class Device:
 
     def _run(self, *command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=self.folder, input=stdin, capture_output=True, text=True, check=False
+            command,
+            cwd=self.folder,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
 
