@@ -75,7 +75,16 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    except ModuleNotFoundError as error:
+        from m2dexport.errors import missing_toolchain
+
+        missing = missing_toolchain(f"m2dexport.{name}", error)
+        if missing is None:
+            raise
+        raise missing from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

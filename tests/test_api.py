@@ -35,12 +35,9 @@ def test_a_public_name_resolves_to_a_documented_object(name: str) -> None:
 def test_type_checkers_find_the_same_objects() -> None:
     """The imports for type checkers name the module from which each name is really taken."""
     tree = ast.parse(Path(m2dexport.__file__).read_text(encoding="utf-8"))
-    declared = {
-        alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("m2dexport.")
-        for alias in node.names
-    }
+    (checking,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert ast.unparse(checking.test) == "TYPE_CHECKING"
+    declared = {alias.name: line.module for line in checking.body for alias in line.names}
     assert declared == {name: getattr(m2dexport, name).__module__ for name in NAMES}
 
 

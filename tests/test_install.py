@@ -145,6 +145,13 @@ def test_a_command_that_needs_the_toolchain_names_its_install_line(device, comma
     )
 
 
+def test_a_name_that_needs_the_toolchain_says_its_install_line(device) -> None:
+    code = "import m2dexport as m\ntry: m.open_checkpoint\nexcept m.M2DError as e: print(e)"
+    sentence = device.python(code)
+    assert sentence.startswith("m2dexport.open_checkpoint needs the ")
+    assert sentence.endswith(' package; run: pip install "m2dexport[export]".\n')
+
+
 def test_every_command_works_on_a_device_or_is_known_to_need_the_toolchain() -> None:
     assert set(cli.commands) == {*NEED_THE_TOOLCHAIN, "verify", "encode"}
 

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import click
 
 from m2dexport import __version__
-from m2dexport.errors import M2DError
+from m2dexport.errors import M2DError, missing_toolchain
 
 
 class _Group(click.Group):
@@ -20,13 +20,22 @@ class _Group(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except M2DError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            _fail(ctx, error)
+        except ModuleNotFoundError as error:
+            missing = missing_toolchain(f"m2dexport {ctx.invoked_subcommand}", error)
+            if missing is None:
+                raise
+            _fail(ctx, missing)
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
             click.echo(f"Error: {_sentence(error)}", err=True)
             ctx.exit(1)
+
+
+def _fail(ctx: click.Context, error: M2DError) -> None:
+    click.echo(f"Error: {error}", err=True)
+    ctx.exit(error.exit_code)
 
 
 def _sentence(error: OSError) -> str:
