@@ -61,7 +61,7 @@ def missing_toolchain(purpose: str, error: ModuleNotFoundError) -> MissingExtra 
     """Return what to raise where a package of the extra ``export`` is not installed.
 
     Args:
-        purpose: what needs the package, at the start of a sentence ("m2dexport build").
+        purpose: what needs the package, at the start of a sentence ("The command build").
         error: what importing it raised.
 
     Returns:

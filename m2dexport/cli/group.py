@@ -22,7 +22,7 @@ class _Group(click.Group):
         except M2DError as error:
             _fail(ctx, error)
         except ModuleNotFoundError as error:
-            missing = missing_toolchain(f"m2dexport {ctx.invoked_subcommand}", error)
+            missing = missing_toolchain(f"The command {ctx.invoked_subcommand}", error)
             if missing is None:
                 raise
             _fail(ctx, missing)
