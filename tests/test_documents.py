@@ -8,11 +8,13 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import onnx_ir as ir
 import pytest
 import transformers
 from click.testing import CliRunner
@@ -21,6 +23,7 @@ from tiny import tiny_checkpoint
 import m2dexport
 from m2dexport.cli import cli
 from m2dexport.data import default_checkpoint
+from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.profile import latency, plan, sweep
 
 ROOT = Path(__file__).parent.parent
@@ -110,13 +113,28 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def export_once() -> Callable[..., ir.Model]:
+    """As ``graph_from_checkpoint``, which takes most of the time; the pages need the same few."""
+    made: dict[tuple[int, ...], ir.Model] = {}
+
+    def exported(checkpoint: m2dexport.Checkpoint, depths: Sequence[int]) -> ir.Model:
+        key = (checkpoint.layers, checkpoint.dim, *depths)
+        if key not in made:
+            made[key] = graph_from_checkpoint(checkpoint, depths)
+        return made[key].clone()
+
+    return exported
+
+
 @pytest.fixture
-def user(stand_in, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages name, where the checkpoint that ships is tiny."""
     evaluation = evaluation_in(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("m2dexport.checkpoint.open.default_checkpoint", lambda: stand_in)
     monkeypatch.setattr("m2dexport.vectors.tasks.default_task_paths", lambda: evaluation)
+    monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
     monkeypatch.setattr(plan, "default_plan", plan_of_one_size)
     monkeypatch.setattr(sweep, "measure_latency", quick_latency)
     (tmp_path / "my-checkpoint").symlink_to(stand_in)
