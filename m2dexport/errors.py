@@ -15,6 +15,8 @@ The command line catches ``M2DError`` in one place, prints its sentence and exit
 
 from __future__ import annotations
 
+import re
+
 
 class M2DError(Exception):
     """Base of all errors raised on purpose; ``str(error)`` is one sentence for the user."""
@@ -53,6 +55,31 @@ class MissingExtra(M2DError):
         super().__init__(
             f'{purpose} needs the {package} package; run: pip install "m2dexport[{extra}]".'
         )
+
+
+def missing_toolchain(purpose: str, error: ModuleNotFoundError) -> MissingExtra | None:
+    """Return what to raise where a package of the extra ``export`` is not installed.
+
+    Args:
+        purpose: what needs the package, at the start of a sentence ("The command build").
+        error: what importing it raised.
+
+    Returns:
+        The error; None for any other package, whose absence is a fault.
+    """
+    from importlib.metadata import PackageNotFoundError, requires  # slow to import, seldom needed
+
+    package = (error.name or "").partition(".")[0]
+    try:
+        required = requires("m2dexport") or ()
+    except PackageNotFoundError:  # run from a folder without an install
+        required = ()
+    toolchain = {
+        re.split(r"[^\w-]", line)[0].replace("-", "_")
+        for line in required
+        if re.search(r"""extra == ['"]export['"]""", line)
+    }
+    return MissingExtra(purpose, package, "export") if package in toolchain else None
 
 
 def one_line(text: object, limit: int = 200) -> str:

@@ -15,7 +15,7 @@ from tiny import tiny_checkpoint
 from tiny_artifact import tiny_artifact
 
 from m2dexport.cli import cli
-from m2dexport.cli.group import _EXPORT_PACKAGES, _ORDER
+from m2dexport.cli.group import _ORDER
 from m2dexport.errors import one_line
 from m2dexport.runtime.bundle import write_bundle
 
@@ -181,12 +181,6 @@ def test_another_missing_package_shows_where(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "m2dexport.runtime.encoder", None)
     result = CliRunner().invoke(cli, ["encode", "a.m2d"])
     assert isinstance(result.exception, ModuleNotFoundError)
-
-
-def test_every_package_of_the_toolchain_is_one_of_the_project_file() -> None:
-    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    for package in _EXPORT_PACKAGES:
-        assert f'"{package.replace("_", "-")}>=' in project
 
 
 def test_a_message_quotes_foreign_text_as_one_short_line() -> None:

@@ -97,6 +97,7 @@ def tiny_checkpoint(
     head: Sequence[torch.nn.Module] = (),
     normalize: bool = True,
     prompts: Mapping[str, str] | None = None,
+    tokenizer: Any = None,
     padding_side: str | None = None,
     dtype: torch.dtype = torch.float32,
     shard_size: str | None = None,
@@ -106,10 +107,10 @@ def tiny_checkpoint(
 
     ``pooling=None`` leaves the sentence-transformers files out; ``shard_size`` such as "20KB"
     splits the weights; ``head`` takes ``torch.nn.Linear``, with tanh after it, and
-    ``torch.nn.LayerNorm``.
+    ``torch.nn.LayerNorm``; ``tokenizer`` replaces the family's own.
     """
     settings, kind = FAMILIES[model_type]
-    tokenizer = tiny_tokenizer(kind, padding_side)
+    tokenizer = tokenizer or tiny_tokenizer(kind, padding_side)
     model = tiny_model(model_type, {**settings, **(config or {})}, tokenizer, seed).to(dtype)
     options = {"max_shard_size": shard_size} if shard_size else {}
     model.save_pretrained(folder, **options)

@@ -300,6 +300,7 @@ def _setting(bench: Bench, done: Sequence[Depth]) -> Iterator[str]:
     versions = ", ".join(f"{name} {v}" for name, v in made_by.items() if name not in HASHES)
     machine = read_machine()
     yield INTRODUCTION.format(rounds=plan.repeats)
+    yield "<!-- not run: takes minutes, on a checkpoint that does not ship -->"
     yield from ("```sh", f"python {shlex.join(sys.argv)}", "```", "")
     yield f"{machine.cpu}, {plan.device.threads} threads ({' '.join(machine.flags)});\n{versions}."
     texts = f"{len(retrieval.queries):,} queries, {len(retrieval.documents):,} documents"

@@ -12,7 +12,7 @@ for version in "${@:-4.57.6 newest}"; do
     wanted="transformers==$each"
     [ "$each" = newest ] && wanted=transformers
     # Neither constraints.txt nor the dev extra: they ask for the newest transformers.
-    "$folder/$each/bin/python" -m pip install --quiet --upgrade -e . torch==2.13.0 "$wanted" \
+    "$folder/$each/bin/python" -m pip install --quiet --upgrade -e ".[export]" torch==2.13.0 "$wanted" \
       sentence-transformers hypothesis jsonschema pytest pytest-xdist
     "$folder/$each/bin/python" -c "import sentence_transformers as s, transformers as t; \
 print('transformers', t.__version__, 'sentence-transformers', s.__version__)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from m2dexport.checkpoint.tensors import (
 from m2dexport.checkpoint.towers import find_tower
 from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on_raw_states
 from m2dexport.checkpoint.widths import Widths, read_widths
+from m2dexport.data import default_checkpoint
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import license_files
 
@@ -236,7 +236,7 @@ def _converted(folder: Path, allow_pickle: bool) -> Path:
 
 def _local_folder(model: str | Path | None) -> Path:
     if model is None:
-        return Path(str(importlib.resources.files("m2dexport"))) / "data" / "checkpoint"
+        return default_checkpoint()
     path = Path(model)
     if path.is_dir():
         return path

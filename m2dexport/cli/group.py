@@ -9,7 +9,7 @@ import click
 
 from m2dexport import __version__
 from m2dexport.cli.console import flush, give_up_stdout, print_error
-from m2dexport.errors import M2DError, MissingExtra, one_line
+from m2dexport.errors import M2DError, missing_toolchain, one_line
 
 #: The commands, in the order of work.
 _ORDER = (
@@ -29,22 +29,6 @@ _HABITS = {
     "embed": "encode",
     "run": "encode",
 }
-#: The packages of the extra "export", as they are imported.
-_EXPORT_PACKAGES = frozenset(
-    {
-        *("huggingface_hub", "matplotlib", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "psutil"),
-        *(
-            "pydantic",
-            "rich",
-            "safetensors",
-            "scipy",
-            "threadpoolctl",
-            "tomli",
-            "torch",
-            "transformers",
-        ),
-    }
-)
 _LONGEST_MESSAGE = 2000  # characters
 
 
@@ -68,11 +52,10 @@ class _Group(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in _EXPORT_PACKAGES:
+            missing = missing_toolchain(f"The command {ctx.invoked_subcommand}", error)
+            if missing is None:
                 raise
-            command = f"The command {ctx.invoked_subcommand}"
-            raise MissingExtra(command, package, "export") from error
+            raise missing from error
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:

@@ -11,6 +11,11 @@ from m2dexport.errors import UsageError
 _HERE = Path(__file__).parent
 
 
+def default_checkpoint() -> Path:
+    """Return the folder of the checkpoint that ships."""
+    return _HERE / "checkpoint"
+
+
 def default_task_paths() -> tuple[Path, ...]:
     """Return STS-B dev and LIMIT-small, the default quality data."""
     return _HERE / "eval" / "stsb-dev.tsv", _HERE / "eval" / "limit-small"

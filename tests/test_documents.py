@@ -1,0 +1,225 @@
+"""The documents are true: their commands and Python blocks run, in order, page by page."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import onnx_ir as ir
+import pytest
+import transformers
+from click.testing import CliRunner
+from tiny import tiny_checkpoint
+
+import m2dexport
+from m2dexport.cli import cli
+from m2dexport.data import default_checkpoint
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.profile import latency, plan, sweep
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md"]
+#: A block that cannot run here says why, in a comment on the line above it.
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```(?P<language>sh|python)\n(?P<text>.*?)^```$",
+    re.M | re.S,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str  # "sh" or "python"
+    text: str
+    where: str  # README.md:38
+    runs: bool
+
+    def lines(self) -> list[str]:
+        """Return the commands of a shell block, comments left out."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line for line in lines if shlex.split(line, comments=True)]
+
+
+def blocks(document: Path) -> list[Block]:
+    text = document.read_text(encoding="utf-8")
+    found = [
+        Block(
+            match["language"],
+            match["text"],
+            f"{document.name}:{text.count(chr(10), 0, match.start('text'))}",
+            match["reason"] is None,
+        )
+        for match in BLOCK.finditer(text)
+    ]
+    assert len(found) == len(re.findall(r"^ *```(?:sh|python)", text, re.M)), document
+    return found
+
+
+def parts(line: str) -> list[list[str]]:
+    """Split a line at its pipes, each part into words."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if word in ("|", "&&"):
+            found.append([])
+        else:
+            found[-1].append(word)
+    return found
+
+
+def commands(document: Path) -> list[list[str]]:
+    """Return the arguments of every m2dexport command in a document's shell blocks."""
+    shell = [block for block in blocks(document) if block.language == "sh"]
+    words = [part for block in shell for line in block.lines() for part in parts(line)]
+    return [part[1:] for part in words if part[0] == "m2dexport"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_of_a_document_exists_with_its_options(document: Path) -> None:
+    for name, *arguments in commands(document):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, name
+        command.make_context(name, arguments)  # raises on an option that is not there
+
+
+def test_the_readme_shows_the_whole_way() -> None:
+    shown = {arguments[0] for arguments in commands(README)}
+    assert shown == set(cli.commands)
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the checkpoint that ships, with its tokenizer and its depth, and narrow."""
+    folder = tiny_checkpoint(
+        tmp_path_factory.mktemp("stand-in"),
+        config=dict.fromkeys(("hidden_size", "intermediate_size"), 128) | {"num_hidden_layers": 6},
+        tokenizer=transformers.AutoTokenizer.from_pretrained(default_checkpoint()),
+    )
+    grid = [[layers, dim] for layers in range(1, 7) for dim in (32, 64, 128)]
+    (folder / "m2dexport.json").write_text(json.dumps({"format": 1, "trained_grid": grid}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export_once() -> Callable[..., ir.Model]:
+    """As ``graph_from_checkpoint``, which takes most of the time; the pages need the same few."""
+    made: dict[tuple[int, ...], ir.Model] = {}
+
+    def exported(checkpoint: m2dexport.Checkpoint, depths: Sequence[int]) -> ir.Model:
+        key = (checkpoint.layers, checkpoint.dim, *depths)
+        if key not in made:
+            made[key] = graph_from_checkpoint(checkpoint, depths)
+        return made[key].clone()
+
+    return exported
+
+
+@pytest.fixture
+def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages name, where the checkpoint that ships is tiny."""
+    evaluation = evaluation_in(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("m2dexport.checkpoint.open.default_checkpoint", lambda: stand_in)
+    monkeypatch.setattr("m2dexport.vectors.tasks.default_task_paths", lambda: evaluation)
+    monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
+    monkeypatch.setattr(plan, "default_plan", plan_of_one_size)
+    monkeypatch.setattr(sweep, "measure_latency", quick_latency)
+    (tmp_path / "my-checkpoint").symlink_to(stand_in)
+    return tmp_path
+
+
+def plan_of_one_size(checkpoint: m2dexport.Checkpoint) -> plan.Plan:
+    """The cells that the pages name: the default grid would take minutes."""
+    return plan.Plan((6,), (128,), weights=("fp32", "int8"), repeats=3)
+
+
+def quick_latency(*arguments: Any) -> dict[Any, tuple[latency.LatencyPoint, ...]]:
+    """Measure, and say 1 ms: what fits a budget must not depend on who else computes here."""
+    measured = latency.measure_latency(*arguments)
+    return {
+        graph: tuple(replace(point, p50_ms=1.0, p95_ms=1.0) for point in points)
+        for graph, points in measured.items()
+    }
+
+
+def evaluation_in(folder: Path) -> tuple[Path, Path]:
+    """Write pairs and a retrieval set that any model is good at: texts equal or not."""
+    words = ("a cat", "two dogs ran", "the guitar", "42 houses", "on a mat", "the big red house")
+    pairs, retrieval = folder / "pairs.tsv", folder / "beir-folder"
+    lines = [f"5\t{w}\t{w}\n0\t{w}\t{words[i - 1]}\n" for i, w in enumerate(words)]
+    pairs.write_text("".join(lines))
+    (folder / "corpus.txt").write_text("\n".join(words))
+    retrieval.mkdir()
+    of = {"corpus": "d", "queries": "q"}
+    for name, letter in of.items():
+        items = [{"_id": f"{letter}{i}", "text": text} for i, text in enumerate(words)]
+        (retrieval / f"{name}.jsonl").write_text("\n".join(map(json.dumps, items)))
+    hits = [{"query-id": f"q{i}", "corpus-id": f"d{i}", "score": 1} for i in range(len(words))]
+    (retrieval / "qrels.jsonl").write_text("\n".join(map(json.dumps, hits)))
+    return pairs, retrieval
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_blocks_of_a_page_run_one_after_the_other(page: Path, user: Path) -> None:
+    names: dict[str, object] = {}
+    for block in blocks(page):
+        if not block.runs:
+            continue
+        if block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block.text, block.where, "exec"), names)
+            continue
+        for line in block.lines():
+            run(line, block.where)
+
+
+def run(line: str, where: str) -> None:
+    """Run a line; m2dexport's commands in this process, which has torch loaded."""
+    said = ""
+    for program, *arguments in parts(line):
+        if program == "m2dexport":
+            result = CliRunner().invoke(cli, arguments, input=said)
+            assert result.exit_code == 0, f"{where}: {line}\n{result.output}"
+            said = result.stdout
+        else:
+            assert program == "echo", f"{where}: run {program} or mark the block as not run"
+            ran = subprocess.run([program, *arguments], stdout=subprocess.PIPE, check=True)
+            said = ran.stdout.decode()
+
+
+def test_the_python_page_names_all_that_the_package_offers() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in m2dexport.__all__ if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\S+)", changelog, re.M)[1] == m2dexport.__version__
+
+
+def test_ci_runs_the_tests_as_the_readme_does() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    under_heading = re.compile(r"## Test it\n\n(?:<!--.*?-->\n)?```sh\n(.*?) && (.*?)\n```")
+    install, test = under_heading.search(README.read_text(encoding="utf-8")).groups()
+    assert test in script
+    assert install.replace("pip install", "pip install --quiet") in script
