@@ -27,7 +27,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
-from threadpoolctl import threadpool_limits
 
 from m2dexport.errors import UsageError
 from m2dexport.graph.edit import CONTRIB, array_of, bias_of, constant, replace, weight_matmuls
@@ -117,6 +116,8 @@ def quantize_matmuls(
     Raises:
         UsageError: when the calibration texts are missing or too few.
     """
+    from threadpoolctl import threadpool_limits  # sets a variable when it is imported
+
     if calibration is None:
         raise UsageError("int8 weights need calibration texts.")
     inputs = _inputs(model.graph)
