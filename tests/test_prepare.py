@@ -14,7 +14,7 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from tiny import HIDDEN, LAYERS, TEXTS, tiny_checkpoint
 
-from m2dexport.checkpoint.open import open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.errors import CheckpointError
 from m2dexport.slice.slicing import slice_checkpoint
 
@@ -33,13 +33,13 @@ def test_pickled_weights_convert_to_the_same_checkpoint(dtype: torch.dtype, tmp_
     torch.manual_seed(0)
     head = [torch.nn.Linear(HIDDEN, 8)]
     folder = tiny_checkpoint(tmp_path / "x", head=head, dtype=dtype)
-    before = weights_sha256(open_checkpoint(folder))
+    before = open_checkpoint(folder).weights_sha256
     to_pickle(folder)
     untouched = sorted(folder.rglob("*"))
     with pytest.raises(CheckpointError, match="pass --allow-pickle"):
         open_checkpoint(folder)
     checkpoint = open_checkpoint(folder, allow_pickle=True)
-    assert weights_sha256(checkpoint) == before
+    assert checkpoint.weights_sha256 == before
     assert sorted(folder.rglob("*")) == untouched
     slice_checkpoint(checkpoint, 2, 4, tmp_path / "sub")
 

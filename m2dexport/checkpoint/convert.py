@@ -16,7 +16,7 @@ from typing import Any
 
 from m2dexport.checkpoint.jsonfile import read_object, write_json
 from m2dexport.checkpoint.lora import merged_tensors, read_adapter
-from m2dexport.checkpoint.st_modules import write_latent_modules
+from m2dexport.checkpoint.st_write import write_latent_modules
 from m2dexport.checkpoint.tensors import (
     INDEX,
     WEIGHTS,

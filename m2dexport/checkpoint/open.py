@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.resources
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from m2dexport.checkpoint.convert import base_of, converted, extracted, merged, needs_conversion
 from m2dexport.checkpoint.families import Family, Layout, family_of, locate
+from m2dexport.checkpoint.folder import checkpoint_folder
 from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, read_config
 from m2dexport.checkpoint.jsonfile import read_object
 from m2dexport.checkpoint.st_modules import (
@@ -24,13 +24,12 @@ from m2dexport.checkpoint.st_modules import (
     read_modules,
 )
 from m2dexport.checkpoint.tensors import (
-    INDEX,
     WEIGHTS,
+    StoredTensor,
     sha256_of_tensors,
     stored_tensors,
     tensors_in,
 )
-from m2dexport.checkpoint.towers import find_tower
 from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on_raw_states
 from m2dexport.checkpoint.widths import Widths, read_widths
 from m2dexport.errors import CheckpointError, UsageError
@@ -46,9 +45,7 @@ __all__ = [
     "Pooling",
     "PoolingMode",
     "depth_sizes",
-    "layout_of",
     "open_checkpoint",
-    "weights_sha256",
 ]
 
 FinalNorm = Literal["none", "applied", "skipped"]
@@ -79,6 +76,44 @@ class Checkpoint:
     assumed: tuple[str, ...]  # sentences: what was not stored and therefore assumed
     sliced_from: str | None  # weights_sha256 of the parent, for a sub-model
     licenses: tuple[Path, ...]  # licence and notice files, which go wherever the weights go
+    layout: Layout = field(repr=False)  # where the tensors of the bare model lie, layer by layer
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """A hash of the weights that decide a vector: the bare model's and the head's.
+
+        It is taken over tensor names, types, shapes and values, so it does not depend on file
+        names, sharding, or the task heads that a checkpoint may carry besides. The weights are
+        read once, when it is first asked for.
+        """
+        tensors = self.layout.tensors(self.layers)
+        if self.latent:
+            for name, tensor in stored_tensors(self.latent.folder).items():
+                tensors[f"latent.{name}"] = tensor
+        for position, module in enumerate(self.head):
+            for name, tensor in stored_tensors(module.folder).items():
+                tensors[f"head.{position}.{name}"] = tensor
+        return sha256_of_tensors(tensors)
+
+    def moved(self, folder: Path) -> Checkpoint:
+        """Return the same description of a checkpoint whose folder was renamed to ``folder``."""
+
+        def there(path: Path) -> Path:
+            return folder / path.relative_to(self.path)
+
+        layout = self.layout
+        return replace(
+            self,
+            path=folder,
+            latent=self.latent and replace(self.latent, folder=there(self.latent.folder)),
+            head=tuple(replace(module, folder=there(module.folder)) for module in self.head),
+            licenses=tuple(there(path) for path in self.licenses),
+            layout=replace(
+                layout,
+                outside=_moved(layout.outside, there),
+                layers=tuple(_moved(layer, there) for layer in layout.layers),
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +158,7 @@ def open_checkpoint(
         6
     """
     assumed: list[str] = []
-    folder = _prepared(_local_folder(model), allow_pickle, assumed)
+    folder = checkpoint_folder(model, allow_pickle=allow_pickle, assumed=assumed)
     modules = read_modules(folder)
     if not (modules.transformer / CONFIG).is_file():
         raise CheckpointError(
@@ -163,33 +198,13 @@ def open_checkpoint(
         assumed=tuple(assumed),
         sliced_from=provenance.get("sliced_from"),
         licenses=license_files(folder),
+        layout=layout,
     )
-
-
-def layout_of(checkpoint: Checkpoint) -> Layout:
-    """Return where the tensors of a checkpoint's bare model lie, layer by layer."""
-    return _layout(checkpoint.path, checkpoint.model_type, checkpoint.layers)
-
-
-def weights_sha256(checkpoint: Checkpoint) -> str:
-    """Return a hash of the weights that decide a vector: the bare model's and the head's.
-
-    It is taken over tensor names, types, shapes and values, so it does not depend on file names,
-    sharding, or the task heads that a checkpoint may carry besides.
-    """
-    tensors = layout_of(checkpoint).tensors(checkpoint.layers)
-    if checkpoint.latent:
-        for name, tensor in stored_tensors(checkpoint.latent.folder).items():
-            tensors[f"latent.{name}"] = tensor
-    for position, module in enumerate(checkpoint.head):
-        for name, tensor in stored_tensors(module.folder).items():
-            tensors[f"head.{position}.{name}"] = tensor
-    return sha256_of_tensors(tensors)
 
 
 def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
     """Return parameters and bytes of the sub-model of each depth, 1 to N."""
-    layout = layout_of(checkpoint)
+    layout = checkpoint.layout
     sizes = []
     for depth in range(1, checkpoint.layers + 1):
         tensors = layout.tensors(depth).values()
@@ -206,62 +221,10 @@ def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
     return sizes
 
 
-def _prepared(folder: Path, allow_pickle: bool, assumed: list[str]) -> Path:
-    """Return the folder, or one made from it: a text model in safetensors without an adapter."""
-    base_name = base_of(folder)
-    if base_name is not None:
-        base = folder / base_name if (folder / base_name).is_dir() else _local_folder(base_name)
-        merged_folder = merged(folder, _prepared(base, allow_pickle, assumed))
-        assumed.append(f"the adapter was merged into {base_name} at {merged_folder}.")
-        return merged_folder
-    if needs_conversion(folder):
-        folder = _converted(folder, allow_pickle)
-    if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        return folder  # what is missing is told when it is needed
-    tower = find_tower(folder, list(stored_tensors(folder)))
-    if tower is None:
-        return folder
-    assumed.append(f"{tower.note}.")
-    return extracted(folder, tower)
-
-
-def _converted(folder: Path, allow_pickle: bool) -> Path:
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{folder} has pickled weights alone, which can run code when loaded; convert them to "
-            "safetensors, or pass --allow-pickle to read them with torch's restricted unpickler."
-        )
-    return converted(folder)
-
-
-def _local_folder(model: str | Path | None) -> Path:
-    if model is None:
-        return Path(str(importlib.resources.files("m2dexport"))) / "data" / "checkpoint"
-    path = Path(model)
-    if path.is_dir():
-        return path
-    text = str(model)
-    if path.exists():
-        raise UsageError(f"{text} is a file; name the folder of a checkpoint.")
-    if isinstance(model, Path) or text.count("/") > 1 or text.startswith((".", "/", "~")):
-        raise UsageError(f"{text} does not exist; name a checkpoint folder or a hub id.")
-    return _download(text)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    ignored = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
-    try:
-        return Path(snapshot_download(hub_id, ignore_patterns=ignored))
-    except HFValidationError as error:
-        raise UsageError(f"{hub_id!r} is neither a folder nor a hub id.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"{hub_id!r} is no folder here and could not be fetched from the hub; check the name "
-            "and the network."
-        ) from error
+def _moved(
+    tensors: Mapping[str, StoredTensor], there: Callable[[Path], Path]
+) -> dict[str, StoredTensor]:
+    return {name: replace(tensor, path=there(tensor.path)) for name, tensor in tensors.items()}
 
 
 def _choose_pooling(

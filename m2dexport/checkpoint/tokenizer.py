@@ -17,7 +17,7 @@ _COPIES = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tekken
 _VOCABULARIES = (_FILE, "vocab.txt", "vocab.json", "tekken.json", "*.model")
 
 
-def load_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Path) -> Any:
     """Return transformers' tokenizer of a checkpoint folder.
 
     Raises:
@@ -61,7 +61,7 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
         M2DError: when the disk is full.
     """
     path = folder / _FILE
-    tokenizer = load_tokenizer(source)
+    tokenizer = open_tokenizer(source)
     try:
         tokenizer.save_pretrained(folder)
     except OSError:
@@ -98,7 +98,7 @@ def replace_tokenizer(folder: Path, tokenizer: Mapping[str, Any], ids: Mapping[i
         config["added_tokens_decoder"] = {str(ids[int(i)]): token for i, token in added.items()}
         write_json(path, config)
     written = Tokenizer.from_file(str(folder / _FILE))
-    loaded = load_tokenizer(folder).backend_tokenizer
+    loaded = open_tokenizer(folder).backend_tokenizer
     if loaded.get_vocab() != written.get_vocab() or _model(loaded) != _model(written):
         raise CheckpointError(
             f"transformers builds its {config.get('tokenizer_class')} otherwise than the pruned "
@@ -127,7 +127,7 @@ def append_eos(folder: Path) -> None:
     """
     from tokenizers import processors
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     ids, end = tokenizer("a")["input_ids"], tokenizer.eos_token_id
     if ids[-1] != end:
         begin = tokenizer.bos_token if ids[0] == tokenizer.bos_token_id else None

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from m2dexport.checkpoint.families import Block, bare_class
-from m2dexport.checkpoint.open import Checkpoint, layout_of
+from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.tensors import read_tensor
 from m2dexport.checkpoint.widths import Widths
 from m2dexport.errors import CheckpointError
@@ -36,7 +36,7 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, checkpoint: Checkpoint, attention: str) -> None:
         super().__init__()
         self.transformer = _load(checkpoint, attention)
-        name = layout_of(checkpoint).family.final_norm
+        name = checkpoint.layout.family.final_norm
         self._norm_name = name
         self._applied = checkpoint.final_norm == "applied"
 
@@ -105,7 +105,7 @@ def _narrow(model: Any, checkpoint: Checkpoint, widths: Widths) -> None:
     Raises:
         CheckpointError: when a tensor that has no width has another shape than the model's.
     """
-    layout = layout_of(checkpoint)
+    layout = checkpoint.layout
     family, block = layout.family, cast(Block, layout.family.block)
     linear = (*block.rows, *block.columns.values())
     inside = re.compile(rf"{re.escape(family.layers[0])}\d+\.({'|'.join(map(re.escape, linear))})")

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 
 from m2dexport.checkpoint.families import Block, Unit
-from m2dexport.checkpoint.open import Checkpoint, layout_of
-from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.checkpoint.open import Checkpoint
+from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.checkpoint.widths import Importance, Widths
 from m2dexport.data import texts_sha256
 from m2dexport.reference.backbone import Backbone
@@ -31,10 +31,10 @@ def importance_of(
         texts: such as the model will be used on.
         batch_size: texts in one forward pass.
     """
-    family, widths = layout_of(checkpoint).family, cast(Widths, checkpoint.widths)
+    family, widths = checkpoint.layout.family, cast(Widths, checkpoint.widths)
     columns = cast(Block, family.block).columns
     backbone = Backbone(checkpoint, attention="sdpa")
-    tokenizer = load_tokenizer(checkpoint.path)
+    tokenizer = open_tokenizer(checkpoint.path)
     sums: list[dict[Unit, Any]] = [{"heads": 0, "ffn": 0} for _ in range(checkpoint.layers)]
     real = torch.ones(0, dtype=torch.bool)  # of the batch at hand: which tokens are not padding
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from m2dexport.checkpoint.hf_config import is_native, read_config
 from m2dexport.checkpoint.jsonfile import read_json
-from m2dexport.checkpoint.open import Checkpoint, layout_of
+from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.st_modules import read_lowercase
 from m2dexport.checkpoint.tensors import NewTensor, StoredTensor, selected
 from m2dexport.checkpoint.tokenizer import write_tokenizer
@@ -123,7 +123,7 @@ def _token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _before_positions(checkpoint: Checkpoint, token_ids: Mapping[str, Any]) -> range:
     """Return the ids that must not move, where positions may be counted from the padding's id."""
-    layout = layout_of(checkpoint)
+    layout = checkpoint.layout
     if not any("position_embeddings" in name for name in layout.outside):
         return range(0)
     padding = _listed(token_ids.get("pad_token_id"))
