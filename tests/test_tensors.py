@@ -218,11 +218,12 @@ def test_a_damaged_file_gives_one_sentence(weights: Path, damage: object, messag
         ("{", "not a valid index"),
         ("[]", "not a valid index"),
         ('{"weight_map": {"b": "../model.safetensors"}}', "not a file beside it"),
-        ('{"weight_map": {"c": "model.safetensors"}}', "'c', which no shard holds"),
+        ('{"weight_map": {"c": "model-1.safetensors"}}', "'c', which no shard holds"),
         ('{"weight_map": {"b": "model-9.safetensors"}}', "model-9.safetensors is missing"),
     ],
 )
 def test_a_damaged_index_gives_one_sentence(weights: Path, index: str, message: str) -> None:
+    weights.rename(weights.parent / "model-1.safetensors")
     (weights.parent / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match=message):
         stored_tensors(weights.parent)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from m2dexport.checkpoint.families import Family, Layout, family_of, locate
+from m2dexport.checkpoint.fit import require_fit
 from m2dexport.checkpoint.folder import checkpoint_folder
-from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, read_config
+from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, has_own_code, read_config
 from m2dexport.checkpoint.jsonfile import read_object
 from m2dexport.checkpoint.st_modules import (
     Dense,
@@ -24,12 +25,14 @@ from m2dexport.checkpoint.st_modules import (
     read_modules,
 )
 from m2dexport.checkpoint.tensors import (
+    INDEX,
     WEIGHTS,
     StoredTensor,
     sha256_of_tensors,
     stored_tensors,
     tensors_in,
 )
+from m2dexport.checkpoint.tokenizer import read_tokenizer, token_beyond
 from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on_raw_states
 from m2dexport.checkpoint.widths import Widths, read_widths
 from m2dexport.errors import CheckpointError, UsageError
@@ -44,11 +47,13 @@ __all__ = [
     "LayerNormHead",
     "Pooling",
     "PoolingMode",
+    "Similarity",
     "depth_sizes",
     "open_checkpoint",
 ]
 
 FinalNorm = Literal["none", "applied", "skipped"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]  # sentence-transformers'
 PROVENANCE = "m2dexport.json"
 _UNLIMITED = 1_000_000  # tokenizers without a limit store 1e30 or 2**63 as model_max_length
 
@@ -59,6 +64,7 @@ class Checkpoint:
 
     path: Path  # local folder with config.json, the weights and the tokenizer
     model_type: str  # of transformers
+    own_code: bool  # the model is code that the checkpoint brings, trusted when it was opened
     layers: int  # N
     hidden: int  # width of the hidden states
     dim: int  # width of the final vector, after the head: the largest d
@@ -68,6 +74,7 @@ class Checkpoint:
     pooling: Pooling
     head: tuple[Head, ...]  # modules after pooling, in order, Normalize apart
     normalized: bool  # the checkpoint itself ends with Normalize
+    similarity: Similarity  # what its vectors are compared by
     final_norm: FinalNorm  # "none" for post-LN families, which have nothing to decide
     prompts: Mapping[str, str]  # by name: {"query": "...", "document": "..."}
     default_prompt: str | None  # a name in prompts
@@ -77,6 +84,11 @@ class Checkpoint:
     sliced_from: str | None  # weights_sha256 of the parent, for a sub-model
     licenses: tuple[Path, ...]  # licence and notice files, which go wherever the weights go
     layout: Layout = field(repr=False)  # where the tensors of the bare model lie, layer by layer
+
+    @property
+    def keeps_norms(self) -> bool:
+        """Whether the lengths of its vectors mean something: not normalised, nor by cosine."""
+        return not self.normalized and self.similarity != "cosine"
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -166,35 +178,44 @@ def open_checkpoint(
         )
     chosen = _choose_pooling(folder, modules, pooling, assumed)
     config = read_config(modules.transformer, trust_remote_code=trust_remote_code)
+    own_code = trust_remote_code and has_own_code(modules.transformer)
+    described = _describe(folder, replace(modules, pooling=chosen), config, own_code, assumed)
+    if trained is None:
+        return described
+    return replace(described, trained=parse_grid(trained, described.layers, described.dim))
+
+
+def _describe(
+    folder: Path, modules: Modules, config: Any, own_code: bool, assumed: list[str]
+) -> Checkpoint:
+    transformer = modules.transformer
     layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
-    layout = _layout(modules.transformer, config.model_type, layers)
-    family = layout.family
-    assumed.extend(_notes(config.model_type, family, folder))
-    dim = _width_after(modules.head, hidden * len(chosen.modes))
+    layout = _layout(transformer, config.model_type, layers)
+    require_fit(transformer, config, layout, own_code=own_code)
+    family, pooling = layout.family, cast(Pooling, modules.pooling)
+    assumed.extend(_notes(config, family, folder, transformer))
+    dim = _width_after(modules.head, hidden * len(pooling.modes))
     provenance = read_object(folder / PROVENANCE)
-    prompts, default_prompt = _prompts(folder)
-    if not chosen.include_prompt and any(prompts.values()):
-        raise CheckpointError(
-            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
-            "of token ids and mask cannot do; remove the prompts, or set it to true."
-        )
+    stated = _sentence_config(folder, pooling)
     return Checkpoint(
-        path=modules.transformer,
+        path=transformer,
         model_type=str(config.model_type),
+        own_code=own_code,
         layers=layers,
         hidden=hidden,
         dim=dim,
-        widths=read_widths(layout, config, modules.transformer),
+        widths=read_widths(layout, config, transformer),
         vocab_size=int(config.vocab_size),
         latent=modules.latent,
-        pooling=chosen,
+        pooling=pooling,
         head=modules.head,
         normalized=modules.normalized,
+        similarity=stated.similarity,
         final_norm=_final_norm(family, config, modules),
-        prompts=prompts,
-        default_prompt=default_prompt,
+        prompts=stated.prompts,
+        default_prompt=stated.default_prompt,
         max_length=_max_length(modules, config, family, assumed),
-        trained=_trained_grid(folder, provenance, trained, (layers, dim)),
+        trained=_trained_grid(folder, provenance, (layers, dim)),
         assumed=tuple(assumed),
         sliced_from=provenance.get("sliced_from"),
         licenses=license_files(folder),
@@ -246,17 +267,27 @@ def _choose_pooling(
     return modules.pooling or chosen
 
 
-def _notes(model_type: str, family: Family, folder: Path) -> Iterator[str]:
+def _notes(config: Any, family: Family, folder: Path, transformer: Path) -> Iterator[str]:
+    """Yield what a person should know of how the folder was read."""
     if family.inferred:
         norm = f"at {family.final_norm}" if family.final_norm else "nowhere"
         yield (
-            f"model type {model_type!r} is not in the table of families: its layers were found at "
-            f"{family.layers[0]}*, its final norm {norm}."
+            f"model type {config.model_type!r} is not in the table of families: its layers were "
+            f"found at {family.layers[0]}*, its final norm {norm}."
         )
     if family.final_norm and trained_on_raw_states(folder):
         yield (
             "shallow depths apply the final norm, although their training did not; slice them "
             "with --final-norm skipped to get what was trained."
+        )
+    if (transformer / WEIGHTS).exists() and (transformer / INDEX).exists():
+        yield f"the weights are {WEIGHTS}, which loaders prefer; {INDEX} beside it is not read."
+    yield from read_tokenizer(transformer)[1]
+    beyond = token_beyond(transformer, int(config.vocab_size))
+    if beyond is not None:
+        yield (
+            f"no text holds {beyond[0]!r}, which the tokenizer numbers {beyond[1]}: the token "
+            f"table has {config.vocab_size} rows."
         )
 
 
@@ -281,16 +312,23 @@ def _width_after(head: tuple[Head, ...], width: int) -> int:
 
 
 def _trained_grid(
-    folder: Path, provenance: Mapping[str, Any], declared: str | None, limits: tuple[int, int]
+    folder: Path, provenance: Mapping[str, Any], limits: tuple[int, int]
 ) -> Grid | None:
-    if declared is not None:
-        return parse_grid(declared, *limits)
     if provenance.get("trained_grid") is not None:
         return tuple((int(n), int(d)) for n, d in provenance["trained_grid"])
     return read_grid(folder, *limits)
 
 
-def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+@dataclass(frozen=True)
+class _SentenceConfig:
+    """What config_sentence_transformers.json says."""
+
+    prompts: dict[str, str]
+    default_prompt: str | None
+    similarity: Similarity
+
+
+def _sentence_config(folder: Path, pooling: Pooling) -> _SentenceConfig:
     path = folder / "config_sentence_transformers.json"
     stored = read_object(path)
     prompts = stored.get("prompts") or {}
@@ -300,7 +338,18 @@ def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     default = stored.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise CheckpointError(f"{path} names the default prompt {default!r}, which it lacks.")
-    return prompts, default
+    if not pooling.include_prompt and any(prompts.values()):
+        raise CheckpointError(
+            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
+            "of token ids and mask cannot do; remove the prompts, or set it to true."
+        )
+    similarity = stored.get("similarity_fn_name") or "cosine"  # sentence-transformers' default
+    if similarity not in get_args(Similarity):
+        raise CheckpointError(
+            f"{path} compares vectors by {similarity!r}, which is none of "
+            f"{', '.join(get_args(Similarity))}."
+        )
+    return _SentenceConfig(prompts, default, cast(Similarity, similarity))
 
 
 def _final_norm(family: Family, config: Any, modules: Modules) -> FinalNorm:

@@ -30,6 +30,7 @@ TORCH_ACTIVATIONS = {
     "silu": "torch.nn.modules.activation.SiLU",
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
 }
+MODULES = "modules.json"
 SETTINGS = "sentence_bert_config.json"
 LATENT = "m2dexport.latent.LatentAttentionModule"  # sentence-transformers has none of its own
 _SUPPORTED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
@@ -39,8 +40,6 @@ _REFUSED = {
     "StaticEmbedding": "it has no layers to cut",
     "BoW": "it has no layers to cut",
     "CLIPModel": "it embeds images as well as text",
-    "Router": "it runs different modules for queries and documents; export each route's own folder",
-    "Asym": "it runs different modules for queries and documents; export each route's own folder",
     "CNN": "it runs over the tokens after the transformer",
     "LSTM": "it runs over the tokens after the transformer",
     "WordWeights": "it weights tokens by a table",
@@ -126,15 +125,11 @@ def read_modules(folder: Path) -> Modules:
     Raises:
         CheckpointError: when a module is of a kind that cannot be exported, by name.
     """
-    path = folder / "modules.json"
+    path = folder / MODULES
     if not path.exists():
         return _modules(folder, None, None, (), normalized=False)
-    entries = read_json(path)
-    try:
-        listed = [(str(e["type"]), folder / _inside(str(e["path"]), path)) for e in entries]
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a list of modules with a type and a path.") from error
-    kinds = [_kind(type_name, path) for type_name, _ in listed]
+    listed = listed_modules(folder)
+    kinds = [_kind(type_name, path, i) for i, (type_name, _) in enumerate(listed)]
     latent = None
     if kinds[1:2] == ["LatentAttentionModule"]:
         latent = read_latent_attention(listed[1][1])
@@ -161,6 +156,22 @@ def read_modules(folder: Path) -> Modules:
         else:
             raise CheckpointError(f"{path} has a second {kind}, which is not supported.")
     return _modules(listed[0][1], latent, _read_pooling(listed[1][1]), tuple(head), normalized)
+
+
+def listed_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Return the type and the folder of each module that modules.json names; none without one.
+
+    Raises:
+        CheckpointError: when it is not a list of modules, or names a folder outside.
+    """
+    path = folder / MODULES
+    if not path.exists():
+        return []
+    entries = read_json(path)
+    try:
+        return [(str(e["type"]), folder / _inside(str(e["path"]), path)) for e in entries]
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a list of modules with a type and a path.") from error
 
 
 def _inside(name: str, path: Path) -> str:
@@ -214,14 +225,31 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _kind(type_name: str, path: Path) -> str:
+def _kind(type_name: str, path: Path, position: int) -> str:
     package, _, kind = type_name.rpartition(".")
+    if kind in ("Router", "Asym"):
+        raise CheckpointError(
+            f"{path} has a {kind}, which runs different modules for queries and documents; make a "
+            f"checkpoint of each route, and export those, by running in Python: "
+            f"{_route_by_route(path.parent, position)}"
+        )
     if package.startswith("sentence_transformers") and kind in _SUPPORTED:
         return kind
     if type_name == LATENT:
         return kind
     reason = _REFUSED.get(kind, "it is not one of sentence-transformers' own text modules")
     raise CheckpointError(f"{path} has a {type_name} module, which cannot be exported: {reason}.")
+
+
+def _route_by_route(folder: Path, position: int) -> str:
+    """Return a line of Python that saves each route of a Router as a checkpoint of its own."""
+    before = f"*list(m)[:{position}], " if position else ""
+    return (
+        f"from sentence_transformers import SentenceTransformer; "
+        f"m = SentenceTransformer({str(folder)!r}); "
+        f"[SentenceTransformer(modules=[{before}*route, *list(m)[{position + 1}:]], "
+        f"prompts=m.prompts).save(name) for name, route in m[{position}].sub_modules.items()]"
+    )
 
 
 def _read_pooling(folder: Path) -> Pooling:

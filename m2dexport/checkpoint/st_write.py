@@ -13,6 +13,7 @@ from m2dexport.checkpoint.jsonfile import write_json
 from m2dexport.checkpoint.st_modules import (
     LATENT,
     LEGACY_MODES,
+    MODULES,
     RAW_STATE,
     SETTINGS,
     TORCH_ACTIVATIONS,
@@ -31,8 +32,9 @@ from m2dexport.checkpoint.tensors import (
 
 _TOKENS = "token_embeddings"
 _MODULE = "sentence_transformers.models."  # read by every version of sentence-transformers
-# Where Normalize lives since 6.0. Older versions ignore the requirement of a transformers version
-# that raw states bring along, and would pool something else; this name they cannot load at all.
+# Where modules live since 6.0. Older versions ignore the requirement of a transformers version that
+# raw states bring along, and would pool something else; these names they cannot load at all.
+_NEW_POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 _NEW_NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
 
 
@@ -58,7 +60,7 @@ def write_latent_modules(out: Path, hidden: int, heads: int, tensors: Sequence[N
 
 
 def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None) -> None:
-    """Write modules.json and what it names into ``modules.transformer``, ending in Normalize.
+    """Write modules.json and what it names into ``modules.transformer``.
 
     The last head is cut to its first ``dim`` outputs. Where there is no head that can be cut, a
     Dense with the identity's first ``dim`` rows is added: exact, and read by every version of
@@ -82,7 +84,8 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
         folders.append(_folder(out, types))
         tensors = _copies(modules.latent.folder, dtype, rows=None)
         write_latent_attention(folders[-1], modules.latent.heads, tensors)
-    types.append(_MODULE + "Pooling")
+    unguarded = modules.raw_output and not modules.normalized
+    types.append(_NEW_POOLING if unguarded else _MODULE + "Pooling")
     folders.append(_new_folder(out, types))
     write_json(folders[-1] / "config.json", _pooling_config(pooling, hidden))
     width = hidden * len(pooling.modes)
@@ -100,9 +103,10 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
         types.append(_MODULE + "Dense")
         folders.append(_new_folder(out, types))
         _write_identity(folders[-1], dim, width, dtype or "F32")
-    types.append(_NEW_NORMALIZE if modules.raw_output else _MODULE + "Normalize")
-    folders.append(_new_folder(out, types))
-    write_json(folders[-1] / "config.json", {})
+    if modules.normalized:
+        types.append(_NEW_NORMALIZE if modules.raw_output else _MODULE + "Normalize")
+        folders.append(_new_folder(out, types))
+        write_json(folders[-1] / "config.json", {})
     _write_list(out, folders, types)
 
 
@@ -111,7 +115,7 @@ def _write_list(out: Path, folders: Sequence[Path], types: Sequence[str]) -> Non
         {"idx": i, "name": str(i), "path": path.name if i else "", "type": type_name}
         for i, (type_name, path) in enumerate(zip(types, folders, strict=True))
     ]
-    write_json(out / "modules.json", listed)
+    write_json(out / MODULES, listed)
 
 
 def _folder(out: Path, types: Sequence[str]) -> Path:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from m2dexport.checkpoint.open import Checkpoint
     from m2dexport.slice.slicing import Cut
 
-_CUTS = ("heads", "ffn", "reorder", "dtype", "final_norm", "prune_vocab")
+_CUTS = ("heads", "ffn", "reorder", "dtype", "final_norm", "normalize", "prune_vocab")
 _SHIPPED = Path()  # an option that takes a file of texts, given without one
 
 
@@ -95,6 +95,12 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     "--final-norm",
     type=click.Choice(["applied", "skipped"]),
     help="Whether pre-LN families apply their final norm to the last kept layer.",
+)
+@click.option(
+    "--normalize",
+    is_flag=True,
+    help="Normalise the vectors of a model of another similarity than cosine, which keep their "
+    "norms otherwise.",
 )
 @click.option(
     "--prune-vocab",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from m2dexport.checkpoint.hf_config import is_native, read_config
+from m2dexport.checkpoint.hf_config import read_config
 from m2dexport.checkpoint.jsonfile import read_json
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.st_modules import read_lowercase
@@ -116,8 +116,7 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return pad_token_id and its like, those that config.json leaves to their defaults, too."""
-    trusted = not is_native(checkpoint.model_type)  # or there were no checkpoint
-    config = read_config(checkpoint.path, trust_remote_code=trusted).to_dict()
+    config = read_config(checkpoint.path, trust_remote_code=checkpoint.own_code).to_dict()
     return {key: ids for key, ids in config.items() if key.endswith("_token_id") and _listed(ids)}
 
 

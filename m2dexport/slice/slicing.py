@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config, is_native
+from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config
 from m2dexport.checkpoint.jsonfile import read_json, write_json
 from m2dexport.checkpoint.open import (
     PROVENANCE,
@@ -59,6 +59,7 @@ class Cut:
     reorder: Sequence[str] | None = None  # texts to rank heads and channels on, before they are cut
     dtype: str | None = None  # "fp32", "fp16" or "bf16"; None keeps the stored type of each tensor
     final_norm: FinalNormChoice | None = None  # of pre-LN families: applied to the last layer?
+    normalize: bool = False  # a dot-product model's vectors, which otherwise keep their norms
     pruning: Pruning | None = None  # the part of the vocabulary to keep, from ``plan_pruning``
 
 
@@ -72,6 +73,7 @@ class _Plan:
     final_norm: FinalNorm
     widths: Widths | None  # None: of a family whose layers are not in the table
     trained: bool | None  # None: the trained grid is unknown
+    normalize: bool  # end in Normalize
     pruning: Pruning | None
 
 
@@ -81,7 +83,8 @@ def slice_checkpoint(
     """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and describe it.
 
     The folder loads with ``AutoModel.from_pretrained`` (hidden states) and
-    ``SentenceTransformer(path)`` (the normalised vector), unless a ``LoadingWarning`` says that
+    ``SentenceTransformer(path)`` (the vector, normalised unless the checkpoint's similarity is one
+    that sees norms, such as dot), unless a ``LoadingWarning`` says that
     only m2dexport loads it, and can be sliced again. Tensors are copied from file to file in blocks
     of 16 MiB.
 
@@ -158,6 +161,7 @@ def _checked(checkpoint: Checkpoint, layers: int, dim: int, cut: Cut) -> _Plan:
         _final_norm(checkpoint, cut.final_norm),
         widths,
         trained,
+        cut.normalize or not checkpoint.keeps_norms,
         cut.pruning,
     )
 
@@ -186,7 +190,11 @@ def _written(
     )
     config, loads = width_config(
         cut_config(
-            read_json(checkpoint.path / CONFIG), layout.family, checkpoint.layers, plan.layers
+            read_json(checkpoint.path / CONFIG),
+            layout.family,
+            checkpoint.layers,
+            plan.layers,
+            own_code=checkpoint.own_code,
         ),
         layout.family,
         plan.widths,
@@ -206,9 +214,8 @@ def _written(
     write_tensors(folder / WEIGHTS, tensors)
     _write_modules(checkpoint, plan, folder)
     write_json(folder / PROVENANCE, provenance)
-    # What transformers cannot read is not handed over. Code of its own was trusted when the
-    # checkpoint was opened, or there were no checkpoint.
-    return open_checkpoint(folder, trust_remote_code=not is_native(checkpoint.model_type))
+    # What transformers cannot read is not handed over.
+    return open_checkpoint(folder, trust_remote_code=checkpoint.own_code)
 
 
 def _warn(checkpoint: Checkpoint, plan: _Plan, loads: bool) -> None:
@@ -241,7 +248,7 @@ def _config(cut: Mapping[str, Any], plan: _Plan) -> dict[str, Any]:
 
 def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy what goes along as it is: licences, and the model's code where it has its own."""
-    code = () if is_native(checkpoint.model_type) else checkpoint.path.glob("*.py")
+    code = checkpoint.path.glob("*.py") if checkpoint.own_code else ()
     for path in (*code, *checkpoint.licenses):
         shutil.copyfile(path, folder / path.name)
 
@@ -254,7 +261,7 @@ def _write_modules(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> None:
         latent=checkpoint.latent,
         pooling=checkpoint.pooling,
         head=checkpoint.head,
-        normalized=True,
+        normalized=plan.normalize,
     )
     write_modules(modules, checkpoint.hidden, dim=plan.dim, dtype=plan.dtype)
     write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, plan))
@@ -265,7 +272,7 @@ def _sentence_config(checkpoint: Checkpoint, plan: _Plan) -> dict[str, Any]:
         "model_type": "SentenceTransformer",
         "prompts": dict(checkpoint.prompts),
         "default_prompt_name": checkpoint.default_prompt,
-        "similarity_fn_name": "cosine",
+        "similarity_fn_name": checkpoint.similarity,
     }
     if plan.final_norm == "skipped":
         # Older versions would apply the norm and say nothing.
