@@ -102,6 +102,7 @@ class Modules:
     pooling: Pooling | None  # None: not stored
     head: tuple[Head, ...]
     normalized: bool
+    without_pooler: bool = False  # to be loaded without BERT's pooler, which embeds nothing
 
 
 def pooling_from_name(name: str) -> Pooling:

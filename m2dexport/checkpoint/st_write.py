@@ -74,6 +74,8 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
     """
     out = modules.transformer
     settings: dict[str, Any] = {"max_seq_length": modules.max_length, "do_lower_case": False}
+    if modules.without_pooler:  # transformers would report one as newly initialized
+        settings["model_args"] = {"add_pooling_layer": False}
     if modules.raw_output:
         settings |= {"modality_config": {"text": RAW_STATE}, "module_output_name": _TOKENS}
     write_json(out / SETTINGS, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from m2dexport.checkpoint.families import bare_class
 from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config
 from m2dexport.checkpoint.jsonfile import read_json, write_json
 from m2dexport.checkpoint.open import (
@@ -262,9 +264,18 @@ def _write_modules(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> None:
         pooling=checkpoint.pooling,
         head=checkpoint.head,
         normalized=plan.normalize,
+        without_pooler=_lacks_pooler(checkpoint),
     )
     write_modules(modules, checkpoint.hidden, dim=plan.dim, dtype=plan.dtype)
     write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, plan))
+
+
+def _lacks_pooler(checkpoint: Checkpoint) -> bool:
+    """Say whether a class that can do without BERT's pooler has no weights for it."""
+    stored = any(name.startswith("pooler.") for name in checkpoint.layout.outside)
+    if stored or checkpoint.own_code:
+        return False
+    return "add_pooling_layer" in inspect.signature(bare_class(checkpoint.model_type)).parameters
 
 
 def _sentence_config(checkpoint: Checkpoint, plan: _Plan) -> dict[str, Any]:
