@@ -42,12 +42,14 @@ def test_pickled_weights_convert_to_the_same_checkpoint(dtype: torch.dtype, tmp_
     folder = tiny_checkpoint(tmp_path / "x", head=head, dtype=dtype)
     before = open_checkpoint(folder).weights_sha256
     to_pickle(folder)
+    (folder / "checkpoint-500").mkdir()  # of a training, and no part of the model
     untouched = sorted(folder.rglob("*"))
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle.*--allow-pickle"):
         open_checkpoint(folder)
     checkpoint = open_checkpoint(folder, allow_pickle=True)
     assert checkpoint.weights_sha256 == before
     assert sorted(folder.rglob("*")) == untouched
+    assert not (checkpoint.path / "checkpoint-500").exists()
     slice_checkpoint(checkpoint, 2, 4, tmp_path / "sub")
 
 

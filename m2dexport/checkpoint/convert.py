@@ -189,14 +189,19 @@ def _stamps(tensors: Mapping[str, StoredTensor]) -> list[str]:
 
 
 def _copy_files(source: Path, target: Path, skipped: Sequence[str]) -> None:
-    """Copy a checkpoint folder and the modules in it, without some files of its top level."""
+    """Copy a checkpoint's files and those of its modules, without some of its top level.
 
-    def ignored(folder: str, names: list[str]) -> set[str]:
-        others = {n for n in names if n.startswith(".") or n in ("onnx", "openvino")}
-        top = Path(folder) == source
-        return others | {n for n in names if top and any(fnmatch(n, p) for p in skipped)}
-
-    shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+    Contents only: in a copy of read-only files nothing could be replaced.
+    """
+    for part in dict.fromkeys([source, *(path for _, path in listed_modules(source))]):
+        if not part.is_dir():
+            continue  # what is missing is said when it is needed
+        copy = target / part.relative_to(source)
+        copy.mkdir(parents=True, exist_ok=True)
+        for path in part.iterdir():
+            left_out = part == source and any(fnmatch(path.name, p) for p in skipped)
+            if path.is_file() and not left_out and not path.name.startswith("."):
+                shutil.copyfile(path, copy / path.name)
 
 
 def _unpickled(path: Path) -> Iterator[NewTensor]:

@@ -82,20 +82,7 @@ def read_adapter(folder: Path) -> Adapter:
             )
         else:
             replaced[name] = tensor
-    if set(ups) != set(downs):
-        raise CheckpointError(f"{folder} is incomplete: A and B matrices do not pair up.")
-    for module, up in ups.items():
-        ranks = up.shape[1:], downs[module].shape[:1]
-        if (
-            len(up.shape) != 2
-            or len(downs[module].shape) != 2
-            or ranks[0] != ranks[1]
-            or not ranks[0][0]
-        ):
-            raise CheckpointError(
-                f"{folder} cannot be merged: the matrices of {module!r}, {up.shape} and "
-                f"{downs[module].shape}, have no rank in common."
-            )
+    _require_pairs(folder, ups, downs)
     added = {
         module: LowRank(
             read_tensor(ups[module]).astype(np.float32),
@@ -105,6 +92,21 @@ def read_adapter(folder: Path) -> Adapter:
         for module in sorted(ups)
     }
     return Adapter(added, replaced)
+
+
+def _require_pairs(
+    folder: Path, ups: Mapping[str, StoredTensor], downs: Mapping[str, StoredTensor]
+) -> None:
+    if set(ups) != set(downs):
+        raise CheckpointError(f"{folder} is incomplete: A and B matrices do not pair up.")
+    for module, up in ups.items():
+        up_shape, down_shape = up.shape, downs[module].shape
+        matrices = len(up_shape) == len(down_shape) == 2
+        if not matrices or up_shape[1] != down_shape[0] or up_shape[1] == 0:
+            raise CheckpointError(
+                f"{folder} cannot be merged: the matrices of {module!r}, {up_shape} and "
+                f"{down_shape}, have no rank in common."
+            )
 
 
 def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -314,8 +314,14 @@ def _width_after(head: tuple[Head, ...], width: int) -> int:
 def _trained_grid(
     folder: Path, provenance: Mapping[str, Any], limits: tuple[int, int]
 ) -> Grid | None:
-    if provenance.get("trained_grid") is not None:
-        return tuple((int(n), int(d)) for n, d in provenance["trained_grid"])
+    stored = provenance.get("trained_grid")
+    if stored is not None:
+        try:
+            return tuple((int(n), int(d)) for n, d in stored)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"{folder / PROVENANCE} has a trained_grid that is not a list of layers and dims."
+            ) from error
     return read_grid(folder, *limits)
 
 

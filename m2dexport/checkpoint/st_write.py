@@ -73,12 +73,7 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
         dtype: floating type of the heads, "F32", "F16" or "BF16"; None keeps the stored one.
     """
     out = modules.transformer
-    settings: dict[str, Any] = {"max_seq_length": modules.max_length, "do_lower_case": False}
-    if modules.without_pooler:  # transformers would report one as newly initialized
-        settings["model_args"] = {"add_pooling_layer": False}
-    if modules.raw_output:
-        settings |= {"modality_config": {"text": RAW_STATE}, "module_output_name": _TOKENS}
-    write_json(out / SETTINGS, settings)
+    write_json(out / SETTINGS, _settings(modules))
     pooling = cast(Pooling, modules.pooling)
     types, folders = [_MODULE + "Transformer"], [out]
     if modules.latent:
@@ -110,6 +105,15 @@ def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None)
         folders.append(_new_folder(out, types))
         write_json(folders[-1] / "config.json", {})
     _write_list(out, folders, types)
+
+
+def _settings(modules: Modules) -> dict[str, Any]:
+    settings: dict[str, Any] = {"max_seq_length": modules.max_length, "do_lower_case": False}
+    if modules.without_pooler:  # transformers would report one as newly initialized
+        settings["model_args"] = {"add_pooling_layer": False}
+    if modules.raw_output:
+        settings |= {"modality_config": {"text": RAW_STATE}, "module_output_name": _TOKENS}
+    return settings
 
 
 def _write_list(out: Path, folders: Sequence[Path], types: Sequence[str]) -> None:

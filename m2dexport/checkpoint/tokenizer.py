@@ -59,7 +59,7 @@ def read_tokenizer(folder: Path) -> tuple[Any, list[str]]:
     tokenizer = _as_stored(folder, loaded)
     if tokenizer is not loaded:
         notes.append(
-            f"token ids are those of {folder / _FILE}; transformers and sentence-transformers "
+            f"token ids are those of {_FILE}; transformers and sentence-transformers "
             f"build a {type(loaded).__name__} instead, whose ids differ: name "
             "PreTrainedTokenizerFast as tokenizer_class in tokenizer_config.json to make them read "
             "the file."

@@ -31,7 +31,7 @@ from m2dexport.checkpoint.widths import (
     unknown_widths,
     width_config,
 )
-from m2dexport.errors import UsageError
+from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import atomic_folder
 from m2dexport.slice.pruning import Pruning, pruned_tensors
 
@@ -216,8 +216,13 @@ def _written(
     write_tensors(folder / WEIGHTS, tensors)
     _write_modules(checkpoint, plan, folder)
     write_json(folder / PROVENANCE, provenance)
-    # What transformers cannot read is not handed over.
-    return open_checkpoint(folder, trust_remote_code=checkpoint.own_code)
+    try:
+        return open_checkpoint(folder, trust_remote_code=checkpoint.own_code)
+    except CheckpointError as error:  # the folder is a temporary one, which nobody will find
+        reason = str(error).replace(str(folder), "it")
+        raise CheckpointError(
+            f"the sub-model of {checkpoint.path} cannot be read back: {reason}"
+        ) from error
 
 
 def _warn(checkpoint: Checkpoint, plan: _Plan, loads: bool) -> None:
