@@ -421,7 +421,7 @@ def test_a_value_out_of_range_is_refused_before_anything_is_written(
 def test_what_transformers_cannot_read_is_not_handed_over(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m2dexport.slice.slicing.cut_config", lambda raw, *_: dict(raw))
+    monkeypatch.setattr("m2dexport.slice.slicing.cut_config", lambda raw, *_, **__: dict(raw))
     with pytest.raises(CheckpointError, match=r"says 4 layers in config\.json and holds 2"):
         slice_checkpoint(open_checkpoint(bert), 2, 16, tmp_path / "out")
     assert not list(tmp_path.iterdir())

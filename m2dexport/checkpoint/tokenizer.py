@@ -57,6 +57,9 @@ def read_tokenizer(folder: Path) -> tuple[Any, list[str]]:
             "its tokenizer_config.json to keep the beginning."
         )
     tokenizer = _as_stored(folder, loaded)
+    if tokenizer.pad_token is None:  # padding is masked: any token serves
+        first = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or first
     if tokenizer is not loaded:
         notes.append(
             f"token ids are those of {_FILE}; transformers and sentence-transformers "
@@ -81,7 +84,7 @@ def _loaded(folder: Path) -> Any:
         raise CheckpointError(f"{folder} has no tokenizer; copy tokenizer.json beside its weights.")
     _require_sentencepiece(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions
         raise CheckpointError(
             f"{folder} has no tokenizer that transformers can load: {one_line(error)}"
@@ -90,8 +93,6 @@ def _loaded(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} has only a slow tokenizer, which cannot be written as tokenizer.json."
         )
-    if tokenizer.pad_token is None:  # padding is masked: any token serves
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
