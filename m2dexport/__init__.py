@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
     from m2dexport.engines import Device
     from m2dexport.errors import M2DError
-    from m2dexport.profile.deploy import bundle_cell
+    from m2dexport.profile.deploy import bundle_cell, open_profiled
     from m2dexport.profile.manifest import read_profile, write_profile
     from m2dexport.profile.plan import Plan
     from m2dexport.profile.select import select_cell
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from m2dexport.profile.target import Budget
     from m2dexport.runtime.bundle import verify_bundle, write_bundle
     from m2dexport.runtime.encoder import Encoder, load
-    from m2dexport.slice.slicing import slice_checkpoint
+    from m2dexport.slice.slicing import Cut, slice_checkpoint
     from m2dexport.vectors.tasks import load_task
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "Checkpoint",
+    "Cut",
     "Device",
     "Encoder",
     "M2DError",
@@ -42,6 +43,7 @@ __all__ = [
     "load",
     "load_task",
     "open_checkpoint",
+    "open_profiled",
     "profile_checkpoint",
     "quantize_artifact",
     "read_profile",
@@ -58,7 +60,7 @@ _MODULES = {
     "checkpoint.open": ("Checkpoint", "open_checkpoint"),
     "engines": ("Device",),
     "errors": ("M2DError",),
-    "profile.deploy": ("bundle_cell",),
+    "profile.deploy": ("bundle_cell", "open_profiled"),
     "profile.manifest": ("read_profile", "write_profile"),
     "profile.plan": ("Plan",),
     "profile.select": ("select_cell",),
@@ -66,7 +68,7 @@ _MODULES = {
     "profile.target": ("Budget",),
     "runtime.bundle": ("verify_bundle", "write_bundle"),
     "runtime.encoder": ("Encoder", "load"),
-    "slice.slicing": ("slice_checkpoint",),
+    "slice.slicing": ("Cut", "slice_checkpoint"),
     "vectors.tasks": ("load_task",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

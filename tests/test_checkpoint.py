@@ -20,7 +20,6 @@ from m2dexport.checkpoint.open import (
     Pooling,
     depth_sizes,
     open_checkpoint,
-    weights_sha256,
 )
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.slice.slicing import slice_checkpoint
@@ -173,10 +172,10 @@ def test_the_hash_ignores_file_names_shards_and_task_heads(tmp_path: Path) -> No
     causal = tiny_checkpoint(tmp_path / "causal", "llama")
     model = transformers.LlamaForCausalLM.from_pretrained(causal)
     model.save_pretrained(causal)
-    hashes = {weights_sha256(open_checkpoint(f)) for f in (plain, sharded, causal)}
+    hashes = {open_checkpoint(f).weights_sha256 for f in (plain, sharded, causal)}
     assert len(hashes) == 1
     other = tiny_checkpoint(tmp_path / "other", "llama", seed=1)
-    assert weights_sha256(open_checkpoint(other)) not in hashes
+    assert open_checkpoint(other).weights_sha256 not in hashes
 
 
 def test_the_hash_sees_the_head(tmp_path: Path) -> None:
@@ -184,7 +183,7 @@ def test_the_hash_sees_the_head(tmp_path: Path) -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         folder = tiny_checkpoint(tmp_path / str(seed), head=[torch.nn.Linear(HIDDEN, 8)])
-        hashes.add(weights_sha256(open_checkpoint(folder)))
+        hashes.add(open_checkpoint(folder).weights_sha256)
     assert len(hashes) == 2
 
 

@@ -132,7 +132,7 @@ def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A folder with the files that the pages name, where the checkpoint that ships is tiny."""
     evaluation = evaluation_in(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("m2dexport.checkpoint.open.default_checkpoint", lambda: stand_in)
+    monkeypatch.setattr("m2dexport.checkpoint.folder.default_checkpoint", lambda: stand_in)
     monkeypatch.setattr("m2dexport.vectors.tasks.default_task_paths", lambda: evaluation)
     monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
     monkeypatch.setattr(plan, "default_plan", plan_of_one_size)

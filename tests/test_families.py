@@ -21,7 +21,7 @@ from tiny import FAMILIES, HIDDEN, TEXTS, tiny_checkpoint
 from m2dexport.build.build import build_artifact
 from m2dexport.checkpoint import families
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
-from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.graph.export import graph_from_checkpoint
@@ -30,7 +30,7 @@ from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import load
-from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.slice.slicing import Cut, slice_checkpoint
 
 CLOSE = 1e-4
 DIM = 20
@@ -51,7 +51,7 @@ SHALLOW["gemma3_text"]["layer_types"] = ["sliding_attention", "full_attention"]
 
 
 def run_graph(graph: ir.Model, checkpoint: Checkpoint, texts: Sequence[str], side: str) -> NDArray:  # type: ignore[type-arg]
-    tokenizer = load_tokenizer(checkpoint.path)
+    tokenizer = open_tokenizer(checkpoint.path)
     batch = tokenizer(
         list(texts),
         padding=True,
@@ -130,7 +130,7 @@ def test_stretched_rotary_positions_are_kept(kind: str, tmp_path: Path) -> None:
     if kind == "longrope":
         assert checkpoint.max_length == 12
         assert "as stored for longrope" in checkpoint.assumed[0]
-        texts = tuple(text for text in TEXTS if len(load_tokenizer(folder)(text).input_ids) <= 12)
+        texts = tuple(text for text in TEXTS if len(open_tokenizer(folder)(text).input_ids) <= 12)
         assert len(texts) > 1
     sub = slice_checkpoint(checkpoint, 1, DIM, tmp_path / "sub")
     assert sub.max_length == checkpoint.max_length
@@ -174,7 +174,7 @@ ALIBI = {
 @pytest.mark.parametrize("model_type", ALIBI)
 def test_alibi_agrees_under_either_padding(model_type: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "x", "llama", pooling="lasttoken")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     special = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
     config = transformers.AutoConfig.for_model(model_type, **special, **ALIBI[model_type])
     torch.manual_seed(0)
@@ -211,7 +211,9 @@ def test_a_skipped_final_norm_is_skipped_in_the_graph_too(model_type: str, tmp_p
     if Version(transformers.__version__) < Version("5.18"):
         pytest.skip("this transformers always applies the final norm")
     folder = tiny_checkpoint(tmp_path / "x", model_type, config=SHALLOW[model_type])
-    sub = slice_checkpoint(open_checkpoint(folder), 1, DIM, tmp_path / "sub", final_norm="skipped")
+    sub = slice_checkpoint(
+        open_checkpoint(folder), 1, DIM, tmp_path / "sub", Cut(final_norm="skipped")
+    )
     expected = by_hand.vectors(folder, TEXTS, 1, DIM, ["mean"], norm=False)
     graph = vector_graph(graph_from_checkpoint(sub, (1,)), DIM)
     assert_graph_agrees(graph, sub, expected)
@@ -238,8 +240,8 @@ def test_a_decoder_with_instructions_for_queries_is_bundled_as_it_embeds(
     if not end:
         stored = json.loads((folder / "tokenizer.json").read_text())
         (folder / "tokenizer.json").write_text(json.dumps({**stored, "post_processor": None}))
-    ids = load_tokenizer(folder)("the").input_ids
-    assert (ids[-1] == load_tokenizer(folder).eos_token_id) == end
+    ids = open_tokenizer(folder)("the").input_ids
+    assert (ids[-1] == open_tokenizer(folder).eos_token_id) == end
     checkpoint = open_checkpoint(folder)
     sub = slice_checkpoint(checkpoint, 1, DIM, tmp_path / "sub")
     build_artifact(checkpoint, 1, DIM, tmp_path / "artifact")

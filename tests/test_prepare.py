@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,14 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from tiny import HIDDEN, LAYERS, TEXTS, tiny_checkpoint
 
-from m2dexport.checkpoint.open import open_checkpoint, weights_sha256
-from m2dexport.errors import CheckpointError
+from m2dexport.checkpoint.convert import cache_folder
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.slice.slicing import slice_checkpoint
 
 RANK = 4
+QUERY = "layers.0.self_attn.q_proj"
+SQUARE = {QUERY: (HIDDEN, HIDDEN)}
 
 
 def to_pickle(folder: Path) -> None:
@@ -33,14 +40,16 @@ def test_pickled_weights_convert_to_the_same_checkpoint(dtype: torch.dtype, tmp_
     torch.manual_seed(0)
     head = [torch.nn.Linear(HIDDEN, 8)]
     folder = tiny_checkpoint(tmp_path / "x", head=head, dtype=dtype)
-    before = weights_sha256(open_checkpoint(folder))
+    before = open_checkpoint(folder).weights_sha256
     to_pickle(folder)
+    (folder / "checkpoint-500").mkdir()  # of a training, and no part of the model
     untouched = sorted(folder.rglob("*"))
-    with pytest.raises(CheckpointError, match="pass --allow-pickle"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle.*--allow-pickle"):
         open_checkpoint(folder)
     checkpoint = open_checkpoint(folder, allow_pickle=True)
-    assert weights_sha256(checkpoint) == before
+    assert checkpoint.weights_sha256 == before
     assert sorted(folder.rglob("*")) == untouched
+    assert not (checkpoint.path / "checkpoint-500").exists()
     slice_checkpoint(checkpoint, 2, 4, tmp_path / "sub")
 
 
@@ -56,6 +65,112 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
         open_checkpoint(folder, allow_pickle=True)
     assert not (tmp_path / "intruder was here").exists()
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_only_what_modules_json_names_is_looked_at(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "x")
+    (folder / "checkpoint-500").mkdir()
+    (folder / "checkpoint-500" / "pytorch_model.bin").write_bytes(b"of another training")
+    assert open_checkpoint(folder).path == folder
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of sparse and quantized tensors
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(4).to_sparse(),
+        lambda: torch.ones(2, 2, dtype=torch.complex64),
+        lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "complex", "quantized"],
+)
+def test_a_pickled_tensor_that_safetensors_cannot_hold_is_named(
+    make: Callable[[], torch.Tensor], tmp_path: Path
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "x")
+    (folder / "model.safetensors").unlink()
+    torch.save({"odd": make()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"holds 'odd' as a|holds more than tensors"):
+        open_checkpoint(folder, allow_pickle=True)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_pickled_float8_keeps_its_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "x")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    before = open_checkpoint(folder).weights_sha256
+    to_pickle(folder)
+    assert open_checkpoint(folder, allow_pickle=True).weights_sha256 == before
+
+
+CONVERT = """
+import sys
+from pathlib import Path
+from m2dexport.checkpoint.convert import cache_folder
+from m2dexport.checkpoint.open import open_checkpoint
+
+import torch, transformers  # before the others wait for it
+Path(sys.argv[2]).touch()
+while len(list(Path(sys.argv[2]).parent.glob("ready-*"))) < 2:
+    pass
+print(open_checkpoint(sys.argv[1], allow_pickle=True).path)
+"""
+
+
+def test_two_processes_convert_into_an_empty_cache_at_once(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "x")
+    to_pickle(folder)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONVERT, str(folder), str(tmp_path / f"ready-{i}")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    printed = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    (path,) = {out.strip() for out, _ in printed}
+    assert [made.name for made in (tmp_path / "cache").iterdir()] == [Path(path).name]
+
+
+def test_the_cache_is_where_the_environment_says_and_somewhere_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("M2DEXPORT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "m2dexport"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "m2dexport"
+
+
+NOBODY = 54_321  # a user that no password file knows
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
+def test_an_unknown_user_without_a_home_has_a_cache_of_its_own() -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "M2DEXPORT_CACHE")}
+    code = (
+        "import os; from m2dexport.checkpoint.convert import cache_folder; "
+        f"os.setuid({NOBODY}); print(cache_folder())"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.stdout.strip() == f"{folder}/m2dexport-{NOBODY}", result.stderr
+        assert (Path(folder) / f"m2dexport-{NOBODY}").stat().st_mode & 0o777 == 0o700
 
 
 def lora(
@@ -169,7 +284,15 @@ def test_a_merged_adapter_is_found_again_until_it_changes(tmp_path: Path) -> Non
         ("layers.0.mlp.up_proj", {}, "does not fit its base model"),
         ("layers.0.self_attn.q_proj", {"peft_type": "IA3"}, "is a IA3 adapter"),
         ("layers.0.self_attn.q_proj", {"use_dora": True}, "use_dora is set"),
-        ("layers.0.self_attn.q_proj", {"base_model_name_or_path": "./gone"}, "does not exist"),
+        (
+            "layers.0.self_attn.q_proj",
+            {"base_model_name_or_path": "./gone"},
+            r"adapter_config\.json names a base model that is not at hand: \./gone does not exist",
+        ),
+        (QUERY, {"base_model_name_or_path": "."}, "leads back to the same adapter"),
+        (QUERY, {"lora_alpha": float("nan")}, "has a lora_alpha of nan"),
+        (QUERY, {"lora_alpha": "much"}, "has no lora_alpha that is a number"),
+        (QUERY, {"alpha_pattern": {"(": 1}}, "has no lora_alpha that is a number"),
     ],
 )
 def test_an_adapter_that_cannot_be_merged_is_refused(
@@ -181,3 +304,55 @@ def test_an_adapter_that_cannot_be_merged_is_refused(
         open_checkpoint(tmp_path / "adapter")
     cache = tmp_path / "cache"
     assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_adapters_that_name_each_other_are_refused(tmp_path: Path) -> None:
+    lora(tmp_path / "one", tmp_path / "two", SQUARE)
+    lora(tmp_path / "two", tmp_path / "one", SQUARE)
+    with pytest.raises(CheckpointError, match="leads back to the same adapter"):
+        open_checkpoint(tmp_path / "one")
+
+
+def test_matrices_of_different_ranks_are_refused(tmp_path: Path) -> None:
+    lora(tmp_path / "adapter", tiny_checkpoint(tmp_path / "base", "llama"), SQUARE)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    name = f"base_model.model.{QUERY}.lora_A.weight"
+    safetensors.torch.save_file({**tensors, name: tensors[name][:3].clone()}, path)
+    with pytest.raises(CheckpointError, match=r"\(32, 4\) and \(3, 32\), have no rank in common"):
+        open_checkpoint(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("place", ["adapter/models/base", "models/base"])
+def test_a_relative_base_is_found_from_the_adapters_folder(place: str, tmp_path: Path) -> None:
+    """Training ran in the adapter's own folder, or in one that holds both."""
+    lora(tmp_path / "adapter", Path("models/base"), SQUARE)
+    tiny_checkpoint(tmp_path / place, "llama")
+    assert f"merged into {tmp_path / place}" in open_checkpoint(tmp_path / "adapter").assumed[0]
+
+
+def test_a_pickled_adapter_is_read_where_pickles_are_allowed(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama")
+    adapter = tmp_path / "adapter"
+    lora(adapter, base, SQUARE)
+    expected = open_checkpoint(adapter).weights_sha256
+    tensors = safetensors.torch.load_file(adapter / "adapter_model.safetensors")
+    torch.save(tensors, adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin is a pickle.*--allow-pickle"):
+        open_checkpoint(adapter)
+    assert open_checkpoint(adapter, allow_pickle=True).weights_sha256 == expected
+
+
+def test_a_whole_model_under_the_names_of_peft_is_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "x", "llama")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors[f"{QUERY}.base_layer.weight"] = tensors.pop(f"{QUERY}.weight")
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"under peft's names, .* what merge_and_unload"):
+        open_checkpoint(folder)
+
+
+def test_what_the_hub_answers_is_said() -> None:
+    with pytest.raises(UsageError, match=r"could not be fetched from the hub \(.*offline"):
+        open_checkpoint("nobody/no-such-model")

@@ -16,12 +16,12 @@ from sentence_transformers import SentenceTransformer
 from tiny import FAMILIES, HIDDEN, LAYERS, MAX_LENGTH, TEXTS, tiny_checkpoint
 from tokenizers import Tokenizer
 
-from m2dexport.checkpoint.open import Checkpoint, open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.checkpoint.tensors import stored_tensors
 from m2dexport.checkpoint.tokenizer import write_tokenizer
 from m2dexport.errors import CheckpointError, M2DError, UsageError
 from m2dexport.reference.pooler import Reference
-from m2dexport.slice.slicing import UntrainedWarning, slice_checkpoint, slice_grid
+from m2dexport.slice.slicing import Cut, UntrainedWarning, slice_checkpoint, slice_grid
 
 # Float32 sums in another order (padding, attention kernels); a wrong layer moves values by 0.1.
 CLOSE = 2e-5
@@ -129,7 +129,7 @@ def test_a_skipped_final_norm_is_skipped_after_reload_too(
     parent = tiny_checkpoint(tmp_path / "parent", model_type)
     checkpoint = open_checkpoint(parent)
     assert checkpoint.final_norm == "applied"
-    sub = slice_checkpoint(checkpoint, depth, 20, tmp_path / "sub", final_norm="skipped")
+    sub = slice_checkpoint(checkpoint, depth, 20, tmp_path / "sub", Cut(final_norm="skipped"))
     assert sub.final_norm == "skipped"
     expected = by_hand.vectors(parent, TEXTS, depth, 20, ["mean"], norm=False)
     np.testing.assert_allclose(encode(sub.path), expected, atol=CLOSE)
@@ -138,13 +138,15 @@ def test_a_skipped_final_norm_is_skipped_after_reload_too(
     assert np.abs(by_hand.vectors(parent, TEXTS, depth, 20, ["mean"]) - expected).max() > 0.01
     again = slice_checkpoint(sub, depth, 20, tmp_path / "again")
     assert again.final_norm == "skipped"
-    back = slice_checkpoint(sub, depth, 20, tmp_path / "back", final_norm="applied")
+    back = slice_checkpoint(sub, depth, 20, tmp_path / "back", Cut(final_norm="applied"))
     normed = by_hand.vectors(parent, TEXTS, depth, 20, ["mean"])
     np.testing.assert_allclose(encode(back.path), normed, atol=CLOSE)
 
 
 def test_a_skipped_final_norm_asks_for_a_transformers_that_can(qwen3: Path, tmp_path: Path) -> None:
-    sub = slice_checkpoint(open_checkpoint(qwen3), 2, 8, tmp_path / "sub", final_norm="skipped")
+    sub = slice_checkpoint(
+        open_checkpoint(qwen3), 2, 8, tmp_path / "sub", Cut(final_norm="skipped")
+    )
     config = json.loads((sub.path / "config_sentence_transformers.json").read_text())
     assert config["requirements"] == {"transformers": ">=5.18"}
 
@@ -210,7 +212,7 @@ def test_dtype_changes_every_weight_and_little_else(
     parent = tiny_checkpoint(tmp_path / "parent", model_type, head=head)
     checkpoint = open_checkpoint(parent)
     full = slice_checkpoint(checkpoint, 2, 16, tmp_path / "full")
-    sub = slice_checkpoint(checkpoint, 2, 16, tmp_path / "sub", dtype=dtype)
+    sub = slice_checkpoint(checkpoint, 2, 16, tmp_path / "sub", Cut(dtype=dtype))
     stored = {"fp16": "F16", "bf16": "BF16"}[dtype]
     for folder in (sub.path, sub.head[0].folder):
         assert {t.dtype for t in stored_tensors(folder).values()} == {stored}
@@ -223,7 +225,7 @@ def test_dtype_changes_every_weight_and_little_else(
 def test_a_half_precision_checkpoint_keeps_its_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     parent = open_checkpoint(tiny_checkpoint(tmp_path / "parent", dtype=dtype))
     sub = slice_checkpoint(parent, LAYERS, HIDDEN, tmp_path / "sub")
-    assert weights_sha256(sub) == weights_sha256(parent) == sub.sliced_from
+    assert sub.weights_sha256 == parent.weights_sha256 == sub.sliced_from
 
 
 def test_shards_are_put_together(bert: Path, tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_shards_are_put_together(bert: Path, tmp_path: Path) -> None:
     one = slice_checkpoint(open_checkpoint(bert), 2, 16, tmp_path / "one")
     many = slice_checkpoint(open_checkpoint(sharded), 2, 16, tmp_path / "many")
     assert one.sliced_from == many.sliced_from
-    assert weights_sha256(one) == weights_sha256(many)
+    assert one.weights_sha256 == many.weights_sha256
 
 
 def test_a_dense_head_is_cut_for_real(tmp_path: Path) -> None:
@@ -344,13 +346,13 @@ def test_deberta_with_a_convolution_after_its_first_layer_is_cut_right(tmp_path:
 def test_a_task_model_is_sliced_to_its_bare_model(bert: Path, tmp_path: Path) -> None:
     model = transformers.BertForMaskedLM.from_pretrained(bert)
     parent = tiny_checkpoint(tmp_path / "parent")
-    bare = weights_sha256(open_checkpoint(parent))
+    bare = open_checkpoint(parent).weights_sha256
     model.save_pretrained(parent)
     assert any(name.startswith("bert.") for name in stored_tensors(parent))
     checkpoint = open_checkpoint(parent)
     sub = slice_checkpoint(checkpoint, 2, 16, tmp_path / "sub")
     assert not [n for n in stored_tensors(sub.path) if n.startswith(("bert.", "cls."))]
-    assert weights_sha256(checkpoint) != bare  # the masked-language model has no pooler
+    assert checkpoint.weights_sha256 != bare  # the masked-language model has no pooler
     np.testing.assert_allclose(
         encode(sub.path), by_hand.vectors(parent, TEXTS, 2, 16, ["mean"]), atol=CLOSE
     )
@@ -412,14 +414,14 @@ def test_a_value_out_of_range_is_refused_before_anything_is_written(
     bert: Path, tmp_path: Path, *, layers: int, dim: int, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        slice_checkpoint(open_checkpoint(bert), layers, dim, tmp_path / "out", **options)
+        slice_checkpoint(open_checkpoint(bert), layers, dim, tmp_path / "out", Cut(**options))
     assert not list(tmp_path.iterdir())
 
 
 def test_what_transformers_cannot_read_is_not_handed_over(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m2dexport.slice.slicing.cut_config", lambda raw, *_: dict(raw))
+    monkeypatch.setattr("m2dexport.slice.slicing.cut_config", lambda raw, *_, **__: dict(raw))
     with pytest.raises(CheckpointError, match=r"says 4 layers in config\.json and holds 2"):
         slice_checkpoint(open_checkpoint(bert), 2, 16, tmp_path / "out")
     assert not list(tmp_path.iterdir())

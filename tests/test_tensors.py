@@ -189,6 +189,20 @@ def test_a_hash_sees_names_shapes_types_and_values(tmp_path: Path) -> None:
     assert len(hashes) == 5
 
 
+def move_onto_its_neighbour(data: bytes) -> bytes:
+    """Make two tensors share bytes, by their offsets in the header."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    size = header["a"]["data_offsets"][1] - header["a"]["data_offsets"][0]
+    start = header["b"]["data_offsets"][0]
+    header["a"]["data_offsets"] = [start, start + size]
+    return (
+        data[:8]
+        + json.dumps(header, separators=(",", ":")).encode().ljust(length)
+        + data[8 + length :]
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -201,6 +215,10 @@ def test_a_hash_sees_names_shapes_types_and_values(tmp_path: Path) -> None:
         (lambda data: data.replace(b'"F32"', b'"F99"'), "of an unknown type"),
         (lambda data: data.replace(b"[6,4]", b"[6,5]"), "does not fit in the file"),
         (lambda data: data.replace(b"[6,4]", b"[6,x]"), "its header is not JSON"),
+        (lambda data: data.replace(b"[6,4]", b"true "), "the header entry of 'b' is not valid"),
+        (lambda data: data.replace(b'"b"', b'"a"'), "its header names 'a' twice"),
+        (lambda data: data[:8] + b"[" * (len(data) - 8), "its header is not JSON"),
+        (move_onto_its_neighbour, "'a' and 'b' overlap|'b' and 'a' overlap"),
     ],
 )
 def test_a_damaged_file_gives_one_sentence(weights: Path, damage: object, message: str) -> None:
@@ -218,11 +236,12 @@ def test_a_damaged_file_gives_one_sentence(weights: Path, damage: object, messag
         ("{", "not a valid index"),
         ("[]", "not a valid index"),
         ('{"weight_map": {"b": "../model.safetensors"}}', "not a file beside it"),
-        ('{"weight_map": {"c": "model.safetensors"}}', "'c', which no shard holds"),
+        ('{"weight_map": {"c": "model-1.safetensors"}}', "'c', which no shard holds"),
         ('{"weight_map": {"b": "model-9.safetensors"}}', "model-9.safetensors is missing"),
     ],
 )
 def test_a_damaged_index_gives_one_sentence(weights: Path, index: str, message: str) -> None:
+    weights.rename(weights.parent / "model-1.safetensors")
     (weights.parent / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match=message):
         stored_tensors(weights.parent)

@@ -19,7 +19,7 @@ from test_families import CLOSE, assert_graph_agrees
 from test_prepare import lora
 from tiny import FAMILIES, HIDDEN, LAYERS, TEXTS, tiny_checkpoint, tiny_tokenizer
 
-from m2dexport.checkpoint.open import open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.errors import CheckpointError
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.vector import vector_graph
@@ -239,8 +239,8 @@ def test_latent_attention_is_kept_bit_for_bit_and_hashed(tmp_path: Path) -> None
     nv_embed(tmp_path / "nv", plain)
     checkpoint = open_checkpoint(tmp_path / "nv")
     sub = slice_checkpoint(checkpoint, LAYERS, HIDDEN, tmp_path / "sub")
-    assert weights_sha256(sub) == weights_sha256(checkpoint)
-    assert weights_sha256(open_checkpoint(plain)) != weights_sha256(checkpoint)
+    assert sub.weights_sha256 == checkpoint.weights_sha256
+    assert open_checkpoint(plain).weights_sha256 != checkpoint.weights_sha256
     assert not sub.assumed
 
 

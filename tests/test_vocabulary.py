@@ -33,7 +33,7 @@ from m2dexport.checkpoint.tokenizer import replace_tokenizer, write_tokenizer
 from m2dexport.data import calibration_texts
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.slice.pruning import plan_pruning
-from m2dexport.slice.slicing import slice_checkpoint, slice_grid
+from m2dexport.slice.slicing import Cut, slice_checkpoint, slice_grid
 from m2dexport.slice.vocabulary import prune_vocabulary, token_use
 
 SIZE = 900
@@ -339,7 +339,7 @@ def test_a_pruned_model_gives_the_vectors_of_the_whole_one(model_type: str, tmp_
     )
     corpus = ["a dog ran", "naive 42!"]
     pruning = plan_pruning(parent, corpus)
-    sub = slice_checkpoint(parent, 2, 16, tmp_path / "sub", pruning=pruning)
+    sub = slice_checkpoint(parent, 2, 16, tmp_path / "sub", Cut(pruning=pruning))
     whole = slice_checkpoint(parent, 2, 16, tmp_path / "whole")
     assert sub.vocab_size == len(pruning.rows) < parent.vocab_size
     asked = [*corpus, *("find: " + text for text in corpus)]
@@ -376,7 +376,7 @@ def test_a_row_that_config_names_and_the_tokenizer_does_not_stays(tmp_path: Path
     model.save_pretrained(parent)
     checkpoint = open_checkpoint(parent)
     pruning = plan_pruning(checkpoint, [TEXTS[0]])
-    sub = slice_checkpoint(checkpoint, 2, 16, tmp_path / "sub", pruning=pruning)
+    sub = slice_checkpoint(checkpoint, 2, 16, tmp_path / "sub", Cut(pruning=pruning))
     assert pruning.rows[-1] == last
     assert pruning.config["eos_token_id"] == [1, len(pruning.rows) - 1]
     whole = slice_checkpoint(checkpoint, 2, 16, tmp_path / "whole")
@@ -387,7 +387,9 @@ def test_a_row_that_config_names_and_the_tokenizer_does_not_stays(tmp_path: Path
 def test_a_grid_is_pruned_alike(bert: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(bert)
     pruning = plan_pruning(checkpoint, [TEXTS[0]])
-    subs = slice_grid(checkpoint, [1, 2], [8], tmp_path / "grid", dtype="fp16", pruning=pruning)
+    subs = slice_grid(
+        checkpoint, [1, 2], [8], tmp_path / "grid", Cut(dtype="fp16", pruning=pruning)
+    )
     assert {sub.vocab_size for sub in subs} == {len(pruning.rows)}
     table = stored_tensors(subs[0].path)["embeddings.word_embeddings.weight"]
     assert (table.dtype, table.shape[0]) == ("F16", len(pruning.rows))

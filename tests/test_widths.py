@@ -30,7 +30,7 @@ from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
 from m2dexport.graph.vector import serialize_graph
 from m2dexport.reference.pooler import Reference
-from m2dexport.slice.slicing import LoadingWarning, slice_checkpoint, slice_grid
+from m2dexport.slice.slicing import Cut, LoadingWarning, slice_checkpoint, slice_grid
 
 # Where each live model takes in its heads and its feed-forward channels, layer by layer.
 _BERT = ("encoder.layer", "attention.output.dense", "output.dense")
@@ -80,11 +80,11 @@ def in_onnx(checkpoint: Checkpoint) -> tuple[NDArray[np.float32], int]:
     return by_hand.normalized(vectors), fused
 
 
-def quietly(*arguments: Any, **options: Any) -> Checkpoint:
+def quietly(*arguments: Any) -> Checkpoint:
     """Slice without the warning that transformers will not load the result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LoadingWarning)
-        return slice_checkpoint(*arguments, **options)
+        return slice_checkpoint(*arguments)
 
 
 @families
@@ -92,7 +92,7 @@ def test_a_uniform_cut_is_the_parent_with_all_other_heads_and_channels_at_zero(
     model_type: str, tmp_path: Path
 ) -> None:
     parent = tiny_checkpoint(tmp_path / "parent", model_type)
-    sub = quietly(open_checkpoint(parent), 3, 20, tmp_path / "sub", heads=[2], ffn=[20])
+    sub = quietly(open_checkpoint(parent), 3, 20, tmp_path / "sub", Cut(heads=[2], ffn=[20]))
     assert sub.widths is not None
     assert (sub.widths.heads, sub.widths.ffn) == ((2, 2, 2), (20, 20, 20))
     assert sub.widths.kv_heads == ((1, 1, 1) if model_type in ROTARY else (2, 2, 2))
@@ -117,7 +117,7 @@ def test_what_a_config_can_state_loads_everywhere_with_every_weight_in_its_place
     parent = tiny_checkpoint(tmp_path / "parent", model_type)
     with warnings.catch_warnings():
         warnings.simplefilter("error", LoadingWarning)
-        sub = slice_checkpoint(open_checkpoint(parent), 3, 20, tmp_path / "sub", **widths)
+        sub = slice_checkpoint(open_checkpoint(parent), 3, 20, tmp_path / "sub", Cut(**widths))
     _, info = transformers.AutoModel.from_pretrained(sub.path, output_loading_info=True)
     assert not any(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
     heads = widths.get("heads", [4]) * LAYERS
@@ -132,7 +132,9 @@ def test_a_width_per_layer_is_exact_in_torch_and_refused_by_transformers(
 ) -> None:
     parent = tiny_checkpoint(tmp_path / "parent", model_type)
     with pytest.warns(LoadingWarning, match=f"no config.json of {model_type} can state these"):
-        sub = slice_checkpoint(open_checkpoint(parent), LAYERS, HIDDEN, tmp_path / "sub", **UNEVEN)
+        sub = slice_checkpoint(
+            open_checkpoint(parent), LAYERS, HIDDEN, tmp_path / "sub", Cut(**UNEVEN)
+        )
     other = zeroed(parent, tmp_path / "zeroed", **UNEVEN)
     expected = by_hand.vectors(other, TEXTS, LAYERS, HIDDEN, ["mean"])
     np.testing.assert_allclose(referenced(sub), expected, atol=CLOSE)
@@ -145,7 +147,7 @@ def test_a_width_per_layer_is_exact_in_torch_and_refused_by_transformers(
 def test_a_width_per_layer_is_exact_in_onnx(model_type: str, fused: int, tmp_path: Path) -> None:
     parent = tiny_checkpoint(tmp_path / "parent", model_type, config={"num_hidden_layers": 2})
     widths = {"heads": [2, 4], "ffn": [7, 20]}
-    sub = quietly(open_checkpoint(parent), 2, HIDDEN, tmp_path / "sub", **widths)
+    sub = quietly(open_checkpoint(parent), 2, HIDDEN, tmp_path / "sub", Cut(**widths))
     other = zeroed(parent, tmp_path / "zeroed", **widths)
     expected = by_hand.vectors(other, TEXTS, 2, HIDDEN, ["mean"])
     vectors, replaced = in_onnx(sub)
@@ -155,7 +157,7 @@ def test_a_width_per_layer_is_exact_in_onnx(model_type: str, fused: int, tmp_pat
 
 def test_fewer_heads_of_bert_make_an_artifact(bert: Path, tmp_path: Path) -> None:
     """Its heads are nowhere but in the shapes of its weights; the build compares it with torch."""
-    sub = quietly(open_checkpoint(bert), 2, 16, tmp_path / "sub", heads=[3, 2], ffn=[40])
+    sub = quietly(open_checkpoint(bert), 2, 16, tmp_path / "sub", Cut(heads=[3, 2], ffn=[40]))
     # Its matrices are too small to be quantized: min_coverage.
     artifact = build_artifact(
         sub, 2, 16, tmp_path / "artifact", Recipe(weights="int8", min_coverage=0)
@@ -167,7 +169,7 @@ def test_a_number_of_heads_that_llama_does_not_take_is_cut_all_the_same(tmp_path
     config = {"num_attention_heads": 8, "num_key_value_heads": 4}
     parent = tiny_checkpoint(tmp_path / "parent", "llama", config=config)
     # 6 does not divide the hidden size of 32, which transformers 5 minds and 4.57 does not.
-    sub = quietly(open_checkpoint(parent), LAYERS, HIDDEN, tmp_path / "sub", heads=[6])
+    sub = quietly(open_checkpoint(parent), LAYERS, HIDDEN, tmp_path / "sub", Cut(heads=[6]))
     other = zeroed(parent, tmp_path / "zeroed", [6] * LAYERS, [48] * LAYERS)
     expected = by_hand.vectors(other, TEXTS, LAYERS, HIDDEN, ["mean"])
     np.testing.assert_allclose(referenced(sub), expected, atol=CLOSE)
@@ -176,9 +178,9 @@ def test_a_number_of_heads_that_llama_does_not_take_is_cut_all_the_same(tmp_path
 @families
 def test_slicing_a_narrow_slice_to_itself_changes_no_byte(model_type: str, tmp_path: Path) -> None:
     parent = open_checkpoint(tiny_checkpoint(tmp_path / "parent", model_type))
-    once = quietly(parent, LAYERS, 16, tmp_path / "once", **UNEVEN)
+    once = quietly(parent, LAYERS, 16, tmp_path / "once", Cut(**UNEVEN))
     for name, again in (("implied", {}), ("stated", UNEVEN)):
-        twice = quietly(once, LAYERS, 16, tmp_path / name, **again)
+        twice = quietly(once, LAYERS, 16, tmp_path / name, Cut(**again))
         first, second = files(once.path), files(twice.path)
         assert first.pop("m2dexport.json") != second.pop("m2dexport.json")  # another parent
         assert first == second
@@ -187,10 +189,10 @@ def test_slicing_a_narrow_slice_to_itself_changes_no_byte(model_type: str, tmp_p
 @families
 def test_cutting_widths_in_two_steps_is_cutting_once(model_type: str, tmp_path: Path) -> None:
     parent = open_checkpoint(tiny_checkpoint(tmp_path / "parent", model_type))
-    wide = quietly(parent, LAYERS, 24, tmp_path / "wide", ffn=[40])
-    middle = quietly(wide, 3, 24, tmp_path / "middle", heads=[4, 2, 4], ffn=[40, 30, 40])
-    twice = quietly(middle, 2, 16, tmp_path / "twice", heads=[2], ffn=[20])
-    once = quietly(parent, 2, 16, tmp_path / "once", heads=[2], ffn=[20])
+    wide = quietly(parent, LAYERS, 24, tmp_path / "wide", Cut(ffn=[40]))
+    middle = quietly(wide, 3, 24, tmp_path / "middle", Cut(heads=[4, 2, 4], ffn=[40, 30, 40]))
+    twice = quietly(middle, 2, 16, tmp_path / "twice", Cut(heads=[2], ffn=[20]))
+    once = quietly(parent, 2, 16, tmp_path / "once", Cut(heads=[2], ffn=[20]))
     first, second = files(once.path), files(twice.path)
     assert first.pop("m2dexport.json") != second.pop("m2dexport.json")
     assert first == second
@@ -198,14 +200,14 @@ def test_cutting_widths_in_two_steps_is_cutting_once(model_type: str, tmp_path: 
 
 def test_a_grid_cuts_every_pair_alike_and_dtype_on_the_way(bert: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(bert)
-    subs = slice_grid(checkpoint, [1, 3], [8, 16], tmp_path / "grid", ffn=[20], dtype="fp16")
+    subs = slice_grid(checkpoint, [1, 3], [8, 16], tmp_path / "grid", Cut(ffn=[20], dtype="fp16"))
     assert [sub.widths.ffn for sub in subs if sub.widths] == [(20,), (20,), (20,) * 3, (20,) * 3]
     assert {t.dtype for t in stored_tensors(subs[0].path).values()} == {"F16"}
 
 
 def test_widths_are_recorded_and_end_what_is_known_of_training(bert: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(bert, trained="3:16,4:32")
-    sub = slice_checkpoint(checkpoint, 3, 16, tmp_path / "sub", ffn=[20], reorder=CALIBRATION)
+    sub = slice_checkpoint(checkpoint, 3, 16, tmp_path / "sub", Cut(ffn=[20], reorder=CALIBRATION))
     record = json.loads((sub.path / "m2dexport.json").read_text())
     assert record["widths"] == {
         "heads": [4] * 3,
@@ -215,7 +217,7 @@ def test_widths_are_recorded_and_end_what_is_known_of_training(bert: Path, tmp_p
     }
     assert len(record["reordered_by"]) == 64
     assert record["trained"] is record["trained_grid"] is sub.trained is None
-    same = slice_checkpoint(checkpoint, 3, 16, tmp_path / "same", reorder=CALIBRATION)
+    same = slice_checkpoint(checkpoint, 3, 16, tmp_path / "same", Cut(reorder=CALIBRATION))
     assert same.trained == ((3, 16),)
 
 
@@ -224,7 +226,7 @@ def test_reordering_by_importance_changes_no_vector(model_type: str, tmp_path: P
     parent = open_checkpoint(tiny_checkpoint(tmp_path / "parent", model_type))
     with warnings.catch_warnings():
         warnings.simplefilter("error", LoadingWarning)
-        sub = slice_checkpoint(parent, LAYERS, HIDDEN, tmp_path / "sub", reorder=CALIBRATION)
+        sub = slice_checkpoint(parent, LAYERS, HIDDEN, tmp_path / "sub", Cut(reorder=CALIBRATION))
     np.testing.assert_allclose(encode(sub.path), encode(parent.path), atol=1e-5)
     assert stored_tensors(sub.path).keys() == stored_tensors(parent.path).keys()
     moved = [
@@ -249,10 +251,10 @@ def test_reordering_sorts_what_matters_to_the_front(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(parent)
     widths = {"heads": [2], "ffn": [24]}
     sub = slice_checkpoint(
-        checkpoint, LAYERS, HIDDEN, tmp_path / "sub", reorder=CALIBRATION, **widths
+        checkpoint, LAYERS, HIDDEN, tmp_path / "sub", Cut(reorder=CALIBRATION, **widths)
     )
     np.testing.assert_allclose(encode(sub.path), encode(parent), atol=1e-5)
-    unsorted = slice_checkpoint(checkpoint, LAYERS, HIDDEN, tmp_path / "unsorted", **widths)
+    unsorted = slice_checkpoint(checkpoint, LAYERS, HIDDEN, tmp_path / "unsorted", Cut(**widths))
     assert np.abs(encode(unsorted.path) - encode(parent)).max() > 0.01
 
 
@@ -266,7 +268,7 @@ def test_reordering_brings_a_prefix_of_the_shipped_checkpoint_closer_to_it(tmp_p
     whole = by_hand.normalized(Reference(checkpoint, [depth]).encode(texts)[depth])
     distance = {}
     for name, reorder in (("stored", None), ("sorted", sample)):
-        sub = quietly(checkpoint, depth, 384, tmp_path / name, reorder=reorder, **widths)
+        sub = quietly(checkpoint, depth, 384, tmp_path / name, Cut(reorder=reorder, **widths))
         vectors = by_hand.normalized(Reference(sub, [depth]).encode(texts)[depth])
         distance[name] = 1 - float((vectors * whole).sum(axis=1).mean())
     assert distance["sorted"] < 0.75 * distance["stored"]
@@ -289,7 +291,7 @@ def test_a_width_out_of_range_is_refused_before_anything_is_written(
 ) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path / "parent", model_type))
     with pytest.raises(UsageError, match=message):
-        slice_checkpoint(checkpoint, 3, 16, tmp_path / "out", **widths)
+        slice_checkpoint(checkpoint, 3, 16, tmp_path / "out", Cut(**widths))
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
 
 

@@ -23,14 +23,15 @@ CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.slice.slicing import Cut, slice_checkpoint
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 before, start = peak(), time.perf_counter()
-slice_checkpoint(checkpoint, int(sys.argv[3]), 256, Path(sys.argv[2]), dtype=sys.argv[4] or None)
+cut = Cut(dtype=sys.argv[4] or None)
+slice_checkpoint(checkpoint, int(sys.argv[3]), 256, Path(sys.argv[2]), cut)
 print(json.dumps({"before": before, "peak": peak(), "seconds": time.perf_counter() - start}))
 """
 

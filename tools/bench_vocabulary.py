@@ -18,7 +18,7 @@ from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import read_texts
 from m2dexport.reference.pooler import Reference
 from m2dexport.slice.pruning import Pruning, plan_pruning
-from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.slice.vocabulary import token_use
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.tasks import Task, load_task
@@ -54,7 +54,9 @@ def measured(
 ) -> tuple[int, list[float]]:
     """Return a sub-model's number of pieces, MB, and tokens per text and quality by task."""
     with tempfile.TemporaryDirectory() as temporary:
-        sub = slice_checkpoint(checkpoint, layers, dim, Path(temporary) / "sub", pruning=pruning)
+        sub = slice_checkpoint(
+            checkpoint, layers, dim, Path(temporary) / "sub", Cut(pruning=pruning)
+        )
         files = [sub.path / "model.safetensors", sub.path / "tokenizer.json"]
         values = [sum(path.stat().st_size for path in files) / 1e6]
         tokenizer = json.loads(files[1].read_text(encoding="utf-8"))

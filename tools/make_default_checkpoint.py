@@ -17,7 +17,7 @@ from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import read_texts
 from m2dexport.reference.pooler import Reference
 from m2dexport.slice.pruning import plan_pruning
-from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.slice.vocabulary import token_use
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.tasks import load_task
@@ -108,7 +108,7 @@ def main() -> None:
     source = open_checkpoint(arguments.source)
     pruning = plan_pruning(source, read_texts(arguments.calibration), arguments.size)
     slice_checkpoint(
-        source, source.layers, source.dim, arguments.out, dtype="fp16", pruning=pruning
+        source, source.layers, source.dim, arguments.out, Cut(dtype="fp16", pruning=pruning)
     )
     # The type to compute in: loaders would otherwise run fp16 on a CPU.
     config = json.loads((arguments.out / "config.json").read_text(encoding="utf-8"))

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from m2dexport import __version__
 from m2dexport.build.parity import PROBES
-from m2dexport.checkpoint.open import Checkpoint, weights_sha256
-from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.checkpoint.open import Checkpoint
+from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.engines import Device, engine_maker, engine_version
 from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import depth_graph, vector_graph
@@ -92,12 +92,12 @@ def export_source(
         maker.fuse(graph)
         source = Source(
             checkpoint=sub_model,
-            sha256=weights_sha256(checkpoint),
-            sub_model_sha256=weights_sha256(sub_model),
+            sha256=checkpoint.weights_sha256,
+            sub_model_sha256=sub_model.weights_sha256,
             engine=engine,
             graph=graph,
             tokenizer_json=_tokenizer_json(sub_model),
-            pad_id=int(load_tokenizer(sub_model.path).pad_token_id or 0),  # masked: any id serves
+            pad_id=int(open_tokenizer(sub_model.path).pad_token_id or 0),  # masked: any id serves
             probes={},
         )
         with _one_thread():

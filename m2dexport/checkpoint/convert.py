@@ -1,22 +1,25 @@
 """Checkpoints that need a step before they can be sliced: pickles, LoRA adapters, text towers.
 
 The result is an ordinary checkpoint folder in the cache, made once and found again by its content:
-``$M2DEXPORT_CACHE``, or ``~/.cache/m2dexport``.
+see ``cache_folder``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from m2dexport.checkpoint.jsonfile import read_object, write_json
-from m2dexport.checkpoint.lora import merged_tensors, read_adapter
-from m2dexport.checkpoint.st_modules import write_latent_modules
+from m2dexport.checkpoint.lora import ADAPTER, ADAPTER_CONFIG, merged_tensors, read_adapter
+from m2dexport.checkpoint.st_modules import listed_modules
+from m2dexport.checkpoint.st_write import write_latent_modules
 from m2dexport.checkpoint.tensors import (
     INDEX,
     WEIGHTS,
@@ -29,37 +32,53 @@ from m2dexport.checkpoint.tensors import (
 )
 from m2dexport.checkpoint.tokenizer import append_eos
 from m2dexport.checkpoint.towers import Tower
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, M2DError
 from m2dexport.files import atomic_folder, sha256_of
 
-_PICKLE = "pytorch_model*.bin"
-_ADAPTER = "adapter_config.json"
+_PICKLED_ADAPTER = "adapter_model.bin"
 _FORMAT = 1  # of the folders in the cache; raised when what is written changes
 
 
-def needs_conversion(folder: Path) -> bool:
-    """Say whether a folder of a checkpoint has pickled weights where safetensors are needed."""
-    return any(_pickled_folders(folder))
+def pickles(folder: Path) -> dict[Path, list[Path]]:
+    """Return the pickles of a checkpoint that stand where safetensors are needed.
+
+    Only the files of the model, of an adapter and of the modules that modules.json names are looked
+    at.
+
+    Returns:
+        Where a safetensors file is needed -> the pickles that hold its tensors.
+    """
+    found = {}
+    adapter = (folder / ADAPTER_CONFIG).exists()
+    if adapter and not (folder / ADAPTER).exists() and (folder / _PICKLED_ADAPTER).exists():
+        found[folder / ADAPTER] = [folder / _PICKLED_ADAPTER]
+    parts = dict.fromkeys([folder, *(path for _, path in listed_modules(folder))])
+    for part in parts:
+        whole, shards = part / "pytorch_model.bin", sorted(part.glob("pytorch_model-*.bin"))
+        stored = [whole] if whole.exists() else shards  # the loader's order
+        safe = any((part / name).exists() for name in (WEIGHTS, INDEX))
+        if stored and not safe and not (adapter and part == folder):
+            found[part / WEIGHTS] = stored
+    return found
 
 
-def converted(folder: Path) -> Path:
-    """Return a copy of a checkpoint folder with its pickled weights as safetensors.
+def converted(folder: Path, found: Mapping[Path, Sequence[Path]]) -> Path:
+    """Return a copy of a checkpoint folder with its pickles, from ``pickles``, as safetensors.
 
     torch's restricted unpickler reads them, which builds tensors and runs no code.
 
     Raises:
-        CheckpointError: when a file holds more than tensors.
+        CheckpointError: when a file holds more than tensors, or tensors of an unknown type.
     """
-    pickles = [path for part in _pickled_folders(folder) for path in sorted(part.glob(_PICKLE))]
-    target = _cached("safetensors", [sha256_of(path) for path in pickles], [folder])
-    if target.exists():
-        return target
-    with atomic_folder(target) as copy:
+    sources = [sha256_of(path) for paths in found.values() for path in paths]
+
+    def write(copy: Path) -> None:
         _copy_files(folder, copy, ("*.bin",))
-        for part in _pickled_folders(folder):
-            tensors = [t for path in sorted(part.glob(_PICKLE)) for t in _unpickled(path)]
-            write_tensors(copy / part.relative_to(folder) / WEIGHTS, tensors)
-    return target
+        for target, paths in found.items():
+            tensors = [tensor for path in paths for tensor in _unpickled(path)]
+            write_tensors(copy / target.relative_to(folder), tensors)
+
+    return _made("safetensors", sources, [folder], write)
 
 
 def merged(folder: Path, base: Path) -> Path:
@@ -74,16 +93,15 @@ def merged(folder: Path, base: Path) -> Path:
     """
     adapter = read_adapter(folder)
     tensors = stored_tensors(base)
-    sources = [sha256_of(folder / "adapter_model.safetensors"), sha256_of(folder / _ADAPTER)]
-    target = _cached("merged", [*sources, *_stamps(tensors)], [base, folder])
-    if target.exists():
-        return target
-    with atomic_folder(target) as copy:
+    sources = [sha256_of(folder / name) for name in (ADAPTER, ADAPTER_CONFIG)]
+
+    def write(copy: Path) -> None:
         for source in (base, folder):
             _copy_files(source, copy, (WEIGHTS, INDEX, "model-*.safetensors", "adapter_*"))
         shutil.copyfile(base / "config.json", copy / "config.json")
         write_tensors(copy / WEIGHTS, merged_tensors(tensors, adapter, folder))
-    return target
+
+    return _made("merged", [*sources, *_stamps(tensors)], [base, folder], write)
 
 
 def extracted(folder: Path, tower: Tower) -> Path:
@@ -93,10 +111,8 @@ def extracted(folder: Path, tower: Tower) -> Path:
     text in the token that the model's code appends.
     """
     tensors = stored_tensors(folder)
-    target = _cached("tower", _stamps(tensors), [folder])
-    if target.exists():
-        return target
-    with atomic_folder(target) as copy:
+
+    def write(copy: Path) -> None:
         _copy_files(folder, copy, (WEIGHTS, INDEX, "model-*.safetensors", "*processor_config.json"))
         write_json(copy / "config.json", dict(tower.config))
         names = tower.names(tensors)
@@ -105,12 +121,13 @@ def extracted(folder: Path, tower: Tower) -> Path:
             latent = [copied(tensors[o], n) for o, n in tower.latent_names(tensors).items()]
             write_latent_modules(copy, tower.config["hidden_size"], tower.latent_heads, latent)
             append_eos(copy)
-    return target
+
+    return _made("tower", _stamps(tensors), [folder], write)
 
 
 def base_of(folder: Path) -> str | None:
     """Return what an adapter folder names as its base model, or None when it is no adapter."""
-    path = folder / _ADAPTER
+    path = folder / ADAPTER_CONFIG
     if not path.exists():
         return None
     base = read_object(path).get("base_model_name_or_path")
@@ -119,19 +136,50 @@ def base_of(folder: Path) -> str | None:
     return base
 
 
-def _pickled_folders(folder: Path) -> Iterator[Path]:
-    for part in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
-        safe = any((part / name).exists() for name in (WEIGHTS, INDEX, "adapter_model.safetensors"))
-        if not safe and any(part.glob(_PICKLE)):
-            yield part
+def _made(
+    kind: str, sources: Sequence[str], folders: Sequence[Path], write: Callable[[Path], None]
+) -> Path:
+    """Return a folder of the cache, written unless it is there already.
 
-
-def _cached(kind: str, sources: Sequence[str], folders: Sequence[Path]) -> Path:
-    """Return a place in the cache that changes with the sources and with every JSON file."""
-    root = os.environ.get("M2DEXPORT_CACHE") or Path.home() / ".cache" / "m2dexport"
+    Its name changes with the sources and with every JSON file of the folders. Of several processes
+    that write it at once, the first to finish is taken.
+    """
     small = [sha256_of(path) for folder in folders for path in sorted(folder.rglob("*.json"))]
     digest = hashlib.sha256(":".join([str(_FORMAT), *sources, *small]).encode())
-    return Path(root) / f"{kind}-{digest.hexdigest()[:32]}"
+    target = cache_folder() / f"{kind}-{digest.hexdigest()[:32]}"
+    if target.exists():
+        return target
+    try:
+        with atomic_folder(target) as copy:
+            write(copy)
+    except CheckpointError:
+        raise
+    except M2DError:
+        if not target.is_dir():
+            raise
+    return target
+
+
+def cache_folder() -> Path:
+    """Return where converted checkpoints are kept.
+
+    That is ``$M2DEXPORT_CACHE``, else ``m2dexport`` in ``$XDG_CACHE_HOME`` or ``~/.cache``, else,
+    for a user without a home, a temporary folder that is this user's own.
+
+    Raises:
+        M2DError: when the temporary folder is somebody else's.
+    """
+    if named := os.environ.get("M2DEXPORT_CACHE"):
+        return Path(named)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "m2dexport"
+    with contextlib.suppress(RuntimeError):  # an unknown user, and no $HOME
+        return Path.home() / ".cache" / "m2dexport"
+    own = Path(tempfile.gettempdir()) / f"m2dexport-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.is_symlink() or own.stat().st_uid != os.getuid():
+        raise M2DError(f"{own} is not this user's; name a folder for the cache in M2DEXPORT_CACHE.")
+    return own
 
 
 def _stamps(tensors: Mapping[str, StoredTensor]) -> list[str]:
@@ -141,24 +189,28 @@ def _stamps(tensors: Mapping[str, StoredTensor]) -> list[str]:
 
 
 def _copy_files(source: Path, target: Path, skipped: Sequence[str]) -> None:
-    """Copy a checkpoint folder and the modules in it, without some files of its top level."""
+    """Copy a checkpoint's files and those of its modules, without some of its top level.
 
-    def ignored(folder: str, names: list[str]) -> set[str]:
-        others = {n for n in names if n.startswith(".") or n in ("onnx", "openvino")}
-        top = Path(folder) == source
-        return others | {n for n in names if top and any(fnmatch(n, p) for p in skipped)}
-
-    shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+    Contents only: in a copy of read-only files nothing could be replaced.
+    """
+    for part in dict.fromkeys([source, *(path for _, path in listed_modules(source))]):
+        if not part.is_dir():
+            continue  # what is missing is said when it is needed
+        copy = target / part.relative_to(source)
+        copy.mkdir(parents=True, exist_ok=True)
+        for path in part.iterdir():
+            left_out = part == source and any(fnmatch(path.name, p) for p in skipped)
+            if path.is_file() and not left_out and not path.name.startswith("."):
+                shutil.copyfile(path, copy / path.name)
 
 
 def _unpickled(path: Path) -> Iterator[NewTensor]:
-    import pickle
 
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what a damaged archive makes torch raise is not documented
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors; it is not loaded."
         ) from error
@@ -166,15 +218,36 @@ def _unpickled(path: Path) -> Iterator[NewTensor]:
         raise CheckpointError(f"{path} does not hold a dictionary of tensors.")
     for name, value in sorted(state.items()):
         if isinstance(value, torch.Tensor):
-            yield _new(str(name), value)
+            yield _new(path, str(name), value)
 
 
-def _new(name: str, value: Any) -> NewTensor:
+def _new(path: Path, name: str, value: Any) -> NewTensor:
     import ml_dtypes
     import torch
 
-    if value.dtype == torch.bfloat16:  # numpy knows it only through ml_dtypes
-        return new_tensor(
-            name, value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    views = {  # numpy knows these only through ml_dtypes
+        torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
+        torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
+        torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
+    }
+    plain = value.layout == torch.strided and not value.is_quantized and not value.is_complex()
+    if not plain or (value.dtype not in views and not _known_to_numpy(value.dtype)):
+        kind = "sparse" if value.layout != torch.strided else str(value.dtype)
+        raise CheckpointError(
+            f"{path} holds {name!r} as a {kind} tensor, which cannot be converted; save the model "
+            "in float32, float16 or bfloat16."
         )
+    if value.dtype in views:
+        as_bits, dtype = views[value.dtype]
+        return new_tensor(name, value.contiguous().view(as_bits).numpy().view(dtype))
     return new_tensor(name, value.contiguous().numpy())
+
+
+def _known_to_numpy(dtype: Any) -> bool:
+    import torch
+
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except (TypeError, RuntimeError):
+        return False
+    return True

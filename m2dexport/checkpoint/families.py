@@ -45,6 +45,7 @@ class Family:
     per_layer: tuple[str, ...] = ()  # config lists with one entry per layer
     groups_key: str | None = None  # config key of how many groups of layers share their weights
     drop: tuple[str, ...] = ()  # parts of the bare model that never touch the embedding
+    replaces_code: bool = False  # transformers' class was made for files that bring their own code
     position_offset: bool = False  # positions start at pad_token_id + 1
     block: Block | None = None  # None: its heads and channels cannot be cut
     inferred: bool = False  # found by looking, not a row of the table
@@ -122,9 +123,11 @@ FAMILIES: dict[str, Family] = {
         ("layers.",), final_norm="final_norm", per_layer=("layer_types",), block=_MODERNBERT_BLOCK
     ),
     "nomic_bert": Family(
-        ("encoder.layers.", "layers."), depth_keys=("num_hidden_layers", "n_layer")
+        ("encoder.layers.", "layers."),
+        depth_keys=("num_hidden_layers", "n_layer"),
+        replaces_code=True,
     ),
-    "gte": Family(("encoder.layer.", "layers.")),
+    "gte": Family(("encoder.layer.", "layers."), replaces_code=True),
     "t5": _T5,
     "mt5": _T5,
     "umt5": _T5,

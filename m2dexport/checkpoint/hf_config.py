@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m2dexport.checkpoint.families import Family, bare_class
+from m2dexport.checkpoint.families import FAMILIES, Family, bare_class
 from m2dexport.checkpoint.jsonfile import read_json
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, one_line
 
+_MAX_LAYERS = 10_000
 CONFIG = "config.json"
 RAW_LAST_STATE = "tie_last_hidden_states"  # transformers >= 5.18; false: hidden_states[-1] is raw
 
@@ -29,17 +30,19 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config class may raise anything about a value it dislikes
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"transformers cannot read {folder / CONFIG} of model type {raw['model_type']!r}: "
-            f"{reason}"
+            f"{one_line(error)}"
         ) from error
     for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
-        if not isinstance(getattr(config, key, None), int):
+        value = getattr(config, key, None)
+        if not isinstance(value, int):
             raise CheckpointError(
                 f"model type {raw['model_type']!r} has no {key}, so it is not a text model that "
                 "can be cut in depth."
             )
+        if value < 1:
+            raise CheckpointError(f"{folder / CONFIG} states a {key} of {value}, which is below 1.")
     return config
 
 
@@ -47,21 +50,22 @@ def _refuse(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> No
     import transformers
     from packaging.version import Version
 
-    model_type = raw["model_type"]
     if "quantization_config" in raw:
         raise CheckpointError(
             f"{folder} has quantized weights; slice the checkpoint that it was quantized from."
         )
-    if not is_native(model_type) and not trust_remote_code:
-        code = "auto_map" in raw
-        raise CheckpointError(
-            f"transformers {transformers.__version__} does not know the model type {model_type!r} "
-            f"of {folder}; "
-            + (
-                "it brings code of its own, which runs only with --trust-remote-code."
-                if code
-                else "install a newer transformers."
+    for key, value in raw.items():  # transformers makes lists of this length when it reads them
+        if "layer" in key and isinstance(value, int) and value > _MAX_LAYERS:
+            raise CheckpointError(
+                f"{folder / CONFIG} states a {key} of {value}, where {_MAX_LAYERS:,} is the most "
+                "that is read; correct it."
             )
+    if not trust_remote_code:
+        _refuse_code(folder, raw)
+    elif not is_native(raw["model_type"]) and _code_reference(raw) is None:
+        raise CheckpointError(
+            f"transformers does not know the model type {raw['model_type']!r} of {folder}, whose "
+            "auto_map names no AutoModel."
         )
     if raw.get("is_causal") is False and Version(transformers.__version__) < Version("5.2"):
         raise CheckpointError(
@@ -70,12 +74,71 @@ def _refuse(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> No
         )
 
 
+def _refuse_code(folder: Path, raw: Mapping[str, Any]) -> None:
+    """Refuse a model whose own code says what it computes, where that code may not run."""
+    import transformers
+
+    model_type, reference = raw["model_type"], _code_reference(raw)
+    if not is_native(model_type):
+        raise CheckpointError(
+            f"transformers {transformers.__version__} does not know the model type {model_type!r} "
+            f"of {folder}; "
+            + (
+                "it brings code of its own, which runs only with --trust-remote-code."
+                if "auto_map" in raw
+                else "install a newer transformers."
+            )
+        )
+    if reference and not FAMILIES.get(model_type, Family(())).replaces_code:
+        raise CheckpointError(
+            f"{folder} brings its own code for the model ({reference}, by auto_map in "
+            f"{CONFIG}), which may compute otherwise than transformers' {model_type}; "
+            "run it with --trust-remote-code, or remove auto_map to run transformers' own class."
+        )
+
+
+def has_own_code(folder: Path) -> bool:
+    """Say whether a checkpoint's config.json names code of its own as its model."""
+    return _code_reference(read_json(folder / CONFIG)) is not None
+
+
+def _code_reference(raw: Mapping[str, Any]) -> str | None:
+    """Return "module.Class" of a checkpoint's own model, or None when transformers has its class.
+
+    Of auto_map, AutoModel's entry only decides which class embeds.
+    """
+    auto_map = raw.get("auto_map")
+    reference = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
+    return reference if isinstance(reference, str) else None
+
+
+def model_class(folder: Path, model_type: str, *, own_code: bool) -> Any:
+    """Return the class of a checkpoint's bare model: transformers', or the code that it brings.
+
+    Raises:
+        CheckpointError: when its code cannot be imported.
+    """
+    if not own_code:
+        return bare_class(model_type)
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    reference = _code_reference(read_json(folder / CONFIG))
+    try:
+        return get_class_from_dynamic_module(reference, folder)
+    except Exception as error:  # code of anybody may raise anything
+        raise CheckpointError(
+            f"the code of {folder} ({reference}) cannot be loaded: {one_line(error)}"
+        ) from error
+
+
 def is_native(model_type: str) -> bool:
     """Say whether transformers has a model type without code from the checkpoint."""
     return bare_class(model_type) is not None
 
 
-def cut_config(raw: Mapping[str, Any], family: Family, depth: int, layers: int) -> dict[str, Any]:
+def cut_config(
+    raw: Mapping[str, Any], family: Family, depth: int, layers: int, *, own_code: bool
+) -> dict[str, Any]:
     """Return config.json for the first ``layers`` of ``depth`` layers.
 
     Lists with one entry per layer are cut, too: a list left at full length makes transformers
@@ -95,7 +158,7 @@ def cut_config(raw: Mapping[str, Any], family: Family, depth: int, layers: int) 
             new[key] = raw[key][:layers]
     if family.groups_key:
         new[family.groups_key] = _groups(raw, family.groups_key, depth, layers)
-    if is_native(raw["model_type"]):
+    if not own_code:
         new["architectures"] = [bare_class(raw["model_type"]).__name__]  # task heads are left out
         new.pop("auto_map", None)  # transformers' own code is what was measured
     return new

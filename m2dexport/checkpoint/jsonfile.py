@@ -6,28 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, one_line
 
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        CheckpointError: when it is missing or no JSON.
+        CheckpointError: when it is missing or not JSON.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {one_line(error)}.") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or an empty one when there is no such file.
 
     Raises:
-        CheckpointError: when it is no JSON object.
+        CheckpointError: when it is not a JSON object.
     """
     if not path.exists():
         return {}

@@ -22,8 +22,10 @@ from m2dexport.checkpoint.tensors import (
     row_blocks_of,
     tensors_in,
 )
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, one_line
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
 _ROOT = "base_model.model."
 _REFUSED = {
     "use_dora": "DoRA also rescales every column",
@@ -57,7 +59,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         CheckpointError: when the adapter is not a plain LoRA of linear layers.
     """
-    config = read_object(folder / "adapter_config.json")
+    config = read_object(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(
             f"{folder} is a {config.get('peft_type')} adapter; only LORA can be merged."
@@ -68,7 +70,7 @@ def read_adapter(folder: Path) -> Adapter:
     ups: dict[str, StoredTensor] = {}
     downs: dict[str, StoredTensor] = {}
     replaced: dict[str, StoredTensor] = {}
-    for stored_name, tensor in tensors_in(folder / "adapter_model.safetensors").items():
+    for stored_name, tensor in tensors_in(folder / ADAPTER).items():
         name = stored_name.removeprefix(_ROOT)
         if name.endswith(".lora_A.weight"):
             downs[name.removesuffix(".lora_A.weight")] = tensor
@@ -80,26 +82,48 @@ def read_adapter(folder: Path) -> Adapter:
             )
         else:
             replaced[name] = tensor
-    if set(ups) != set(downs):
-        raise CheckpointError(f"{folder} is incomplete: A and B matrices do not pair up.")
+    _require_pairs(folder, ups, downs)
     added = {
         module: LowRank(
             read_tensor(ups[module]).astype(np.float32),
             read_tensor(downs[module]).astype(np.float32),
-            _scale(config, module, downs[module].shape[0]),
+            _scale(folder, config, module, downs[module].shape[0]),
         )
         for module in sorted(ups)
     }
     return Adapter(added, replaced)
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+def _require_pairs(
+    folder: Path, ups: Mapping[str, StoredTensor], downs: Mapping[str, StoredTensor]
+) -> None:
+    if set(ups) != set(downs):
+        raise CheckpointError(f"{folder} is incomplete: A and B matrices do not pair up.")
+    for module, up in ups.items():
+        up_shape, down_shape = up.shape, downs[module].shape
+        matrices = len(up_shape) == len(down_shape) == 2
+        if not matrices or up_shape[1] != down_shape[0] or up_shape[1] == 0:
+            raise CheckpointError(
+                f"{folder} cannot be merged: the matrices of {module!r}, {up_shape} and "
+                f"{down_shape}, have no rank in common."
+            )
+
+
+def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
     alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    try:
+        for pattern, value in dict(config.get("alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                alpha = value
+                break
+        alpha = float(alpha)
+    except (TypeError, ValueError, OverflowError, re.error) as error:
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG} has no lora_alpha that is a number: {one_line(error)}."
+        ) from error
+    if not math.isfinite(alpha):
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG} has a lora_alpha of {alpha}.")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def merged_tensors(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
-from m2dexport.checkpoint.convert import base_of, converted, extracted, merged, needs_conversion
 from m2dexport.checkpoint.families import Family, Layout, family_of, locate
-from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, read_config
+from m2dexport.checkpoint.fit import require_fit
+from m2dexport.checkpoint.folder import checkpoint_folder
+from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, has_own_code, read_config
 from m2dexport.checkpoint.jsonfile import read_object
 from m2dexport.checkpoint.st_modules import (
     Dense,
@@ -25,14 +27,14 @@ from m2dexport.checkpoint.st_modules import (
 from m2dexport.checkpoint.tensors import (
     INDEX,
     WEIGHTS,
+    StoredTensor,
     sha256_of_tensors,
     stored_tensors,
     tensors_in,
 )
-from m2dexport.checkpoint.towers import find_tower
+from m2dexport.checkpoint.tokenizer import read_tokenizer, token_beyond
 from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on_raw_states
 from m2dexport.checkpoint.widths import Widths, read_widths
-from m2dexport.data import default_checkpoint
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import license_files
 
@@ -45,13 +47,13 @@ __all__ = [
     "LayerNormHead",
     "Pooling",
     "PoolingMode",
+    "Similarity",
     "depth_sizes",
-    "layout_of",
     "open_checkpoint",
-    "weights_sha256",
 ]
 
 FinalNorm = Literal["none", "applied", "skipped"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]  # sentence-transformers'
 PROVENANCE = "m2dexport.json"
 _UNLIMITED = 1_000_000  # tokenizers without a limit store 1e30 or 2**63 as model_max_length
 
@@ -62,6 +64,7 @@ class Checkpoint:
 
     path: Path  # local folder with config.json, the weights and the tokenizer
     model_type: str  # of transformers
+    own_code: bool  # the model is code that the checkpoint brings, trusted when it was opened
     layers: int  # N
     hidden: int  # width of the hidden states
     dim: int  # width of the final vector, after the head: the largest d
@@ -71,6 +74,7 @@ class Checkpoint:
     pooling: Pooling
     head: tuple[Head, ...]  # modules after pooling, in order, Normalize apart
     normalized: bool  # the checkpoint itself ends with Normalize
+    similarity: Similarity  # what its vectors are compared by
     final_norm: FinalNorm  # "none" for post-LN families, which have nothing to decide
     prompts: Mapping[str, str]  # by name: {"query": "...", "document": "..."}
     default_prompt: str | None  # a name in prompts
@@ -79,6 +83,49 @@ class Checkpoint:
     assumed: tuple[str, ...]  # sentences: what was not stored and therefore assumed
     sliced_from: str | None  # weights_sha256 of the parent, for a sub-model
     licenses: tuple[Path, ...]  # licence and notice files, which go wherever the weights go
+    layout: Layout = field(repr=False)  # where the tensors of the bare model lie, layer by layer
+
+    @property
+    def keeps_norms(self) -> bool:
+        """Whether the lengths of its vectors mean something: not normalised, nor by cosine."""
+        return not self.normalized and self.similarity != "cosine"
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """A hash of the weights that decide a vector: the bare model's and the head's.
+
+        It is taken over tensor names, types, shapes and values, so it does not depend on file
+        names, sharding, or the task heads that a checkpoint may carry besides. The weights are
+        read once, when it is first asked for.
+        """
+        tensors = self.layout.tensors(self.layers)
+        if self.latent:
+            for name, tensor in stored_tensors(self.latent.folder).items():
+                tensors[f"latent.{name}"] = tensor
+        for position, module in enumerate(self.head):
+            for name, tensor in stored_tensors(module.folder).items():
+                tensors[f"head.{position}.{name}"] = tensor
+        return sha256_of_tensors(tensors)
+
+    def moved(self, folder: Path) -> Checkpoint:
+        """Return the same description of a checkpoint whose folder was renamed to ``folder``."""
+
+        def there(path: Path) -> Path:
+            return folder / path.relative_to(self.path)
+
+        layout = self.layout
+        return replace(
+            self,
+            path=folder,
+            latent=self.latent and replace(self.latent, folder=there(self.latent.folder)),
+            head=tuple(replace(module, folder=there(module.folder)) for module in self.head),
+            licenses=tuple(there(path) for path in self.licenses),
+            layout=replace(
+                layout,
+                outside=_moved(layout.outside, there),
+                layers=tuple(_moved(layer, there) for layer in layout.layers),
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +170,7 @@ def open_checkpoint(
         6
     """
     assumed: list[str] = []
-    folder = _prepared(_local_folder(model), allow_pickle, assumed)
+    folder = checkpoint_folder(model, allow_pickle=allow_pickle, assumed=assumed)
     modules = read_modules(folder)
     if not (modules.transformer / CONFIG).is_file():
         raise CheckpointError(
@@ -131,65 +178,54 @@ def open_checkpoint(
         )
     chosen = _choose_pooling(folder, modules, pooling, assumed)
     config = read_config(modules.transformer, trust_remote_code=trust_remote_code)
+    own_code = trust_remote_code and has_own_code(modules.transformer)
+    described = _describe(folder, replace(modules, pooling=chosen), config, own_code, assumed)
+    if trained is None:
+        return described
+    return replace(described, trained=parse_grid(trained, described.layers, described.dim))
+
+
+def _describe(
+    folder: Path, modules: Modules, config: Any, own_code: bool, assumed: list[str]
+) -> Checkpoint:
+    transformer = modules.transformer
     layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
-    layout = _layout(modules.transformer, config.model_type, layers)
-    family = layout.family
-    assumed.extend(_notes(config.model_type, family, folder))
-    dim = _width_after(modules.head, hidden * len(chosen.modes))
+    layout = _layout(transformer, config.model_type, layers)
+    require_fit(transformer, config, layout, own_code=own_code)
+    family, pooling = layout.family, cast(Pooling, modules.pooling)
+    assumed.extend(_notes(config, family, folder, transformer))
+    dim = _width_after(modules.head, hidden * len(pooling.modes))
     provenance = read_object(folder / PROVENANCE)
-    prompts, default_prompt = _prompts(folder)
-    if not chosen.include_prompt and any(prompts.values()):
-        raise CheckpointError(
-            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
-            "of token ids and mask cannot do; remove the prompts, or set it to true."
-        )
+    stated = _sentence_config(folder, pooling)
     return Checkpoint(
-        path=modules.transformer,
+        path=transformer,
         model_type=str(config.model_type),
+        own_code=own_code,
         layers=layers,
         hidden=hidden,
         dim=dim,
-        widths=read_widths(layout, config, modules.transformer),
+        widths=read_widths(layout, config, transformer),
         vocab_size=int(config.vocab_size),
         latent=modules.latent,
-        pooling=chosen,
+        pooling=pooling,
         head=modules.head,
         normalized=modules.normalized,
+        similarity=stated.similarity,
         final_norm=_final_norm(family, config, modules),
-        prompts=prompts,
-        default_prompt=default_prompt,
+        prompts=stated.prompts,
+        default_prompt=stated.default_prompt,
         max_length=_max_length(modules, config, family, assumed),
-        trained=_trained_grid(folder, provenance, trained, (layers, dim)),
+        trained=_trained_grid(folder, provenance, (layers, dim)),
         assumed=tuple(assumed),
         sliced_from=provenance.get("sliced_from"),
         licenses=license_files(folder),
+        layout=layout,
     )
-
-
-def layout_of(checkpoint: Checkpoint) -> Layout:
-    """Return where the tensors of a checkpoint's bare model lie, layer by layer."""
-    return _layout(checkpoint.path, checkpoint.model_type, checkpoint.layers)
-
-
-def weights_sha256(checkpoint: Checkpoint) -> str:
-    """Return a hash of the weights that decide a vector: the bare model's and the head's.
-
-    It is taken over tensor names, types, shapes and values, so it does not depend on file names,
-    sharding, or the task heads that a checkpoint may carry besides.
-    """
-    tensors = layout_of(checkpoint).tensors(checkpoint.layers)
-    if checkpoint.latent:
-        for name, tensor in stored_tensors(checkpoint.latent.folder).items():
-            tensors[f"latent.{name}"] = tensor
-    for position, module in enumerate(checkpoint.head):
-        for name, tensor in stored_tensors(module.folder).items():
-            tensors[f"head.{position}.{name}"] = tensor
-    return sha256_of_tensors(tensors)
 
 
 def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
     """Return parameters and bytes of the sub-model of each depth, 1 to N."""
-    layout = layout_of(checkpoint)
+    layout = checkpoint.layout
     sizes = []
     for depth in range(1, checkpoint.layers + 1):
         tensors = layout.tensors(depth).values()
@@ -206,62 +242,10 @@ def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
     return sizes
 
 
-def _prepared(folder: Path, allow_pickle: bool, assumed: list[str]) -> Path:
-    """Return the folder, or one made from it: a text model in safetensors without an adapter."""
-    base_name = base_of(folder)
-    if base_name is not None:
-        base = folder / base_name if (folder / base_name).is_dir() else _local_folder(base_name)
-        merged_folder = merged(folder, _prepared(base, allow_pickle, assumed))
-        assumed.append(f"the adapter was merged into {base_name} at {merged_folder}.")
-        return merged_folder
-    if needs_conversion(folder):
-        folder = _converted(folder, allow_pickle)
-    if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        return folder  # what is missing is told when it is needed
-    tower = find_tower(folder, list(stored_tensors(folder)))
-    if tower is None:
-        return folder
-    assumed.append(f"{tower.note}.")
-    return extracted(folder, tower)
-
-
-def _converted(folder: Path, allow_pickle: bool) -> Path:
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{folder} has pickled weights alone, which can run code when loaded; convert them to "
-            "safetensors, or pass --allow-pickle to read them with torch's restricted unpickler."
-        )
-    return converted(folder)
-
-
-def _local_folder(model: str | Path | None) -> Path:
-    if model is None:
-        return default_checkpoint()
-    path = Path(model)
-    if path.is_dir():
-        return path
-    text = str(model)
-    if path.exists():
-        raise UsageError(f"{text} is a file; name the folder of a checkpoint.")
-    if isinstance(model, Path) or text.count("/") > 1 or text.startswith((".", "/", "~")):
-        raise UsageError(f"{text} does not exist; name a checkpoint folder or a hub id.")
-    return _download(text)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    ignored = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
-    try:
-        return Path(snapshot_download(hub_id, ignore_patterns=ignored))
-    except HFValidationError as error:
-        raise UsageError(f"{hub_id!r} is neither a folder nor a hub id.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"{hub_id!r} is no folder here and could not be fetched from the hub; check the name "
-            "and the network."
-        ) from error
+def _moved(
+    tensors: Mapping[str, StoredTensor], there: Callable[[Path], Path]
+) -> dict[str, StoredTensor]:
+    return {name: replace(tensor, path=there(tensor.path)) for name, tensor in tensors.items()}
 
 
 def _choose_pooling(
@@ -283,17 +267,27 @@ def _choose_pooling(
     return modules.pooling or chosen
 
 
-def _notes(model_type: str, family: Family, folder: Path) -> Iterator[str]:
+def _notes(config: Any, family: Family, folder: Path, transformer: Path) -> Iterator[str]:
+    """Yield what a person should know of how the folder was read."""
     if family.inferred:
         norm = f"at {family.final_norm}" if family.final_norm else "nowhere"
         yield (
-            f"model type {model_type!r} is not in the table of families: its layers were found at "
-            f"{family.layers[0]}*, its final norm {norm}."
+            f"model type {config.model_type!r} is not in the table of families: its layers were "
+            f"found at {family.layers[0]}*, its final norm {norm}."
         )
     if family.final_norm and trained_on_raw_states(folder):
         yield (
             "shallow depths apply the final norm, although their training did not; slice them "
             "with --final-norm skipped to get what was trained."
+        )
+    if (transformer / WEIGHTS).exists() and (transformer / INDEX).exists():
+        yield f"the weights are {WEIGHTS}, which loaders prefer; {INDEX} beside it is not read."
+    yield from read_tokenizer(transformer)[1]
+    beyond = token_beyond(transformer, int(config.vocab_size))
+    if beyond is not None:
+        yield (
+            f"no text holds {beyond[0]!r}, which the tokenizer numbers {beyond[1]}: the token "
+            f"table has {config.vocab_size} rows."
         )
 
 
@@ -318,16 +312,29 @@ def _width_after(head: tuple[Head, ...], width: int) -> int:
 
 
 def _trained_grid(
-    folder: Path, provenance: Mapping[str, Any], declared: str | None, limits: tuple[int, int]
+    folder: Path, provenance: Mapping[str, Any], limits: tuple[int, int]
 ) -> Grid | None:
-    if declared is not None:
-        return parse_grid(declared, *limits)
-    if provenance.get("trained_grid") is not None:
-        return tuple((int(n), int(d)) for n, d in provenance["trained_grid"])
+    stored = provenance.get("trained_grid")
+    if stored is not None:
+        try:
+            return tuple((int(n), int(d)) for n, d in stored)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"{folder / PROVENANCE} has a trained_grid that is not a list of layers and dims."
+            ) from error
     return read_grid(folder, *limits)
 
 
-def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+@dataclass(frozen=True)
+class _SentenceConfig:
+    """What config_sentence_transformers.json says."""
+
+    prompts: dict[str, str]
+    default_prompt: str | None
+    similarity: Similarity
+
+
+def _sentence_config(folder: Path, pooling: Pooling) -> _SentenceConfig:
     path = folder / "config_sentence_transformers.json"
     stored = read_object(path)
     prompts = stored.get("prompts") or {}
@@ -337,7 +344,18 @@ def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     default = stored.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise CheckpointError(f"{path} names the default prompt {default!r}, which it lacks.")
-    return prompts, default
+    if not pooling.include_prompt and any(prompts.values()):
+        raise CheckpointError(
+            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
+            "of token ids and mask cannot do; remove the prompts, or set it to true."
+        )
+    similarity = stored.get("similarity_fn_name") or "cosine"  # sentence-transformers' default
+    if similarity not in get_args(Similarity):
+        raise CheckpointError(
+            f"{path} compares vectors by {similarity!r}, which is none of "
+            f"{', '.join(get_args(Similarity))}."
+        )
+    return _SentenceConfig(prompts, default, cast(Similarity, similarity))
 
 
 def _final_norm(family: Family, config: Any, modules: Modules) -> FinalNorm:

@@ -1,30 +1,19 @@
-"""What sentence-transformers runs after the transformer: modules.json, read and written."""
+"""What sentence-transformers runs after the transformer: modules.json and what it names, read."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import numpy as np
-
-from m2dexport.checkpoint.jsonfile import read_json, read_object, write_json
-from m2dexport.checkpoint.tensors import (
-    WEIGHTS,
-    NewTensor,
-    copied,
-    new_tensor,
-    stored_tensors,
-    write_tensors,
-)
+from m2dexport.checkpoint.jsonfile import read_json, read_object
 from m2dexport.errors import CheckpointError, UsageError
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # sentence-transformers' flags of before 5.x, in the order in which it concatenates them.
-_LEGACY_MODES: dict[str, PoolingMode] = {
+LEGACY_MODES: dict[str, PoolingMode] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -33,7 +22,7 @@ _LEGACY_MODES: dict[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-_TORCH_ACTIVATIONS = {
+TORCH_ACTIVATIONS = {
     "identity": "torch.nn.modules.linear.Identity",
     "tanh": "torch.nn.modules.activation.Tanh",
     "relu": "torch.nn.modules.activation.ReLU",
@@ -41,13 +30,9 @@ _TORCH_ACTIVATIONS = {
     "silu": "torch.nn.modules.activation.SiLU",
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
 }
-_SETTINGS = "sentence_bert_config.json"
-_TOKENS = "token_embeddings"
-_LATENT = "m2dexport.latent.LatentAttentionModule"  # sentence-transformers has none of its own
-_MODULE = "sentence_transformers.models."  # read by every version of sentence-transformers
-# Where Normalize lives since 6.0. Older versions ignore the requirement of a transformers version
-# that raw states bring along, and would pool something else; this name they cannot load at all.
-_NEW_NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+MODULES = "modules.json"
+SETTINGS = "sentence_bert_config.json"
+LATENT = "m2dexport.latent.LatentAttentionModule"  # sentence-transformers has none of its own
 _SUPPORTED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 _REFUSED = {
     "WeightedLayerPooling": "it mixes the states of all layers, so no layer can be cut",
@@ -55,15 +40,13 @@ _REFUSED = {
     "StaticEmbedding": "it has no layers to cut",
     "BoW": "it has no layers to cut",
     "CLIPModel": "it embeds images as well as text",
-    "Router": "it runs different modules for queries and documents; export each route's own folder",
-    "Asym": "it runs different modules for queries and documents; export each route's own folder",
     "CNN": "it runs over the tokens after the transformer",
     "LSTM": "it runs over the tokens after the transformer",
     "WordWeights": "it weights tokens by a table",
 }
 # Settings of the Transformer module that change which tokens or states are used.
 _LAST_STATE = {"method": "forward", "method_output_name": "last_hidden_state"}
-_RAW_STATE = {"method": "forward", "method_output_name": ["hidden_states", -1]}
+RAW_STATE = {"method": "forward", "method_output_name": ["hidden_states", -1]}
 _REFUSED_SETTINGS = (
     *("query_expansion", "query_length", "document_length", "tokenizer_name_or_path"),
     *("tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"),
@@ -119,6 +102,7 @@ class Modules:
     pooling: Pooling | None  # None: not stored
     head: tuple[Head, ...]
     normalized: bool
+    without_pooler: bool = False  # to be loaded without BERT's pooler, which embeds nothing
 
 
 def pooling_from_name(name: str) -> Pooling:
@@ -142,15 +126,11 @@ def read_modules(folder: Path) -> Modules:
     Raises:
         CheckpointError: when a module is of a kind that cannot be exported, by name.
     """
-    path = folder / "modules.json"
+    path = folder / MODULES
     if not path.exists():
         return _modules(folder, None, None, (), normalized=False)
-    entries = read_json(path)
-    try:
-        listed = [(str(e["type"]), folder / _inside(str(e["path"]), path)) for e in entries]
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a list of modules with a type and a path.") from error
-    kinds = [_kind(type_name, path) for type_name, _ in listed]
+    listed = listed_modules(folder)
+    kinds = [_kind(type_name, path, i) for i, (type_name, _) in enumerate(listed)]
     latent = None
     if kinds[1:2] == ["LatentAttentionModule"]:
         latent = read_latent_attention(listed[1][1])
@@ -179,6 +159,22 @@ def read_modules(folder: Path) -> Modules:
     return _modules(listed[0][1], latent, _read_pooling(listed[1][1]), tuple(head), normalized)
 
 
+def listed_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Return the type and the folder of each module that modules.json names; none without one.
+
+    Raises:
+        CheckpointError: when it is not a list of modules, or names a folder outside.
+    """
+    path = folder / MODULES
+    if not path.exists():
+        return []
+    entries = read_json(path)
+    try:
+        return [(str(e["type"]), folder / _inside(str(e["path"]), path)) for e in entries]
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a list of modules with a type and a path.") from error
+
+
 def _inside(name: str, path: Path) -> str:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(f"{path} names {name!r}, which lies outside the checkpoint.")
@@ -197,7 +193,7 @@ def _modules(
     return Modules(
         transformer=transformer,
         max_length=settings.get("max_seq_length"),
-        raw_output=output == _RAW_STATE,
+        raw_output=output == RAW_STATE,
         latent=latent,
         pooling=pooling,
         head=head,
@@ -207,7 +203,7 @@ def _modules(
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Return the Transformer module's settings, which older versions named after the family."""
-    path = next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / _SETTINGS)
+    path = next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / SETTINGS)
     settings = read_object(path)
     for key in _REFUSED_SETTINGS:
         if settings.get(key):
@@ -215,7 +211,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if {"text", "common"} & set(settings.get("processing_kwargs") or ()):
         raise CheckpointError(f"{path} changes how text is tokenized, by its processing_kwargs.")
     outputs = settings.get("modality_config", {"text": _LAST_STATE})
-    if not isinstance(outputs, dict) or outputs.get("text") not in (_LAST_STATE, _RAW_STATE):
+    if not isinstance(outputs, dict) or outputs.get("text") not in (_LAST_STATE, RAW_STATE):
         raise CheckpointError(
             f"{path} does not pool the last hidden state of plain text, so it cannot be exported: "
             f"its modality_config is {outputs}."
@@ -230,14 +226,31 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _kind(type_name: str, path: Path) -> str:
+def _kind(type_name: str, path: Path, position: int) -> str:
     package, _, kind = type_name.rpartition(".")
+    if kind in ("Router", "Asym"):
+        raise CheckpointError(
+            f"{path} has a {kind}, which runs different modules for queries and documents; make a "
+            f"checkpoint of each route, and export those, by running in Python: "
+            f"{_route_by_route(path.parent, position)}"
+        )
     if package.startswith("sentence_transformers") and kind in _SUPPORTED:
         return kind
-    if type_name == _LATENT:
+    if type_name == LATENT:
         return kind
     reason = _REFUSED.get(kind, "it is not one of sentence-transformers' own text modules")
     raise CheckpointError(f"{path} has a {type_name} module, which cannot be exported: {reason}.")
+
+
+def _route_by_route(folder: Path, position: int) -> str:
+    """Return a line of Python that saves each route of a Router as a checkpoint of its own."""
+    before = f"*list(m)[:{position}], " if position else ""
+    return (
+        f"from sentence_transformers import SentenceTransformer; "
+        f"m = SentenceTransformer({str(folder)!r}); "
+        f"[SentenceTransformer(modules=[{before}*route, *list(m)[{position + 1}:]], "
+        f"prompts=m.prompts).save(name) for name, route in m[{position}].sub_modules.items()]"
+    )
 
 
 def _read_pooling(folder: Path) -> Pooling:
@@ -246,7 +259,7 @@ def _read_pooling(folder: Path) -> Pooling:
         raise CheckpointError(f"{folder / 'config.json'} is missing, so the pooling is unknown.")
     stored = config.get("pooling_mode")
     if stored is None:
-        stored = [mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)] or ["mean"]
+        stored = [mode for flag, mode in LEGACY_MODES.items() if config.get(flag)] or ["mean"]
     modes = [stored] if isinstance(stored, str) else list(stored)
     unknown = [mode for mode in modes if mode not in get_args(PoolingMode)]
     if unknown:
@@ -261,27 +274,6 @@ def read_latent_attention(folder: Path) -> LatentAttention:
     return LatentAttention(folder, _integer(read_object(folder / "config.json"), "heads", folder))
 
 
-def write_latent_attention(folder: Path, heads: int, tensors: Sequence[NewTensor]) -> None:
-    """Write what ``read_latent_attention`` reads into a new folder."""
-    folder.mkdir()
-    write_json(folder / "config.json", {"heads": heads})
-    write_tensors(folder / WEIGHTS, tensors)
-
-
-def write_latent_modules(out: Path, hidden: int, heads: int, tensors: Sequence[NewTensor]) -> None:
-    """Write the modules of NV-Embed into a checkpoint folder: latent attention, mean, Normalize."""
-    types = [_MODULE + "Transformer", _LATENT, _MODULE + "Pooling", _MODULE + "Normalize"]
-    folders = [out, *(_folder(out, types[: i + 1]) for i in range(1, len(types)))]
-    for folder in folders[1:]:
-        shutil.rmtree(folder, ignore_errors=True)  # of the modules that it came with
-    write_latent_attention(folders[1], heads, tensors)
-    folders[2].mkdir()
-    write_json(folders[2] / "config.json", _pooling_config(Pooling(("mean",), False), hidden))
-    folders[3].mkdir()
-    write_json(folders[3] / "config.json", {})
-    _write_list(out, folders, types)
-
-
 def _read_dense(folder: Path) -> Dense:
     config = read_object(folder / "config.json")
     if config.get("use_residual"):
@@ -292,9 +284,9 @@ def _read_dense(folder: Path) -> Dense:
                 f"{folder} is a Dense on {config[key]!r}; only one on the pooled vector is "
                 "supported."
             )
-    name = config.get("activation_function", _TORCH_ACTIVATIONS["tanh"])
+    name = config.get("activation_function", TORCH_ACTIVATIONS["tanh"])
     activation = str(name).rpartition(".")[2].lower()
-    if activation not in _TORCH_ACTIVATIONS:
+    if activation not in TORCH_ACTIVATIONS:
         raise CheckpointError(f"{folder} has the activation {name!r}, which is not supported.")
     return Dense(
         folder,
@@ -314,112 +306,3 @@ def _integer(config: Mapping[str, Any], key: str, folder: Path) -> int:
 def read_lowercase(transformer: Path) -> bool:
     """Say whether the Transformer module puts a lowercasing step before its tokenizer's own."""
     return bool(_settings(transformer).get("do_lower_case"))
-
-
-def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None) -> None:
-    """Write modules.json and what it names into ``modules.transformer``, ending in Normalize.
-
-    The last head is cut to its first ``dim`` outputs. Where there is no head that can be cut, a
-    Dense with the identity's first ``dim`` rows is added: exact, and read by every version of
-    sentence-transformers, which has no module that truncates.
-
-    Args:
-        modules: what to write; ``transformer`` is the sub-model's folder.
-        hidden: width of the token states.
-        dim: outputs to keep.
-        dtype: floating type of the heads, "F32", "F16" or "BF16"; None keeps the stored one.
-    """
-    out = modules.transformer
-    settings: dict[str, Any] = {"max_seq_length": modules.max_length, "do_lower_case": False}
-    if modules.raw_output:
-        settings |= {"modality_config": {"text": _RAW_STATE}, "module_output_name": _TOKENS}
-    write_json(out / _SETTINGS, settings)
-    pooling = cast(Pooling, modules.pooling)
-    types, folders = [_MODULE + "Transformer"], [out]
-    if modules.latent:
-        types.append(_LATENT)
-        folders.append(_folder(out, types))
-        tensors = _copies(modules.latent.folder, dtype, rows=None)
-        write_latent_attention(folders[-1], modules.latent.heads, tensors)
-    types.append(_MODULE + "Pooling")
-    folders.append(_new_folder(out, types))
-    write_json(folders[-1] / "config.json", _pooling_config(pooling, hidden))
-    width = hidden * len(pooling.modes)
-    for module in modules.head:
-        types.append(_MODULE + ("Dense" if isinstance(module, Dense) else "LayerNorm"))
-        folders.append(_new_folder(out, types))
-        if isinstance(module, Dense):
-            last = module is modules.head[-1]
-            width = min(dim, module.out_features) if last else module.out_features
-            _write_dense(folders[-1], module, width, dtype)
-        else:
-            write_json(folders[-1] / "config.json", {"dimension": module.features})
-            _copy_tensors(module.folder, folders[-1], dtype, rows=None)
-    if dim < width:
-        types.append(_MODULE + "Dense")
-        folders.append(_new_folder(out, types))
-        _write_identity(folders[-1], dim, width, dtype or "F32")
-    types.append(_NEW_NORMALIZE if modules.raw_output else _MODULE + "Normalize")
-    folders.append(_new_folder(out, types))
-    write_json(folders[-1] / "config.json", {})
-    _write_list(out, folders, types)
-
-
-def _write_list(out: Path, folders: Sequence[Path], types: Sequence[str]) -> None:
-    listed = [
-        {"idx": i, "name": str(i), "path": path.name if i else "", "type": type_name}
-        for i, (type_name, path) in enumerate(zip(types, folders, strict=True))
-    ]
-    write_json(out / "modules.json", listed)
-
-
-def _folder(out: Path, types: Sequence[str]) -> Path:
-    return out / f"{len(types) - 1}_{types[-1].rpartition('.')[2]}"
-
-
-def _new_folder(out: Path, types: Sequence[str]) -> Path:
-    folder = _folder(out, types)
-    folder.mkdir()
-    return folder
-
-
-def _pooling_config(pooling: Pooling, hidden: int) -> dict[str, Any]:
-    kept = {"include_prompt": pooling.include_prompt}
-    flags = {flag: mode in pooling.modes for flag, mode in _LEGACY_MODES.items()}
-    if pooling.modes == tuple(mode for flag, mode in _LEGACY_MODES.items() if flags[flag]):
-        return {"word_embedding_dimension": hidden, **flags, **kept}
-    # The flags cannot say the order, which sentence-transformers 5.4 and later can.
-    modes = list(pooling.modes)
-    return {"embedding_dimension": hidden, "pooling_mode": modes, **kept}
-
-
-def _dense_config(in_features: int, out_features: int, bias: bool, act: str) -> dict[str, Any]:
-    return {
-        "in_features": in_features,
-        "out_features": out_features,
-        "bias": bias,
-        "activation_function": _TORCH_ACTIVATIONS[act],
-    }
-
-
-def _write_dense(folder: Path, dense: Dense, rows: int, dtype: str | None) -> None:
-    config = _dense_config(dense.in_features, rows, dense.bias, dense.activation)
-    write_json(folder / "config.json", config)
-    _copy_tensors(dense.folder, folder, dtype, rows=rows)
-
-
-def _write_identity(folder: Path, rows: int, columns: int, dtype: str) -> None:
-    write_json(folder / "config.json", _dense_config(columns, rows, False, "identity"))
-    weight = new_tensor("linear.weight", np.eye(rows, columns, dtype=np.float32), dtype)
-    write_tensors(folder / WEIGHTS, [weight])
-
-
-def _copy_tensors(source: Path, folder: Path, dtype: str | None, rows: int | None) -> None:
-    write_tensors(folder / WEIGHTS, _copies(source, dtype, rows))
-
-
-def _copies(source: Path, dtype: str | None, rows: int | None) -> list[NewTensor]:
-    return [
-        copied(tensor, name, dtype=dtype, rows=rows)
-        for name, tensor in stored_tensors(source).items()
-    ]

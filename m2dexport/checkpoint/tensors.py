@@ -12,6 +12,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from operator import index as integer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.errors import CheckpointError, UsageError
+from m2dexport.errors import CheckpointError, UsageError, one_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -85,22 +87,24 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: when there is no safetensors file, or one is truncated or corrupt.
     """
-    index = folder / INDEX
-    if not index.exists():
+    listing = folder / INDEX
+    if (folder / WEIGHTS).exists() or not listing.exists():  # in transformers' order
         return tensors_in(folder / WEIGHTS)
     try:
-        stored = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        stored = json.loads(listing.read_text(encoding="utf-8"))["weight_map"]
         weight_map = {str(name): str(shard) for name, shard in stored.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a valid index of shards: {error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{listing} is not a valid index of shards: {one_line(error)}."
+        ) from error
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise CheckpointError(f"{index} names {shard!r}, which is not a file beside it.")
+            raise CheckpointError(f"{listing} names {shard!r}, which is not a file beside it.")
         found.update(tensors_in(folder / shard))
     missing = sorted(set(weight_map) - set(found))
     if missing:
-        raise CheckpointError(f"{index} names {missing[0]!r}, which no shard holds.")
+        raise CheckpointError(f"{listing} names {missing[0]!r}, which no shard holds.")
     return found
 
 
@@ -116,23 +120,41 @@ def tensors_in(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(f"{path} is truncated or not a safetensors file.")
-            header = json.loads(stream.read(length))
-    except FileNotFoundError as error:
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise CheckpointError(f"{path} is missing.") from error
-    except ValueError as error:
+    except KeyError as error:
+        raise CheckpointError(f"{path} is corrupt: its header names {error} twice.") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is corrupt: its header is not JSON.") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is corrupt: its header is not a JSON object.")
     header.pop("__metadata__", None)
-    return {
+    found = {
         name: _stored(path, name, entry, 8 + length, size) for name, entry in sorted(header.items())
     }
+    for before, after in pairwise(sorted(found.values(), key=lambda t: (t.start, t.size))):
+        if before.start + before.size > after.start:
+            raise CheckpointError(
+                f"{path} is corrupt: tensors {before.name!r} and {after.name!r} overlap."
+            )
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a header, whose names must differ."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise KeyError(name)
+        found[name] = value
+    return found
 
 
 def _stored(path: Path, name: str, entry: Any, data: int, file_size: int) -> StoredTensor:
     try:
-        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape = entry["dtype"], tuple(integer(n) for n in entry["shape"])
+        begin, end = (integer(n) for n in entry["data_offsets"])
         itemsize = _DTYPES[dtype].itemsize
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(

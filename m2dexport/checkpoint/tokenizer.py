@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,46 +11,159 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from m2dexport.checkpoint.jsonfile import read_json, read_object, write_json
-from m2dexport.errors import CheckpointError, M2DError
+from m2dexport.data import calibration_texts
+from m2dexport.errors import CheckpointError, M2DError, one_line
 
 _FILE = "tokenizer.json"
 _COPIES = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tekken.json", "*.model")
+_VERBATIM = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
+_COMPARED = 64  # of the calibration texts
+# Cases, accents, spaces, digits, other scripts: what tokenizers of different kinds disagree on.
+_PROBES = (
+    "a cat sat on the mat",
+    " Two  spaces,\ttab\nand line. ",
+    "Ünïcode CAFÉ naïve Straße İstanbul",
+    "3.14 != 42, e-mail@example.org (x_1)",
+    "日本語のテキスト 한국어 русский язык العربية हिन्दी",
+    "☃ 👩‍👩‍👧 ½ ﬁ",
+)
 _VOCABULARIES = (_FILE, "vocab.txt", "vocab.json", "tekken.json", "*.model")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Return transformers' tokenizer of a checkpoint folder.
+def open_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint folder, with transformers' interface.
+
+    It gives the ids of the stored tokenizer.json, and ends every text in the end token where
+    tokenizer_config.json asks for that, whether or not transformers would do so.
 
     Raises:
         CheckpointError: when there is none, or only one that has no fast form.
     """
+    return read_tokenizer(folder)[0]
+
+
+def read_tokenizer(folder: Path) -> tuple[Any, list[str]]:
+    """Return ``open_tokenizer``'s, and a sentence on each way in which transformers' differs.
+
+    Raises:
+        CheckpointError: when there is none, or only one that has no fast form, or one that cuts
+            long texts on their left.
+    """
+    loaded, notes = _loaded(folder), []
+    if loaded.truncation_side != "right":
+        raise CheckpointError(
+            f"{folder} keeps the end of a long text and drops its beginning (truncation_side is "
+            f"{loaded.truncation_side}), which artifacts cannot do; remove truncation_side from "
+            "its tokenizer_config.json to keep the beginning."
+        )
+    tokenizer = _as_stored(folder, loaded)
+    if tokenizer.pad_token is None:  # padding is masked: any token serves
+        first = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or first
+    if tokenizer is not loaded:
+        notes.append(
+            f"token ids are those of {_FILE}; transformers and sentence-transformers "
+            f"build a {type(loaded).__name__} instead, whose ids differ: name "
+            "PreTrainedTokenizerFast as tokenizer_class in tokenizer_config.json to make them read "
+            "the file."
+        )
+    asked = read_object(folder / "tokenizer_config.json").get("add_eos_token") is True
+    if asked and _end_every_text(tokenizer):
+        notes.append(
+            "every text ends in the end token, as add_eos_token in tokenizer_config.json says; "
+            "transformers and sentence-transformers leave it out, since tokenizer.json does."
+        )
+    return tokenizer, notes
+
+
+def _loaded(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
         # transformers 5 would make up an empty vocabulary and raise nothing.
         raise CheckpointError(f"{folder} has no tokenizer; copy tokenizer.json beside its weights.")
+    _require_sentencepiece(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (ValueError, OSError, KeyError, ImportError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare exceptions
         raise CheckpointError(
-            f"{folder} has no tokenizer that transformers can load: {reason}"
+            f"{folder} has no tokenizer that transformers can load: {one_line(error)}"
         ) from error
     if not tokenizer.is_fast:
         raise CheckpointError(
             f"{folder} has only a slow tokenizer, which cannot be written as tokenizer.json."
         )
-    if tokenizer.pad_token is None:  # padding is masked: any token serves
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _require_sentencepiece(folder: Path) -> None:
+    """Refuse a vocabulary that only packages which are not installed can read, by their names."""
+    models = sorted(path.name for path in folder.glob("*.model"))
+    if not models or any((folder / name).exists() for name in _VOCABULARIES):
+        return
+    packages = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+    missing = [package for module, package in packages.items() if not _installed(module)]
+    if missing:
+        raise CheckpointError(
+            f"{folder} keeps its vocabulary in {models[0]} only, and reading it needs the "
+            f"{' and '.join(missing)} package; run: pip install {' '.join(missing)}."
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that the module lies in
+        return False
+
+
+def _as_stored(folder: Path, loaded: Any) -> Any:
+    """Return the tokenizer that transformers loaded, or one of tokenizer.json where they differ."""
+    from transformers import PreTrainedTokenizerFast
+
+    path = folder / _FILE
+    if not path.is_file():
+        return loaded
+    try:
+        stored = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
+    backend = loaded.backend_tokenizer
+    for each in (stored, backend):
+        each.no_truncation()
+        each.no_padding()
+    texts = (*_PROBES, *calibration_texts()[:_COMPARED])
+    pairs = zip(stored.encode_batch(texts), backend.encode_batch(texts), strict=True)
+    if all(one.ids == other.ids for one, other in pairs):
+        return loaded
+    known = loaded.special_tokens_map.items()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=stored,
+        padding_side=loaded.padding_side,
+        model_max_length=loaded.model_max_length,
+        model_input_names=loaded.model_input_names,
+        **{name: token for name, token in known if _holds(stored, token)},
+    )
+
+
+def _holds(tokenizer: Tokenizer, token: object) -> bool:
+    return isinstance(token, str) and tokenizer.token_to_id(token) is not None
+
+
+def token_beyond(folder: Path, rows: int) -> tuple[str, int] | None:
+    """Return the first token of tokenizer.json, and its id, that a table of ``rows`` rows lacks."""
+    path = folder / _FILE
+    known = Tokenizer.from_file(str(path)).get_vocab() if path.is_file() else {}
+    beyond = [(index, token) for token, index in known.items() if index >= rows]
+    index, token = min(beyond, default=(0, None))
+    return None if token is None else (token, index)
 
 
 def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
     """Write a checkpoint's tokenizer, tokenizer.json included, into another folder.
 
-    What is written is the tokenizer as transformers sets it up, not a copy of the stored file:
-    options of tokenizer_config.json that transformers applies when it loads are in it. Stored
-    truncation and padding are left out; whoever tokenizes chooses them.
+    What is written is what ``open_tokenizer`` returns, and transformers reads the same from it.
+    Stored truncation and padding are left out; whoever tokenizes chooses them.
 
     Args:
         source: the checkpoint's folder.
@@ -61,7 +175,7 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
         M2DError: when the disk is full.
     """
     path = folder / _FILE
-    tokenizer = load_tokenizer(source)
+    tokenizer, notes = read_tokenizer(source)
     try:
         tokenizer.save_pretrained(folder)
     except OSError:
@@ -73,6 +187,9 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
     if lowercase:
         stored["normalizer"] = _lowercased(stored.get("normalizer"))
     path.write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+    if notes:  # transformers would make something else of the file once more
+        settings = read_object(folder / "tokenizer_config.json")
+        write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": _VERBATIM})
 
 
 def replace_tokenizer(folder: Path, tokenizer: Mapping[str, Any], ids: Mapping[int, int]) -> None:
@@ -98,7 +215,7 @@ def replace_tokenizer(folder: Path, tokenizer: Mapping[str, Any], ids: Mapping[i
         config["added_tokens_decoder"] = {str(ids[int(i)]): token for i, token in added.items()}
         write_json(path, config)
     written = Tokenizer.from_file(str(folder / _FILE))
-    loaded = load_tokenizer(folder).backend_tokenizer
+    loaded = open_tokenizer(folder).backend_tokenizer
     if loaded.get_vocab() != written.get_vocab() or _model(loaded) != _model(written):
         raise CheckpointError(
             f"transformers builds its {config.get('tokenizer_class')} otherwise than the pruned "
@@ -125,19 +242,26 @@ def append_eos(folder: Path) -> None:
 
     A text beyond the maximum length keeps the token, as it is added after cutting.
     """
-    from tokenizers import processors
-
-    tokenizer = load_tokenizer(folder)
-    ids, end = tokenizer("a")["input_ids"], tokenizer.eos_token_id
-    if ids[-1] != end:
-        begin = tokenizer.bos_token if ids[0] == tokenizer.bos_token_id else None
-        tokens = [token for token in (begin, tokenizer.eos_token) if token]
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{begin or ''} $A {tokenizer.eos_token}".strip(),
-            special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens],
-        )
+    tokenizer = open_tokenizer(folder)
+    if _end_every_text(tokenizer):
         tokenizer.save_pretrained(folder)
         settings = read_object(folder / "tokenizer_config.json")
         # A family's own class would set up its usual beginning and end again.
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings["tokenizer_class"] = _VERBATIM
         write_json(folder / "tokenizer_config.json", settings)
+
+
+def _end_every_text(tokenizer: Any) -> bool:
+    """Add the end token to what a tokenizer makes of a text; say whether it was missing."""
+    from tokenizers import processors
+
+    ids, end = tokenizer("a")["input_ids"], tokenizer.eos_token_id
+    if end is None or ids[-1:] == [end]:
+        return False
+    begin = tokenizer.bos_token if ids[:1] == [tokenizer.bos_token_id] else None
+    tokens = [token for token in (begin, tokenizer.eos_token) if token]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin or ''} $A {tokenizer.eos_token}".strip(),
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens],
+    )
+    return True

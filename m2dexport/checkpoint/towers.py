@@ -12,7 +12,7 @@ from typing import Any
 
 from m2dexport.checkpoint.families import FAMILIES
 from m2dexport.checkpoint.jsonfile import read_object
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, one_line
 
 _TABLE = "embed_tokens.weight"  # the token table stands at the top of every text tower
 _LATENT = "latent_attention_model."
@@ -90,8 +90,9 @@ def _text_config(folder: Path, model_type: str) -> dict[str, Any]:
     try:
         text: dict[str, Any] = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
     except Exception as error:  # a config class may raise anything about a value it dislikes
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"transformers cannot read {folder}/config.json: {reason}") from error
+        raise CheckpointError(
+            f"transformers cannot read {folder}/config.json: {one_line(error)}"
+        ) from error
     plain = _PLAIN.get(text["model_type"], text["model_type"])
     if plain not in FAMILIES:
         raise CheckpointError(

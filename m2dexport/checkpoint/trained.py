@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +17,12 @@ Grid = tuple[tuple[int, int], ...]
 _LOSS = re.compile(
     r"\* Loss: [^\n]*<code>(?P<name>[\w.]+)</code>[^\n]* with these parameters:\s*"
     r"```json\s*(?P<config>\{.*?\})\s*```",
+    re.DOTALL,
+)
+# Until version 2 they had no table of training sets, and wrote parameters as Python does.
+_OLD_LOSS = re.compile(
+    r"`(?P<name>sentence_transformers\.losses\.[\w.]+)` with parameters:\s*"
+    r"```\s*(?P<config>\{.*?\})\s*```",
     re.DOTALL,
 )
 _DEEP = ("Matryoshka2dLoss", "AdaptiveLayerLoss")  # these train every layer, on its raw state
@@ -50,8 +58,8 @@ def read_grid(folder: Path, layers: int, dim: int) -> Grid | None:
     """Return the grid that the losses on a sentence-transformers model card imply.
 
     Returns:
-        The pairs, or None when there is no card or its losses do not tell: cards name the
-        parameters of the outer loss alone, so AdaptiveLayerLoss around MatryoshkaLoss leaves the
+        The pairs, or None when there is no card or its losses do not say: cards name the
+        parameters of the outer loss only, so AdaptiveLayerLoss around MatryoshkaLoss leaves the
         dims open.
     """
     pairs: set[tuple[int, int]] = set()
@@ -62,9 +70,13 @@ def read_grid(folder: Path, layers: int, dim: int) -> Grid | None:
         if name == "AdaptiveLayerLoss" and inner == "MatryoshkaLoss":
             return None
         depths = range(1, layers + 1) if name in _DEEP or inner in _DEEP else [layers]
-        dims = [int(d) for d in config.get("matryoshka_dims", [dim]) if int(d) <= dim]
+        dims = [d for d in _integers(config.get("matryoshka_dims", [dim])) if 1 <= d <= dim]
         pairs.update((n, d) for n in depths for d in dims)
     return tuple(sorted(pairs)) or None
+
+
+def _integers(values: Any) -> list[int]:
+    return [n for n in values if isinstance(n, int)] if isinstance(values, list) else []
 
 
 def trained_on_raw_states(folder: Path) -> bool:
@@ -77,10 +89,11 @@ def _losses(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     if not card.exists():
         return []
     found = []
-    for match in _LOSS.finditer(card.read_text(encoding="utf-8", errors="replace")):
-        try:
-            config = json.loads(match.group("config"))
-        except ValueError:
-            continue  # a card is prose for people: what cannot be read is not there
-        found.append((match.group("name").rpartition(".")[2], config))
+    text = card.read_text(encoding="utf-8", errors="replace")
+    for pattern, parse in ((_LOSS, json.loads), (_OLD_LOSS, ast.literal_eval)):
+        for match in pattern.finditer(text):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                config = parse(match.group("config"))  # a card is prose: it need not be readable
+                if isinstance(config, dict):
+                    found.append((match.group("name").rpartition(".")[2], config))
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +22,11 @@ from m2dexport.cli.options import (
 )
 from m2dexport.errors import UsageError
 
+if TYPE_CHECKING:
+    from m2dexport.checkpoint.open import Checkpoint
+    from m2dexport.slice.slicing import Cut
+
+_CUTS = ("heads", "ffn", "reorder", "dtype", "final_norm", "normalize", "prune_vocab")
 _SHIPPED = Path()  # an option that takes a file of texts, given without one
 
 
@@ -52,7 +58,9 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     checkpoint = open_model(model, options)
     sizes = depth_sizes(checkpoint)
     if as_json:
-        print_json({**asdict(checkpoint), "depths": [asdict(size) for size in sizes]})
+        facts = asdict(checkpoint)
+        del facts["layout"]  # where each tensor lies: for programs that read the files
+        print_json({**facts, "depths": [asdict(size) for size in sizes]})
     else:
         print_checkpoint(checkpoint, sizes)
 
@@ -89,6 +97,12 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     help="Whether pre-LN families apply their final norm to the last kept layer.",
 )
 @click.option(
+    "--normalize",
+    is_flag=True,
+    help="Normalise the vectors of a model of another similarity than cosine, which keep their "
+    "norms otherwise.",
+)
+@click.option(
     "--prune-vocab",
     type=_count_or_file,
     metavar="CORPUS|N",
@@ -99,13 +113,7 @@ def slice_command(
     model: str | None,
     layers: tuple[int, ...] | None,
     dim: tuple[int, ...] | None,
-    heads: tuple[int, ...] | None,
-    ffn: tuple[int, ...] | None,
-    reorder: Path | None,
     out: Path | None,
-    dtype: str | None,
-    final_norm: Any,
-    prune_vocab: Path | int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -120,33 +128,44 @@ def slice_command(
       m2dexport slice --heads 8 --ffn 1024 --reorder-by-importance --out narrow
       m2dexport slice --layers 2 --dim 64 --prune-vocab 4000
     """
-    from m2dexport.checkpoint.jsonfile import read_object
-    from m2dexport.checkpoint.open import PROVENANCE
-    from m2dexport.data import calibration_texts
-    from m2dexport.slice.pruning import plan_pruning
     from m2dexport.slice.slicing import slice_grid
 
+    cuts = {name: options.pop(name) for name in _CUTS}
     checkpoint = open_model(model, options)
     layers, dim = layers or (checkpoint.layers,), dim or (checkpoint.dim,)
     one = f"sub-model-{layers[0]}x{dim[0]}"
     with busy("Slicing"):
-        pruning = None
-        if isinstance(prune_vocab, int):
-            pruning = plan_pruning(checkpoint, size=prune_vocab)
-        elif prune_vocab:
-            pruning = plan_pruning(checkpoint, texts_of(prune_vocab))
         sub_models = slice_grid(
             checkpoint,
             layers,
             dim,
             out or Path("sub-models" if len(layers) * len(dim) > 1 else one),
-            heads=heads,
-            ffn=ffn,
-            reorder=calibration_texts() if reorder == _SHIPPED else texts_of(reorder),
-            dtype=dtype,
-            final_norm=final_norm,
-            pruning=pruning,
+            _cut(checkpoint, **cuts),
         )
+    _print_slices(sub_models, as_json)
+
+
+def _cut(
+    checkpoint: Checkpoint, reorder: Path | None, prune_vocab: Path | int | None, **kept: Any
+) -> Cut:
+    """Return what the options of ``slice`` say besides layers and dims."""
+    from m2dexport.data import calibration_texts
+    from m2dexport.slice.pruning import plan_pruning
+    from m2dexport.slice.slicing import Cut
+
+    pruning = None
+    if isinstance(prune_vocab, int):
+        pruning = plan_pruning(checkpoint, size=prune_vocab)
+    elif prune_vocab:
+        pruning = plan_pruning(checkpoint, texts_of(prune_vocab))
+    texts = calibration_texts() if reorder == _SHIPPED else texts_of(reorder)
+    return Cut(**kept, reorder=texts, pruning=pruning)
+
+
+def _print_slices(sub_models: Sequence[Checkpoint], as_json: bool) -> None:
+    from m2dexport.checkpoint.jsonfile import read_object
+    from m2dexport.checkpoint.open import PROVENANCE
+
     pruned = [read_object(n.path / PROVENANCE).get("vocabulary") for n in sub_models]
     if as_json:
         facts = [{"layers": n.layers, "dim": n.dim, "path": n.path} for n in sub_models]

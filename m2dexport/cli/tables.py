@@ -34,6 +34,7 @@ def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None
         + " + ".join(checkpoint.pooling.modes),
         "final norm": checkpoint.final_norm,
         "normalised": "yes" if checkpoint.normalized else "no",
+        "similarity": checkpoint.similarity,
         "prompts": checkpoint.prompts or "none",
         "default prompt": checkpoint.default_prompt or "none",
         "maximum length": f"{checkpoint.max_length} tokens",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m2dexport.build.build import build_artifact
 from m2dexport.build.recipe import Recipe
-from m2dexport.checkpoint.open import Checkpoint, open_checkpoint, weights_sha256
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
@@ -43,7 +43,7 @@ def open_profiled(
         pooling=profile.checkpoint.pooling,
         trained=",".join(f"{n}:{d}" for n, d in trained) if trained else None,
     )
-    if weights_sha256(checkpoint) != profile.checkpoint.sha256:
+    if checkpoint.weights_sha256 != profile.checkpoint.sha256:
         raise UsageError(
             f"the weights of {named or 'the shipped checkpoint'} are not those that the profile "
             "measured; profile again."

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import re
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
 import transformers
 
-from m2dexport.checkpoint.families import Block, bare_class
-from m2dexport.checkpoint.open import Checkpoint, layout_of
+from m2dexport.checkpoint.families import Block
+from m2dexport.checkpoint.fit import narrow_modules, quiet, require_filled
+from m2dexport.checkpoint.hf_config import model_class
+from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.tensors import read_tensor
 from m2dexport.checkpoint.widths import Widths
 from m2dexport.errors import CheckpointError, one_line
-
-# What may be missing from a checkpoint without touching its embeddings.
-_UNUSED = ("pooler.", "decoder.", "lm_head.")
 
 
 class Backbone(torch.nn.Module):  # type: ignore[misc]
@@ -36,7 +33,7 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, checkpoint: Checkpoint, attention: str) -> None:
         super().__init__()
         self.transformer = _load(checkpoint, attention)
-        name = layout_of(checkpoint).family.final_norm
+        name = checkpoint.layout.family.final_norm
         self._norm_name = name
         self._applied = checkpoint.final_norm == "applied"
 
@@ -63,14 +60,15 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]
 
 
 def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
-    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
-    loader = bare_class(checkpoint.model_type)
+    own_code = checkpoint.own_code
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=own_code)
+    loader = model_class(checkpoint.path, checkpoint.model_type, own_code=own_code)
     # MPNet, DeBERTa and, before 5.x, T5 and most encoders have a fixed choice of kernels.
-    supported = loader._supports_sdpa if attention == "sdpa" else loader._supports_attention_backend
-    if not supported:
+    switch = "_supports_sdpa" if attention == "sdpa" else "_supports_attention_backend"
+    if not getattr(loader, switch, False):
         attention = "eager"
     try:
-        with _quiet():
+        with quiet():
             model, info = loader.from_pretrained(
                 checkpoint.path,
                 config=config,
@@ -83,12 +81,7 @@ def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
         raise CheckpointError(
             f"transformers cannot load {checkpoint.path}: {one_line(error)}"
         ) from error
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(_UNUSED))
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint.path} lacks {len(missing)} of the weights that its config.json asks "
-            f"for, such as {missing[0]}."
-        )
+    require_filled(checkpoint.path, info)
     if checkpoint.widths is not None:
         _narrow(model, checkpoint, checkpoint.widths)
     for module in model.modules():
@@ -101,27 +94,18 @@ def _load(checkpoint: Checkpoint, attention: str) -> torch.nn.Module:
 
 
 def _narrow(model: Any, checkpoint: Checkpoint, widths: Widths) -> None:
-    """Give every layer the widths of its stored weights, where its config could not say them.
-
-    Raises:
-        CheckpointError: when a tensor that has no width has another shape than the model's.
-    """
-    layout = layout_of(checkpoint)
+    """Give every layer the widths of its stored weights, where its config could not say them."""
+    layout = checkpoint.layout
     family, block = layout.family, cast(Block, layout.family.block)
-    linear = (*block.rows, *block.columns.values())
-    inside = re.compile(rf"{re.escape(family.layers[0])}\d+\.({'|'.join(map(re.escape, linear))})")
+    inside = cast("re.Pattern[str]", narrow_modules(layout))
     parameters = dict(model.named_parameters())
     for name, tensor in layout.tensors(checkpoint.layers).items():
-        if name not in parameters or tuple(parameters[name].shape) == tensor.shape:
-            continue
         module, _, parameter = name.rpartition(".")
-        if not inside.fullmatch(module):
-            raise CheckpointError(
-                f"{checkpoint.path} holds {name} of shape {tensor.shape}, where its config.json "
-                f"asks for {tuple(parameters[name].shape)}."
-            )
-        values = torch.from_numpy(read_tensor(tensor).astype(np.float32))
-        setattr(model.get_submodule(module), parameter, torch.nn.Parameter(values))
+        if name not in parameters or not inside.fullmatch(module):
+            continue
+        if tuple(parameters[name].shape) != tensor.shape:
+            values = torch.from_numpy(read_tensor(tensor).astype(np.float32))
+            setattr(model.get_submodule(module), parameter, torch.nn.Parameter(values))
     for number, counts in enumerate(zip(widths.heads, widths.kv_heads, strict=True)):
         if counts[0] != getattr(model.config, block.heads_key):
             for module in model.get_submodule(f"{family.layers[0]}{number}").modules():
@@ -141,18 +125,3 @@ def _set_heads(module: Any, block: Block, heads: int, kv_heads: int, head_dim: i
     if hasattr(module, "config"):  # phi3 asks it where queries end and keys begin
         module.config = copy.copy(module.config)
         setattr(module.config, block.heads_key, heads)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting what is checked here: missing and unexpected weights."""
-    logging: Any = transformers.utils.logging
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

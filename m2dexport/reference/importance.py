@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 
 from m2dexport.checkpoint.families import Block, Unit
-from m2dexport.checkpoint.open import Checkpoint, layout_of
-from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.checkpoint.open import Checkpoint
+from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.checkpoint.widths import Importance, Widths
 from m2dexport.data import texts_sha256
 from m2dexport.reference.backbone import Backbone
@@ -31,10 +31,9 @@ def importance_of(
         texts: such as the model will be used on.
         batch_size: texts in one forward pass.
     """
-    family, widths = layout_of(checkpoint).family, cast(Widths, checkpoint.widths)
+    family, widths = checkpoint.layout.family, cast(Widths, checkpoint.widths)
     columns = cast(Block, family.block).columns
     backbone = Backbone(checkpoint, attention="sdpa")
-    tokenizer = load_tokenizer(checkpoint.path)
     sums: list[dict[Unit, Any]] = [{"heads": 0, "ffn": 0} for _ in range(checkpoint.layers)]
     real = torch.ones(0, dtype=torch.bool)  # of the batch at hand: which tokens are not padding
 
@@ -51,7 +50,23 @@ def importance_of(
             name = f"{family.layers[0]}{layer}.{columns[unit]}"
             module = backbone.transformer.get_submodule(name)
             module.register_forward_pre_hook(adder(layer, unit, size))
-    ordered = sorted(texts, key=len)  # little padding
+    for input_ids, attention_mask in _batches(checkpoint, texts, batch_size):
+        real = attention_mask.bool()
+        with torch.inference_mode():
+            backbone(input_ids, attention_mask)
+    return Importance(
+        heads=tuple(layer["heads"].numpy() for layer in sums),
+        ffn=tuple(layer["ffn"].numpy() for layer in sums),
+        texts_sha256=texts_sha256(texts),
+    )
+
+
+def _batches(
+    checkpoint: Checkpoint, texts: Sequence[str], batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield token ids and masks of texts of about one length, which takes little padding."""
+    tokenizer = open_tokenizer(checkpoint.path)
+    ordered = sorted(texts, key=len)
     for start in range(0, len(ordered), batch_size):
         batch = tokenizer(
             ordered[start : start + batch_size],
@@ -60,14 +75,7 @@ def importance_of(
             max_length=checkpoint.max_length,
             return_tensors="pt",
         )
-        real = batch["attention_mask"].bool()
-        with torch.inference_mode():
-            backbone(batch["input_ids"], batch["attention_mask"])
-    return Importance(
-        heads=tuple(layer["heads"].numpy() for layer in sums),
-        ffn=tuple(layer["ffn"].numpy() for layer in sums),
-        texts_sha256=texts_sha256(texts),
-    )
+        yield batch["input_ids"], batch["attention_mask"]
 
 
 def _energies(inputs: torch.Tensor, weight: torch.Tensor, size: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from m2dexport.checkpoint.open import Checkpoint, Dense, PoolingMode
 from m2dexport.checkpoint.st_modules import Head
 from m2dexport.checkpoint.tensors import read_tensor, stored_tensors
-from m2dexport.checkpoint.tokenizer import load_tokenizer
+from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.latent import latent_attention
 from m2dexport.reference.backbone import Backbone
 
@@ -62,7 +62,7 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint, depths: Sequence[int] | None = None) -> None:
         self.checkpoint = checkpoint
         self.depths = tuple(depths or range(1, checkpoint.layers + 1))
-        self._tokenizer = load_tokenizer(checkpoint.path)
+        self._tokenizer = open_tokenizer(checkpoint.path)
         self._model = DepthPooler(checkpoint, self.depths, attention="sdpa")
 
     def encode(

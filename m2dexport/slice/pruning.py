@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from m2dexport.checkpoint.hf_config import is_native, read_config
+from m2dexport.checkpoint.hf_config import read_config
 from m2dexport.checkpoint.jsonfile import read_json
-from m2dexport.checkpoint.open import Checkpoint, layout_of
+from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.st_modules import read_lowercase
 from m2dexport.checkpoint.tensors import NewTensor, StoredTensor, selected
 from m2dexport.checkpoint.tokenizer import write_tokenizer
@@ -115,14 +115,13 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return pad_token_id and its like, those that config.json leaves to their defaults, too."""
-    trusted = not is_native(checkpoint.model_type)  # or there were no checkpoint
-    config = read_config(checkpoint.path, trust_remote_code=trusted).to_dict()
+    config = read_config(checkpoint.path, trust_remote_code=checkpoint.own_code).to_dict()
     return {key: ids for key, ids in config.items() if key.endswith("_token_id") and _listed(ids)}
 
 
 def _before_positions(checkpoint: Checkpoint, token_ids: Mapping[str, Any]) -> range:
     """Return the ids that must not move, where positions may be counted from the padding's id."""
-    layout = layout_of(checkpoint)
+    layout = checkpoint.layout
     if not any("position_embeddings" in name for name in layout.outside):
         return range(0)
     padding = _listed(token_ids.get("pad_token_id"))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config, is_native
+from m2dexport.checkpoint.families import bare_class
+from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config
 from m2dexport.checkpoint.jsonfile import read_json, write_json
 from m2dexport.checkpoint.open import (
     PROVENANCE,
     Checkpoint,
     FinalNorm,
-    layout_of,
     open_checkpoint,
-    weights_sha256,
 )
-from m2dexport.checkpoint.st_modules import Modules, read_lowercase, write_modules
+from m2dexport.checkpoint.st_modules import Modules, read_lowercase
+from m2dexport.checkpoint.st_write import write_modules
 from m2dexport.checkpoint.tensors import FLOAT_NAMES, WEIGHTS, write_tensors
 from m2dexport.checkpoint.tokenizer import replace_tokenizer, write_tokenizer
 from m2dexport.checkpoint.widths import (
@@ -30,7 +31,7 @@ from m2dexport.checkpoint.widths import (
     unknown_widths,
     width_config,
 )
-from m2dexport.errors import UsageError
+from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import atomic_folder
 from m2dexport.slice.pruning import Pruning, pruned_tensors
 
@@ -52,7 +53,20 @@ class LoadingWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
+    """What a sub-model is to be besides shallower and shorter; by default, as the checkpoint."""
+
+    heads: Sequence[int] | None = None  # leading query heads to keep: one number, or one per layer
+    ffn: Sequence[int] | None = None  # leading feed-forward channels to keep; likewise
+    reorder: Sequence[str] | None = None  # texts to rank heads and channels on, before they are cut
+    dtype: str | None = None  # "fp32", "fp16" or "bf16"; None keeps the stored type of each tensor
+    final_norm: FinalNormChoice | None = None  # of pre-LN families: applied to the last layer?
+    normalize: bool = False  # a dot-product model's vectors, which otherwise keep their norms
+    pruning: Pruning | None = None  # the part of the vocabulary to keep, from ``plan_pruning``
+
+
+@dataclass(frozen=True)
+class _Plan:
     """One sub-model to be made, every value checked."""
 
     layers: int
@@ -61,25 +75,18 @@ class _Cut:
     final_norm: FinalNorm
     widths: Widths | None  # None: of a family whose layers are not in the table
     trained: bool | None  # None: the trained grid is unknown
+    normalize: bool  # end in Normalize
+    pruning: Pruning | None
 
 
 def slice_checkpoint(
-    checkpoint: Checkpoint,
-    layers: int,
-    dim: int,
-    out: Path,
-    *,
-    heads: Sequence[int] | None = None,
-    ffn: Sequence[int] | None = None,
-    reorder: Sequence[str] | None = None,
-    dtype: str | None = None,
-    final_norm: FinalNormChoice | None = None,
-    pruning: Pruning | None = None,
+    checkpoint: Checkpoint, layers: int, dim: int, out: Path, cut: Cut = Cut()
 ) -> Checkpoint:
-    """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and return it re-opened.
+    """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and describe it.
 
     The folder loads with ``AutoModel.from_pretrained`` (hidden states) and
-    ``SentenceTransformer(path)`` (the normalised vector), unless a ``LoadingWarning`` says that
+    ``SentenceTransformer(path)`` (the vector, normalised unless the checkpoint's similarity is one
+    that sees norms, such as dot), unless a ``LoadingWarning`` says that
     only m2dexport loads it, and can be sliced again. Tensors are copied from file to file in blocks
     of 16 MiB.
 
@@ -88,15 +95,7 @@ def slice_checkpoint(
         layers: how many layers to keep, 1 to N.
         dim: how many leading dims of the vector to keep, before normalising.
         out: the folder to write; it must not exist.
-        heads: how many leading query heads to keep: one number, or one per kept layer; None keeps
-            all.
-        ffn: how many leading feed-forward channels to keep; likewise.
-        reorder: texts on which heads and channels are measured; the most important come first,
-            before any cut. None keeps the stored order.
-        dtype: "fp32", "fp16" or "bf16"; None keeps the stored type of each tensor.
-        final_norm: whether the norm after the last layer of pre-LN families is applied to the
-            deepest kept layer; None: as in the checkpoint. Post-LN families have none to decide.
-        pruning: which part of the vocabulary to keep, from ``plan_pruning``; None keeps all.
+        cut: what else to change.
 
     Raises:
         UsageError: when a value is out of range or ``out`` exists.
@@ -106,33 +105,12 @@ def slice_checkpoint(
         >>> slice_checkpoint(open_checkpoint(), 6, 128, Path("l6-d128")).dim
         128
     """
-    (sub_model,) = slice_grid(
-        checkpoint,
-        [layers],
-        [dim],
-        out,
-        heads=heads,
-        ffn=ffn,
-        reorder=reorder,
-        dtype=dtype,
-        final_norm=final_norm,
-        pruning=pruning,
-    )
+    (sub_model,) = slice_grid(checkpoint, [layers], [dim], out, cut)
     return sub_model
 
 
 def slice_grid(
-    checkpoint: Checkpoint,
-    layers: Sequence[int],
-    dims: Sequence[int],
-    out: Path,
-    *,
-    heads: Sequence[int] | None = None,
-    ffn: Sequence[int] | None = None,
-    reorder: Sequence[str] | None = None,
-    dtype: str | None = None,
-    final_norm: FinalNormChoice | None = None,
-    pruning: Pruning | None = None,
+    checkpoint: Checkpoint, layers: Sequence[int], dims: Sequence[int], out: Path, cut: Cut = Cut()
 ) -> list[Checkpoint]:
     """Write the sub-model of every pair of ``layers`` and ``dims``, all of them or none.
 
@@ -141,18 +119,17 @@ def slice_grid(
     Args and raises: as ``slice_checkpoint``.
     """
     pairs = dict.fromkeys((n, d) for n in layers for d in dims)
-    if reorder is not None and checkpoint.widths is None:
+    if cut.reorder is not None and checkpoint.widths is None:
         raise unknown_widths(checkpoint.model_type)
-    cuts = [_checked(checkpoint, n, d, heads, ffn, dtype, final_norm) for n, d in pairs]
-    names = [f"{cut.layers}x{cut.dim}" if len(cuts) > 1 else "" for cut in cuts]
+    plans = [_checked(checkpoint, n, d, cut) for n, d in pairs]
+    names = [f"{plan.layers}x{plan.dim}" if len(plans) > 1 else "" for plan in plans]
     with atomic_folder(out) as folder:
-        parent = weights_sha256(checkpoint)
-        importance = _importance(checkpoint, reorder)
-        for cut, name in zip(cuts, names, strict=True):
-            (folder / name).mkdir(exist_ok=True)
-            _write(checkpoint, cut, importance, pruning, folder / name, parent)
-            _reopened(checkpoint, folder / name)  # what transformers cannot read is not handed over
-    return [_reopened(checkpoint, out / name) for name in names]
+        importance = _importance(checkpoint, cut.reorder)
+        written = [
+            _written(checkpoint, plan, importance, folder / name)
+            for plan, name in zip(plans, names, strict=True)
+        ]
+    return [sub.moved(out / name) for sub, name in zip(written, names, strict=True)]
 
 
 def _importance(checkpoint: Checkpoint, texts: Sequence[str] | None) -> Importance | None:
@@ -163,15 +140,7 @@ def _importance(checkpoint: Checkpoint, texts: Sequence[str] | None) -> Importan
     return importance_of(checkpoint, texts)
 
 
-def _checked(
-    checkpoint: Checkpoint,
-    layers: int,
-    dim: int,
-    heads: Sequence[int] | None,
-    ffn: Sequence[int] | None,
-    dtype: str | None,
-    norm: str | None,
-) -> _Cut:
+def _checked(checkpoint: Checkpoint, layers: int, dim: int, cut: Cut) -> _Plan:
     if not 1 <= layers <= checkpoint.layers:
         raise UsageError(
             f"--layers {layers} is not between 1 and {checkpoint.layers}, the checkpoint's depth."
@@ -180,20 +149,22 @@ def _checked(
         raise UsageError(
             f"--dim {dim} is not between 1 and {checkpoint.dim}, the checkpoint's width."
         )
-    if dtype is not None and dtype not in FLOAT_NAMES:
-        raise UsageError(f"--dtype {dtype!r} is unknown; choose from {', '.join(FLOAT_NAMES)}.")
+    if cut.dtype is not None and cut.dtype not in FLOAT_NAMES:
+        raise UsageError(f"--dtype {cut.dtype!r} is unknown; choose from {', '.join(FLOAT_NAMES)}.")
     whole = checkpoint.widths and checkpoint.widths.first(layers)
-    widths = narrowed(whole, checkpoint.model_type, heads, ffn)
+    widths = narrowed(whole, checkpoint.model_type, cut.heads, cut.ffn)
     trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
     if trained and widths != whole:
         trained = None  # a grid of layers and dims says nothing of narrower layers
-    return _Cut(
+    return _Plan(
         layers,
         dim,
-        FLOAT_NAMES[dtype] if dtype else None,
-        _final_norm(checkpoint, norm),
+        FLOAT_NAMES[cut.dtype] if cut.dtype else None,
+        _final_norm(checkpoint, cut.final_norm),
         widths,
         trained,
+        cut.normalize or not checkpoint.keeps_norms,
+        cut.pruning,
     )
 
 
@@ -210,108 +181,134 @@ def _final_norm(checkpoint: Checkpoint, asked: str | None) -> FinalNorm:
     return cast(FinalNorm, asked)
 
 
-def _write(
-    checkpoint: Checkpoint,
-    cut: _Cut,
-    importance: Importance | None,
-    pruning: Pruning | None,
-    folder: Path,
-    parent: str,
-) -> None:
-    """Write one sub-model into an empty folder; ``parent`` is the hash of what it is cut from."""
-    if cut.trained is False:
-        warnings.warn(
-            f"({cut.layers}, {cut.dim}) is not in the trained grid of {checkpoint.path}; measure "
-            "it before use.",
-            UntrainedWarning,
-            stacklevel=3,
-        )
-    layout = layout_of(checkpoint)
-    raw = read_json(checkpoint.path / CONFIG)
+def _written(
+    checkpoint: Checkpoint, plan: _Plan, importance: Importance | None, folder: Path
+) -> Checkpoint:
+    """Write one sub-model into a folder, and describe it as any reader of that folder would."""
+    folder.mkdir(exist_ok=True)
+    layout = checkpoint.layout
     tensors = cut_tensors(
-        layout, checkpoint.widths, cut.widths, cut.layers, importance=importance, dtype=cut.dtype
+        layout, checkpoint.widths, plan.widths, plan.layers, importance=importance, dtype=plan.dtype
     )
     config, loads = width_config(
-        cut_config(raw, layout.family, checkpoint.layers, cut.layers),
+        cut_config(
+            read_json(checkpoint.path / CONFIG),
+            layout.family,
+            checkpoint.layers,
+            plan.layers,
+            own_code=checkpoint.own_code,
+        ),
         layout.family,
-        cut.widths,
+        plan.widths,
         tensors,
     )
+    _warn(checkpoint, plan, loads)
+    write_json(folder / CONFIG, _config(config, plan))
+    _copy_beside(checkpoint, folder)
+    write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))
+    provenance = _provenance(checkpoint, plan, importance)
+    if plan.pruning:
+        whole = sum(tensor.size for tensor in tensors)
+        tensors = pruned_tensors(plan.pruning, tensors, layout.outside)
+        saved = whole - sum(tensor.size for tensor in tensors)
+        provenance["vocabulary"] = {**plan.pruning.report, "bytes_saved": saved}
+        replace_tokenizer(folder, plan.pruning.tokenizer, plan.pruning.ids)
+    write_tensors(folder / WEIGHTS, tensors)
+    _write_modules(checkpoint, plan, folder)
+    write_json(folder / PROVENANCE, provenance)
+    try:
+        return open_checkpoint(folder, trust_remote_code=checkpoint.own_code)
+    except CheckpointError as error:  # the folder is a temporary one, which nobody will find
+        reason = str(error).replace(str(folder), "it")
+        raise CheckpointError(
+            f"the sub-model of {checkpoint.path} cannot be read back: {reason}"
+        ) from error
+
+
+def _warn(checkpoint: Checkpoint, plan: _Plan, loads: bool) -> None:
+    if plan.trained is False:
+        warnings.warn(
+            f"({plan.layers}, {plan.dim}) is not in the trained grid of {checkpoint.path}; measure "
+            "it before use.",
+            UntrainedWarning,
+            stacklevel=5,
+        )
     if not loads:
         warnings.warn(
             f"no config.json of {checkpoint.model_type} can state these widths, so transformers "
             "and sentence-transformers will refuse this sub-model; build, profile and bundle take "
             "it.",
             LoadingWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
-    config.pop(RAW_LAST_STATE, None)
-    if cut.final_norm == "skipped":
+
+
+def _config(cut: Mapping[str, Any], plan: _Plan) -> dict[str, Any]:
+    config = {key: value for key, value in cut.items() if key != RAW_LAST_STATE}
+    if plan.final_norm == "skipped":
         config[RAW_LAST_STATE] = False
-    if cut.dtype:
+    if plan.dtype:
         config.pop("torch_dtype", None)
-        config["dtype"] = _TORCH_DTYPES[cut.dtype]
-    if pruning:
-        config |= pruning.config
-    write_json(folder / CONFIG, config)
-    for path in () if is_native(checkpoint.model_type) else checkpoint.path.glob("*.py"):
+        config["dtype"] = _TORCH_DTYPES[plan.dtype]
+    return config | dict(plan.pruning.config if plan.pruning else {})
+
+
+def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy what goes along as it is: licences, and the model's code where it has its own."""
+    code = checkpoint.path.glob("*.py") if checkpoint.own_code else ()
+    for path in (*code, *checkpoint.licenses):
         shutil.copyfile(path, folder / path.name)
-    for path in checkpoint.licenses:
-        shutil.copyfile(path, folder / path.name)
-    provenance = _provenance(checkpoint, cut, importance, parent)
-    write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))
-    if pruning:
-        whole = sum(tensor.size for tensor in tensors)
-        tensors = pruned_tensors(pruning, tensors, layout.outside)
-        saved = whole - sum(tensor.size for tensor in tensors)
-        provenance["vocabulary"] = {**pruning.report, "bytes_saved": saved}
-        replace_tokenizer(folder, pruning.tokenizer, pruning.ids)
-    write_tensors(folder / WEIGHTS, tensors)
+
+
+def _write_modules(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> None:
     modules = Modules(
         transformer=folder,
         max_length=checkpoint.max_length,
-        raw_output=cut.final_norm == "skipped",
+        raw_output=plan.final_norm == "skipped",
         latent=checkpoint.latent,
         pooling=checkpoint.pooling,
         head=checkpoint.head,
-        normalized=True,
+        normalized=plan.normalize,
+        without_pooler=_lacks_pooler(checkpoint),
     )
-    write_modules(modules, checkpoint.hidden, dim=cut.dim, dtype=cut.dtype)
-    write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, cut))
-    write_json(folder / PROVENANCE, provenance)
+    write_modules(modules, checkpoint.hidden, dim=plan.dim, dtype=plan.dtype)
+    write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, plan))
 
 
-def _reopened(checkpoint: Checkpoint, out: Path) -> Checkpoint:
-    # Code of its own was trusted when the checkpoint was opened, or there were no checkpoint.
-    return open_checkpoint(out, trust_remote_code=not is_native(checkpoint.model_type))
+def _lacks_pooler(checkpoint: Checkpoint) -> bool:
+    """Say whether a class that can do without BERT's pooler has no weights for it."""
+    stored = any(name.startswith("pooler.") for name in checkpoint.layout.outside)
+    if stored or checkpoint.own_code:
+        return False
+    return "add_pooling_layer" in inspect.signature(bare_class(checkpoint.model_type)).parameters
 
 
-def _sentence_config(checkpoint: Checkpoint, cut: _Cut) -> dict[str, Any]:
+def _sentence_config(checkpoint: Checkpoint, plan: _Plan) -> dict[str, Any]:
     config: dict[str, Any] = {
         "model_type": "SentenceTransformer",
         "prompts": dict(checkpoint.prompts),
         "default_prompt_name": checkpoint.default_prompt,
-        "similarity_fn_name": "cosine",
+        "similarity_fn_name": checkpoint.similarity,
     }
-    if cut.final_norm == "skipped":
+    if plan.final_norm == "skipped":
         # Older versions would apply the norm and say nothing.
         config["requirements"] = {"transformers": _RAW_STATE_SINCE}
     return config
 
 
 def _provenance(
-    checkpoint: Checkpoint, cut: _Cut, importance: Importance | None, parent: str
+    checkpoint: Checkpoint, plan: _Plan, importance: Importance | None
 ) -> dict[str, Any]:
-    narrower = checkpoint.widths and cut.widths != checkpoint.widths.first(cut.layers)
+    narrower = checkpoint.widths and plan.widths != checkpoint.widths.first(plan.layers)
     grid = None if narrower else checkpoint.trained
     return {
         "format": _FORMAT,
-        "layers": cut.layers,
-        "dim": cut.dim,
-        "widths": cut.widths and asdict(cut.widths),
+        "layers": plan.layers,
+        "dim": plan.dim,
+        "widths": plan.widths and asdict(plan.widths),
         "reordered_by": importance and importance.texts_sha256,
-        "final_norm": cut.final_norm,
-        "trained": cut.trained,
-        "trained_grid": grid and [[n, d] for n, d in grid if n <= cut.layers and d <= cut.dim],
-        "sliced_from": parent,
+        "final_norm": plan.final_norm,
+        "trained": plan.trained,
+        "trained_grid": grid and [[n, d] for n, d in grid if n <= plan.layers and d <= plan.dim],
+        "sliced_from": checkpoint.weights_sha256,
     }
