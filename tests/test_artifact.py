@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,43 +16,34 @@ from tiny_artifact import letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spe
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, ISAS
 from m2dexport.runtime.artifact import (
+    GRAPH,
     RANGES,
     SPEC,
+    TOKENIZER,
     read_ranges,
     read_spec,
     require_same_space,
-    space_id_of,
     space_id_of_artifact,
     spec_from_json,
 )
+from m2dexport.runtime.bundle import verify_artifact
 from m2dexport.vectors.codecs import Ranges
 
-BASE: dict[str, Any] = {
-    "weights_sha256": "a" * 64,
-    "layers": 2,
-    "dim": 12,
-    "weights": "fp32",
-    "isa": "portable",
-    "fitted_to": None,
-    "kept_sha256": None,
-    "vectors": "int8",
-    "codec": 1,
-    "bit_order": "big",
-    "ranges": tiny_ranges(12),
-    "pooling": ["mean"],
-    "final_norm": "none",
-    "prompts": {"query": "find: ", "document": ""},
-    "default_prompt": None,
-    "tokenizer_json": letter_tokenizer(16),
-    "max_length": 16,
-}
-OTHER_RANGES = Ranges(BASE["ranges"].low, np.nextafter(BASE["ranges"].high, np.float32(1)))
+SPACE = replace(tiny_spec(vectors="int8"), layers=2, provenance={"sub_model": "a" * 64})
+RANGES_OF_12, TOKENIZER_OF_16 = tiny_ranges(12), letter_tokenizer(16)
+OTHER_RANGES = Ranges(RANGES_OF_12.low, np.nextafter(RANGES_OF_12.high, np.float32(1)))
+
+
+def space_id(
+    ranges: Ranges | None = RANGES_OF_12, tokenizer_json: str = TOKENIZER_OF_16, **change: Any
+) -> str:
+    return space_id_of_artifact(replace(SPACE, **change), ranges, tokenizer_json)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"weights_sha256": "b" * 64},
+        {"provenance": {"sub_model": "b" * 64}},
         {"layers": 3},
         {"dim": 11},
         {"weights": "int8"},
@@ -73,27 +65,25 @@ OTHER_RANGES = Ranges(BASE["ranges"].low, np.nextafter(BASE["ranges"].high, np.f
     ids=lambda change: next(iter(change)),
 )
 def test_space_id_changes_with_each_ingredient(change: dict[str, Any]) -> None:
-    assert space_id_of(**BASE | change) != space_id_of(**BASE)
+    assert space_id(**change) != space_id()
 
 
 def test_space_id_does_not_follow_key_order_or_json_layout() -> None:
     same = {
         "prompts": {"document": "", "query": "find: "},
-        "tokenizer_json": json.dumps(json.loads(BASE["tokenizer_json"]), indent=4, sort_keys=True),
+        "tokenizer_json": json.dumps(json.loads(letter_tokenizer(16)), indent=4, sort_keys=True),
     }
-    assert space_id_of(**BASE | same) == space_id_of(**BASE)
+    assert space_id(**same) == space_id()
 
 
-def test_space_id_follows_the_isa_of_int8_weights_alone() -> None:
+def test_space_id_follows_the_isa_of_int8_weights_only() -> None:
     for weights, same in (("int8", False), ("int8-dynamic", True), ("fp32", True)):
-        ids = {space_id_of(**BASE | {"weights": weights, "isa": isa}) for isa in ISAS}
-        assert (len(ids) == 1) == same
+        assert (len({space_id(weights=weights, isa=isa) for isa in ISAS}) == 1) == same
 
 
-def test_space_id_follows_the_bit_order_of_packed_vectors_alone() -> None:
+def test_space_id_follows_the_bit_order_of_packed_vectors_only() -> None:
     for vectors, same in (("ubinary", False), ("int4", False), ("int8", True)):
-        ids = {space_id_of(**BASE | {"vectors": vectors, "bit_order": b}) for b in BIT_ORDERS}
-        assert (len(ids) == 1) == same
+        assert (len({space_id(vectors=vectors, bit_order=b) for b in BIT_ORDERS}) == 1) == same
 
 
 @pytest.mark.parametrize(
@@ -118,8 +108,8 @@ def test_what_tells_two_spaces_apart_is_named(change: dict[str, Any], told: str)
 
 def test_space_id_of_a_known_space_is_pinned() -> None:
     """A stored id must mean the same space in every later version."""
-    known = BASE | {"tokenizer_json": "{}", "ranges": None, "vectors": "float32"}
-    assert space_id_of(**known) == "m2d1-4bfbe7335021f90d8a3b8e819253b4e3"
+    known = space_id(None, "{}", vectors="float32")
+    assert known == "m2d1-4bfbe7335021f90d8a3b8e819253b4e3"
 
 
 def test_space_id_does_not_follow_folders_or_notes(tmp_path: Path) -> None:
@@ -159,25 +149,81 @@ def test_a_folder_without_specification_is_no_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 1}', "[" * 100_000])
 def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SPEC).write_text(text)
-    with pytest.raises(UsageError, match=r"artifact\.json is not an artifact specification"):
+    with pytest.raises(UsageError, match=r"artifact\.json cannot be read: ") as refused:
         read_spec(tmp_path)
+    assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"format": 2}, "has format 2"),
-        ({"engine": "abacus"}, "engine 'abacus'"),
-        ({"vectors": "int3"}, "vectors 'int3'"),
-        ({"bit_order": "middle"}, "bit_order 'middle'"),
+        ({"format": 2}, "has format 2 and this version reads format 1; upgrade"),
+        ({"engine": "abacus"}, "engine 'abacus'; this version has onnx"),
+        ({"vectors": "int3"}, "vectors is 'int3' where one of float32, int8"),
+        ({"weights": "int3"}, "weights is 'int3' where one of fp32"),
+        ({"bit_order": "middle"}, "bit_order is 'middle'"),
         ({"codec": 2}, "codec version 2 and this m2dexport reads version 1"),
-        ({"dim": 0}, "dim 0"),
-        ({"max_length": "16"}, "max_length '16'"),
-        ({"prompts": {"query": None}}, "a prompt"),
+        ({"dim": 0}, "dim is 0 where 1 to 1048576 is needed"),
+        ({"dim": 10**4000}, "dim is 1000.*0000 where a whole number is needed"),
+        ({"dim": True}, "dim is True where a whole number is needed"),
+        ({"max_length": "16"}, "max_length is '16'"),
+        ({"prompts": {"query": None}}, r"prompts\['query'\] is None where text is needed"),
+        ({"prompts": {"query": "\ud800"}}, r"prompts\['query'\] is '\\ud800' where text"),
+        ({"prompts": {"\ud800": "a"}}, r"a key of prompts is '\\ud800' where text"),
+        ({"prompts": []}, r"prompts is \[\] where an object is needed"),
         ({"default_prompt": "answer"}, "default prompt 'answer'"),
+        ({"trained": "yes"}, "trained is 'yes' where true or false is needed"),
+        ({"pooling": "mean"}, "pooling is 'mean' where a list is needed"),
+        ({"pooling": [["mean"]]}, r"pooling\[0\] is \['mean'\] where text is needed"),
+        ({"coverage": 2}, "coverage is 2 where 0 to 1 is needed"),
+        ({"fitted_to": "a" * 63}, "fitted_to is 'a.*a' where a sha256 is needed"),
+        ({"space_id": "m2d1-x\n"}, "space_id is .* where a space_id is needed"),
+        ({"provenance": {"torch": "\x1b[31m"}}, "where a line of text is needed"),
+        ({"device": {}}, "provider is missing in device"),
+        ({"surplus": 1}, "'surplus' is unknown"),
+        ({"surplus" * 10_000: 1}, "is unknown"),
+        ({"weights": ["x" * 100_000] * 1000}, "weights is"),
+        ({"weights": "x" * 100_000}, "weights is"),
     ],
+    ids=lambda value: str(value)[:30],
 )
-def test_unknown_values_are_named(change: dict[str, Any], told: str) -> None:
+def test_wrong_values_are_named_in_one_short_sentence(change: dict[str, Any], told: str) -> None:
     stored = json.loads(tiny_spec().to_json()) | change
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=told) as refused:
         spec_from_json(json.dumps(stored), "artifact.json")
+    assert len(str(refused.value)) < 400
+    assert str(refused.value).isprintable()
+
+
+def test_every_key_of_a_specification_is_needed() -> None:
+    stored = json.loads(tiny_spec().to_json())
+    for name in stored:
+        rest = {key: value for key, value in stored.items() if key != name}
+        with pytest.raises(UsageError, match=f"{name} is missing"):
+            spec_from_json(json.dumps(rest), "artifact.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"dim": NaN}', "NaN is not JSON"),
+        (b'{"dim": 1, "dim": 2}', "the key 'dim' is there twice"),
+        (b'{"dim": ' + b"9" * 10_000 + b"}", "cannot be read"),
+    ],
+    ids=["bytes", "depth", "nan", "twice", "digits"],
+)
+def test_what_is_not_json_is_one_short_sentence(content: bytes, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as refused:
+        spec_from_json(content, "artifact.json")
+    assert len(str(refused.value)) < 400
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path) -> None:
+    for name in (SPEC, RANGES, TOKENIZER, GRAPH):
+        folder = tiny_artifact(tmp_path / name, tiny_spec(vectors="int8"))
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UsageError, match=f"has no {name}"):
+            verify_artifact(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -14,15 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_artifact import tiny_artifact, tiny_graph, tiny_spec
+from tiny_artifact import tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
-from m2dexport.errors import BundleError, UsageError
+from m2dexport.errors import BundleError, M2DError, UsageError
 from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
 from m2dexport.runtime import archive, golden
-from m2dexport.runtime.archive import GOLDEN, MANIFEST, manifest_json, open_bundle, write_archive
-from m2dexport.runtime.artifact import GRAPH, RANGES, SPEC, TOKENIZER, spec_from_json
-from m2dexport.runtime.bundle import verify_bundle, write_bundle
-from m2dexport.vectors.codecs import PER_BYTE
+from m2dexport.runtime.archive import GOLDEN, MANIFEST, manifest_of, open_bundle, write_archive
+from m2dexport.runtime.artifact import (
+    GRAPH,
+    RANGES,
+    SPEC,
+    TOKENIZER,
+    space_id_of_artifact,
+    spec_from_json,
+)
+from m2dexport.runtime.bundle import verify_artifact, verify_bundle, write_bundle
+from m2dexport.runtime.encoder import load
+from m2dexport.vectors.codecs import PER_BYTE, Ranges
 
 Files = dict[str, bytes]
 FIRST_DAY = (1980, 1, 1, 0, 0, 0)
@@ -41,7 +50,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repacked(path: Path, files: Files) -> Path:
     """Write ``files`` as a bundle whose manifest matches them."""
     others = {name: content for name, content in files.items() if name != MANIFEST}
-    manifest = manifest_json(others, spec_from_json(others[SPEC].decode(), path), {})
+    manifest = manifest_of(others, spec_from_json(others[SPEC], path), {}).to_json()
     write_archive(path, others | {MANIFEST: manifest})
     return path
 
@@ -124,7 +133,8 @@ def test_the_manifest_tells_versions_and_licences(packed: Path) -> None:
 
 
 def test_golden_texts_cover_the_maximum_length(packed: Path) -> None:
-    rows, _ = golden.golden_from_json(open_bundle(packed)[GOLDEN])
+    files = open_bundle(packed)
+    rows, _ = golden.golden_from_json(files[GOLDEN], spec_from_json(files[SPEC], packed))
     for prompt in (None, "query", "document"):
         lengths = [len(row.ids) for row in rows if row.prompt == prompt]
         assert lengths[-3:] == [16, 16, 15]
@@ -174,7 +184,7 @@ def test_truncated_and_extended_files_are_refused(packed: Path, tmp_path: Path) 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\5\6", bytes(100), b"PK\3\4" * 1000])
 def test_a_file_that_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.m2d").write_bytes(content)
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         open_bundle(tmp_path / "a.m2d")
 
 
@@ -299,21 +309,81 @@ def other_size(files: Files) -> Files:
     [
         (without_tokenizer, "lacks 'tokenizer.json'"),
         (without_manifest, "has no manifest.json"),
-        (with_surplus, "holds 'surplus.txt', which does not belong"),
-        (with_manifest(format=2), "has bundle format 2 and this version reads 1; upgrade"),
-        (with_manifest(files={}), "which its manifest does not tell of"),
+        (with_surplus, "holds 'surplus.txt', which does not belong in"),
+        (with_manifest(format=2), "has format 2 and this version reads format 1; upgrade"),
+        (with_manifest(files={}), "which its manifest does not list"),
         (with_manifest(files=[]), "manifest.json cannot be read"),
         (with_manifest(files={"a": 1}), "manifest.json cannot be read"),
         (other_size, "model.onnx has"),
         (lambda files: files | {MANIFEST: b"["}, "manifest.json cannot be read"),
+        (lambda files: files | {MANIFEST: b"[" * 200_000}, "nested too deeply"),
+        (with_manifest(format=[1]), r"has format \[1\]"),
+        (with_manifest(space_id=["a"]), r"space_id is \['a'\]"),
+        (with_manifest(licenses={"LICENSE": 5}), r"licenses\['LICENSE'\] is 5"),
+        (with_manifest(files={"a": {"sha256": "x" * 10**6, "size": 1}}), "a sha256 is needed"),
+        (
+            with_manifest(files={"model.onnx": {"sha256": "0" * 64, "size": 10**400}}),
+            "size is 1000",
+        ),
+        (with_manifest(files={"x" * 299: {"sha256": "0" * 64, "size": 1}}), "lacks 'xxx"),
+        (with_manifest(more=1), "'more' is unknown"),
+        (with_manifest(created_by=None), "created_by is None where an object is needed"),
     ],
 )
 def test_canonical_archives_of_wrong_content_are_refused(
     packed: Path, tmp_path: Path, change: Callable[[Files], Files], told: str
 ) -> None:
     write_archive(tmp_path / "a.m2d", change(open_bundle(packed)))
-    with pytest.raises(BundleError, match=told):
+    with pytest.raises(BundleError, match=told) as refused:
         open_bundle(tmp_path / "a.m2d")
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        {"precision": "ubinary", "dim": 12, "codec": 1, "bit_order": None},
+        {"precision": "int8", "dim": 11, "codec": 1, "bit_order": None},
+        {"precision": "int8", "dim": 12, "codec": 2, "bit_order": None},
+        {"precision": "int8", "dim": 12, "codec": 1, "bit_order": "little"},
+    ],
+)
+def test_a_manifest_that_says_something_else_of_the_vectors_does_not_verify(
+    packed: Path, tmp_path: Path, vectors: dict[str, Any]
+) -> None:
+    write_archive(tmp_path / "a.m2d", with_manifest(vectors=vectors)(open_bundle(packed)))
+    with pytest.raises(BundleError, match=r"artifact\.json disagree about vectors"):
+        verify_bundle(tmp_path / "a.m2d")
+
+
+def test_ranges_that_are_not_those_of_the_graph_do_not_verify(packed: Path, tmp_path: Path) -> None:
+    """The space_id can be made to match; the codes cannot."""
+    files = open_bundle(packed)
+    other = Ranges(tiny_ranges(12).low, tiny_ranges(12).high * 2)
+    spec = spec_from_json(files[SPEC], "")
+    spec = replace(spec, space_id=space_id_of_artifact(spec, other, files[TOKENIZER].decode()))
+    changed = files | {RANGES: other.to_json().encode(), SPEC: spec.to_json().encode()}
+    with pytest.raises(BundleError, match="does not hold the ranges that the graph codes with"):
+        verify_bundle(repacked(tmp_path / "a.m2d", changed))
+
+
+def test_an_artifact_folder_verifies_as_far_as_it_can(packed: Path, tmp_path: Path) -> None:
+    report = verify_artifact(packed.parent / "artifact")
+    assert (report.files, report.texts) == (4, len(golden.TEXTS))
+    assert report.space_id == verify_bundle(packed).space_id
+    assert "an artifact has no golden texts" in report.sentence()
+    other = tiny_artifact(tmp_path / "a", tiny_spec(vectors="int8", max_length=15))
+    shutil.copyfile(packed.parent / "artifact" / RANGES, other / RANGES)
+    (other / SPEC).write_bytes((packed.parent / "artifact" / SPEC).read_bytes())
+    with pytest.raises(M2DError, match="must cut texts at 16 tokens"):
+        verify_artifact(other)
+
+
+def test_a_pipe_is_not_a_bundle(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.m2d")
+    for reader in (verify_bundle, load):
+        with pytest.raises(UsageError, match="is not a bundle file"):
+            reader(tmp_path / "a.m2d")
 
 
 def test_another_valid_graph_with_matching_hashes_does_not_verify(tmp_path: Path) -> None:
@@ -328,10 +398,11 @@ def test_another_valid_graph_with_matching_hashes_does_not_verify(tmp_path: Path
             verify_bundle(path)
 
 
-def test_a_graph_of_another_width_does_not_verify(packed: Path, tmp_path: Path) -> None:
-    files = open_bundle(packed) | {GRAPH: tiny_graph(8, "ubinary", None)}
-    with pytest.raises(BundleError, match="values a text where"):
-        verify_bundle(repacked(tmp_path / "a.m2d", files))
+def test_a_graph_of_another_width_does_not_verify(tmp_path: Path) -> None:
+    write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "a.m2d")
+    files = open_bundle(tmp_path / "a.m2d") | {GRAPH: tiny_graph(8, "ubinary", None)}
+    with pytest.raises(M2DError, match=r"the graph returns uint8 of shape \(1, 1\) where vectors"):
+        verify_bundle(repacked(tmp_path / "b.m2d", files))
 
 
 def test_a_changed_prompt_with_matching_hashes_does_not_verify(
@@ -353,6 +424,10 @@ def test_other_token_ids_do_not_verify(packed: Path, tmp_path: Path) -> None:
         verify_bundle(path)
 
 
+def golden_text(**change: Any) -> dict[str, Any]:
+    return {"text": "a", "prompt": None, "ids": [2, 3], "vector": [0] * 12} | change
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -361,15 +436,42 @@ def test_other_token_ids_do_not_verify(packed: Path, tmp_path: Path) -> None:
         {"texts": 5},
         {"tolerance": {}},
         {"tolerance": {"metric": "hash", "limit": 1, "reason": ""}},
+        {"tolerance": {"metric": "max_difference", "limit": 0.001, "reason": ""}},
+        {"tolerance": {"metric": "min_cosine", "limit": -1, "reason": ""}},
+        {"tolerance": {"metric": "min_cosine", "limit": 2, "reason": ""}},
+        {"tolerance": {"metric": "min_cosine", "limit": True, "reason": ""}},
+        {"tolerance": {"metric": "min_cosine", "limit": 0.99, "reason": ["x" * 10**6]}},
+        {"texts": [golden_text(prompt="answer")]},
+        {"texts": [golden_text(prompt=5)]},
+        {"texts": [golden_text(ids=[1] * 17)]},
+        {"texts": [golden_text(ids=[-1])]},
+        {"texts": [golden_text(ids=[10**400])]},
+        {"texts": [golden_text(vector=[0] * 11)]},
+        {"texts": [golden_text(vector=["0"] * 12)]},
+        {"texts": [golden_text(vector=None)]},
+        {"texts": [golden_text(text="\ud800")]},
     ],
+    ids=lambda change: str(change)[:60],
 )
 def test_a_damaged_golden_file_is_one_sentence(
     packed: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     files = open_bundle(packed)
     content = json.dumps(json.loads(files[GOLDEN]) | change).encode()
-    with pytest.raises(BundleError, match=r"golden\.json"):
+    with pytest.raises(BundleError, match=r"golden\.json") as refused:
         verify_bundle(repacked(tmp_path / "a.m2d", files | {GOLDEN: content}))
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(("isa", "told"), [("portable", False), ("vnni", True)])
+def test_the_reason_of_a_limit_says_what_the_processor_changes(
+    tmp_path: Path, isa: str, told: bool
+) -> None:
+    spec = replace(tiny_spec(weights="int8"), isa=isa)
+    write_bundle(tiny_artifact(tmp_path / "a", spec), tmp_path / "a.m2d")
+    reason = verify_bundle(tmp_path / "a.m2d").reason
+    assert ("vnni" in reason) == told
+    assert "saturate" not in reason
 
 
 def test_nan_does_not_pass_any_tolerance() -> None:
@@ -390,14 +492,14 @@ def test_nothing_is_written_over_or_from_half_an_artifact(packed: Path, tmp_path
 def test_an_artifact_whose_files_do_not_belong_together_is_not_bundled(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path / "artifact")
     spec = spec_from_json((artifact / SPEC).read_text(), "")
-    (artifact / SPEC).write_text(replace(spec, max_length=15).to_json())
+    (artifact / SPEC).write_text(replace(spec, layers=2).to_json())
     with pytest.raises(BundleError, match="its content makes"):
         write_bundle(artifact, tmp_path / "a.m2d")
     assert not (tmp_path / "a.m2d").exists()
 
 
 def test_verify_names_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a bundle file"):
+    with pytest.raises(UsageError, match="does not exist"):
         verify_bundle(tmp_path / "none.m2d")
 
 
@@ -406,7 +508,8 @@ def test_long_golden_texts_are_only_tokenized(
 ) -> None:
     monkeypatch.setattr(golden, "RUN_TOKENS", 15)
     write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "a.m2d")
-    rows, _ = golden.golden_from_json(open_bundle(tmp_path / "a.m2d")[GOLDEN])
+    files = open_bundle(tmp_path / "a.m2d")
+    rows, _ = golden.golden_from_json(files[GOLDEN], spec_from_json(files[SPEC], ""))
     assert {row.vector is None for row in rows if len(row.ids) == 16} == {True}
     assert {row.vector is None for row in rows if len(row.ids) < 16} == {False}
 

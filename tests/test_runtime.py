@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from tiny_artifact import tiny_artifact, tiny_spec
+from onnx import numpy_helper
+from tiny_artifact import tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
@@ -165,9 +167,57 @@ def test_a_damaged_tokenizer_or_graph_is_one_sentence(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "model.onnx"):
         folder = tiny_artifact(tmp_path / name)
         (folder / name).write_bytes(b"{}")
-        with pytest.raises(M2DError, match=r"cannot (read|load)") as caught:
+        with pytest.raises(M2DError, match=r"cannot be (used|read)") as caught:
             load(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_nan_and_infinite_vectors_are_refused(tmp_path: Path) -> None:
+    for value in (np.nan, np.inf):
+        folder = tiny_artifact(tmp_path / str(value))
+        graph = onnx.load(folder / "model.onnx")
+        (table,) = (t for t in graph.graph.initializer if t.name == "table")
+        broken = np.full_like(numpy_helper.to_array(table), value)
+        table.raw_data = broken.tobytes()
+        onnx.save(graph, folder / "model.onnx")
+        with pytest.raises(M2DError, match="returns NaN or infinite values"):
+            load(folder).encode(["a"])
+
+
+def test_a_graph_of_another_kind_of_vectors_is_refused(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "artifact")
+    (folder / "model.onnx").write_bytes(tiny_graph(12, "int8", tiny_ranges(12)))
+    with pytest.raises(M2DError, match=r"int8 of shape .* where vectors=float32 of 12 dims are"):
+        load(folder).encode(["a"])
+
+
+def small_table(folder: Path) -> Path:
+    """An artifact whose table lacks the rows of the last tokens, "find" and "guitar"."""
+    graph = onnx.load(folder / "model.onnx")
+    (table,) = (t for t in graph.graph.initializer if t.name == "table")
+    rows = numpy_helper.to_array(table)[:-2]
+    table.CopyFrom(numpy_helper.from_array(rows, "table"))
+    onnx.save(graph, folder / "model.onnx")
+    return folder
+
+
+def test_a_text_with_a_token_beyond_the_table_has_no_vector(tmp_path: Path) -> None:
+    whole = tiny_artifact(tmp_path / "whole")
+    encoder = load(small_table(tiny_artifact(tmp_path / "small")))
+    texts = ["a text", "a guitar", "another"]
+    report = encoder.encode_report(texts)
+    np.testing.assert_allclose(report.vectors[[0, 2]], load(whole).encode(texts)[[0, 2]], atol=1e-6)
+    assert not report.vectors[1].any()
+    assert list(report.failed) == [1]
+    with pytest.raises(UsageError, match=r"text 1 has the token \d+, and the model's table has"):
+        encoder.encode(texts)
+
+
+def test_something_else_than_a_string_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="text 1 is None; pass strings"):
+        loaded(tmp_path).encode(["a", None])  # type: ignore[list-item]
+    with pytest.raises(M2DError, match="cannot tokenize a text"):
+        loaded(tmp_path / "b").encode(["a", "\ud800"])
 
 
 RUNTIME_ONLY = """

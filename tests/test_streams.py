@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper
 from tiny_artifact import tiny_artifact, tiny_spec
 
+from m2dexport.cli import cli
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.runtime import streams
+from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder, load
-from m2dexport.runtime.streams import encode_stream, read_space_id, require_vectors_of
+from m2dexport.runtime.streams import encode_stream
+from m2dexport.runtime.vector_files import read_space_id, require_vectors_of
 
 TEXTS = ["a guitar", "", "今日 é", "find a much longer text than sixteen tokens", "b"]
 
@@ -77,7 +84,7 @@ def test_an_index_of_another_space_is_refused(encoder, lines, tmp_path, name) ->
 def test_vectors_that_do_not_tell_their_space_are_refused(encoder, tmp_path: Path) -> None:
     np.save(tmp_path / "plain.npy", np.zeros((2, 3)))
     (tmp_path / "plain.jsonl").write_text('{"vector": [1, 2]}\n')
-    for name, told in (("plain.npy", "does not tell the space"), ("plain.jsonl", "jsonl:1 is not")):
+    for name, told in (("plain.npy", "does not name the space"), ("plain.jsonl", "jsonl:1 is not")):
         with pytest.raises(UsageError, match=told):
             require_vectors_of(tmp_path / name, encoder.spec, "edge.m2d")
 
@@ -251,3 +258,131 @@ def test_a_closed_stream_is_one_sentence(
     monkeypatch.setattr(sys, closed, None)
     with pytest.raises(UsageError, match=f"{closed} is closed"):
         encode_stream(encoder)
+
+
+def without_rows(folder: Path, count: int) -> Path:
+    """Take the last rows of an artifact's table, those of "find" and "guitar", away."""
+    graph = onnx.load(folder / "model.onnx")
+    (table,) = (tensor for tensor in graph.graph.initializer if tensor.name == "table")
+    table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:-count], "table"))
+    onnx.save(graph, folder / "model.onnx")
+    return folder
+
+
+def test_a_text_beyond_the_table_is_named_by_its_line_and_the_others_are_encoded(
+    tmp_path: Path,
+) -> None:
+    bundle = without_rows(tiny_artifact(tmp_path / "artifact"), 2)
+    texts = tmp_path / "beyond.txt"
+    texts.write_text("a plain text\na guitar\nanother text\n")
+    arguments = ["encode", str(bundle), "--in", str(texts), "--out"]
+    ran = CliRunner().invoke(cli, [*arguments, str(tmp_path / "v.npy")])
+    assert ran.exit_code == 0
+    assert f"Warning: {texts}:2 has the token" in ran.stderr
+    assert "3 texts" in ran.stderr
+    assert "1 without a vector" in ran.stderr
+    expected = load(bundle).encode(["a plain text", "another text"])
+    rows = np.load(tmp_path / "v.npy")
+    np.testing.assert_array_equal(rows[[0, 2]], expected)
+    assert not rows[1].any()
+    CliRunner().invoke(cli, [*arguments, str(tmp_path / "v.jsonl")])
+    vectors = [row["vector"] for row in rows_of((tmp_path / "v.jsonl").read_text())]
+    assert vectors[1] is None
+    np.testing.assert_array_equal(np.array([vectors[0], vectors[2]], np.float32), expected)
+
+
+def test_many_texts_beyond_the_table_are_counted(tmp_path: Path) -> None:
+    encoder = load(without_rows(tiny_artifact(tmp_path / "artifact"), 2))
+    (tmp_path / "a.txt").write_text("a guitar\n" * 50)
+    with pytest.warns(UserWarning, match="no vector") as warned:
+        summary = encode_stream(encoder, tmp_path / "a.txt", tmp_path / "v.npy")
+    assert (summary.texts, summary.failed, len(warned)) == (50, 50, 11)
+
+
+@pytest.mark.parametrize("value", ["NaN", "[1, -Infinity]", "1e999", '{"a": NaN}'])
+def test_an_id_that_is_not_json_is_not_printed(encoder, tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "id": {value}}}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl:1 has an id that is not JSON"):
+        encode_stream(encoder, tmp_path / "a.jsonl", tmp_path / "v.jsonl")
+
+
+def test_long_texts_are_held_a_few_at_a_time(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_CHUNK_CHARACTERS", 100)
+    sizes = []
+    original = encoder.encode_report
+
+    def spy(texts: list[str], **options: object) -> object:
+        sizes.append(len(texts))
+        return original(texts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoder, "encode_report", spy)
+    (tmp_path / "a.txt").write_text(f"{'a' * 60}\n" * 5 + f"{'a' * 500}\na\n")
+    assert encode_stream(encoder, tmp_path / "a.txt", tmp_path / "v.npy").texts == 7
+    assert sizes == [0, 2, 2, 2, 1]
+
+
+def npy(header: str, body: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    content = header.encode("latin1")
+    size = len(content).to_bytes(2 if version == b"\1\0" else 4, "little")
+    return b"\x93NUMPY" + version + size + content + body
+
+
+VECTORS = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }\n", bytes(8))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        npy("x"),
+        npy("(" * 9000),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999, 9999999999), }\n"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 2), }\n"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (1, 2), }\n"),
+        npy("{'descr': 5, 'fortran_order': False, 'shape': (1, 2), }\n"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': ('a', 2), }\n"),
+        npy("{}", version=b"\x09\0"),
+        VECTORS + npy("{'descr': '<U999999999', 'fortran_order': False, 'shape': (), }\n"),
+        VECTORS + npy("{'descr': '<U1', 'fortran_order': False, 'shape': (2,), }\n", bytes(8)),
+        VECTORS + npy("{'descr': '<U1', 'fortran_order': False, 'shape': (), }\n", b"\xff" * 4),
+        VECTORS + b"surplus",
+    ],
+)
+def test_a_hostile_npy_file_is_one_sentence(encoder: Encoder, tmp_path: Path, content) -> None:
+    (tmp_path / "v.npy").write_bytes(content)
+    with pytest.raises(UsageError, match=r"v\.npy") as refused:
+        require_vectors_of(tmp_path / "v.npy", encoder.spec, "edge.m2d")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 250 + len(str(tmp_path))
+
+
+def test_an_index_is_compared_in_shape_and_type_too(encoder, lines, tmp_path: Path) -> None:
+    encode_stream(encoder, lines, tmp_path / "v.npy")
+    content = (tmp_path / "v.npy").read_bytes()
+    (tmp_path / "v.npy").write_bytes(content.replace(b"'<f4'", b"'<i4'", 1))
+    with pytest.raises(UsageError, match=r"holds int32 of shape \(5, 12\) where vectors of"):
+        require_vectors_of(tmp_path / "v.npy", encoder.spec, "edge.m2d")
+
+
+def test_verify_says_that_an_index_is_of_this_space(encoder, lines, tmp_path: Path) -> None:
+    write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "edge.m2d")
+    for name in ("v.npy", "v.jsonl"):
+        encode_stream(encoder, lines, tmp_path / name)
+        for path in (tmp_path / "edge.m2d", tmp_path / "artifact"):
+            arguments = ["verify", str(path), "--vectors", str(tmp_path / name)]
+            ran = CliRunner().invoke(cli, arguments)
+            assert ran.exit_code == 0, ran.output
+            assert f"{tmp_path / name}: 5 vectors of this space" in ran.stdout
+            facts = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
+            assert facts["vectors"]["count"] == len(TEXTS)
+            assert facts["vectors"]["space_id"] == encoder.spec.space_id == facts["space_id"]
+
+
+def test_a_pipe_in_the_place_of_an_index_is_not_waited_for(encoder, tmp_path: Path) -> None:
+    for name in ("v.npy", "v.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UsageError, match="is not a file"):
+            require_vectors_of(tmp_path / name, encoder.spec, "edge.m2d")

@@ -31,7 +31,8 @@ from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.int8 import quantize_matmuls
 from m2dexport.quantize.rounding import round_weights
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.runtime.encoder import encode_tokens, load_tokenizer
+from m2dexport.runtime.encoder import encode_tokens
+from m2dexport.runtime.tokenizer import load_tokenizer
 from m2dexport.vectors.codecs import normalize
 
 DEPTH = 2

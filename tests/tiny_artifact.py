@@ -62,7 +62,7 @@ def tiny_spec(
         pad_id=0,
         batch_invariant=batch_invariant,
         trained=None,
-        space_id="",
+        space_id="m2d1-" + "0" * 32,
         parity={"max_difference": 0.0},
         fitted_to=None,
         kept_sha256=None,

@@ -43,7 +43,8 @@ from m2dexport.runtime.artifact import (
     read_spec,
     space_id_of_artifact,
 )
-from m2dexport.runtime.encoder import Encoder, load_tokenizer
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.tokenizer import load_tokenizer
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import LEVELS, Ranges
 
@@ -220,7 +221,10 @@ def _quantize(
     spec = replace(original.spec, batch_invariant=weights != "int8-dynamic")
 
     def load(model: ir.Model) -> Encoder:
-        return _loaded(replace(spec, isa=isa_of(model.graph)), original, model, recipe)
+        shape = model.graph.outputs[0].shape
+        assert shape is not None
+        needs = replace(spec, dim=int(shape[1]), isa=isa_of(model.graph))  # type: ignore[arg-type]
+        return _loaded(needs, original, model, recipe)
 
     mixture: Mixture | None = None
     if recipe.limit is not None:

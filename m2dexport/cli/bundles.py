@@ -99,7 +99,7 @@ def _bundle_cell(
 
 
 @cli.command()
-@click.argument("bundle_path", type=PATH, metavar="BUNDLE")
+@click.argument("bundle_path", type=PATH, metavar="BUNDLE|ARTIFACT")
 @click.option(
     "--vectors",
     type=PATH,
@@ -117,27 +117,33 @@ def verify(
 ) -> None:
     """Check every byte of a BUNDLE, then run its golden texts here.
 
+    Of an artifact folder, which has no golden texts, it checks that its files belong together and
+    run.
+
     \b
     Examples:
       m2dexport verify edge.m2d
       m2dexport verify edge.m2d --vectors vectors.npy
     """
     from m2dexport.engines import Device
-    from m2dexport.runtime.bundle import verify_bundle
-    from m2dexport.runtime.encoder import load
-    from m2dexport.runtime.streams import require_vectors_of
+    from m2dexport.runtime.bundle import spec_of, verify_artifact, verify_bundle
+    from m2dexport.runtime.vector_files import require_vectors_of
 
-    report = verify_bundle(bundle_path, Device(provider, threads))
+    check = verify_artifact if bundle_path.is_dir() else verify_bundle
+    report = check(bundle_path, Device(provider, threads))
+    facts, sentences = asdict(report), [report.sentence()]
     if vectors:
-        require_vectors_of(vectors, load(bundle_path).spec, bundle_path)
+        count = require_vectors_of(vectors, spec_of(bundle_path), bundle_path)
+        facts["vectors"] = {"path": vectors, "count": count, "space_id": report.space_id}
+        sentences.append(f"{vectors}: {count} vectors of this space")
     if as_json:
-        print_json(asdict(report))
+        print_json(facts)
     else:
-        click.echo(report.sentence())
+        click.echo("\n".join(sentences))
 
 
 @cli.command()
-@click.argument("bundle_path", type=PATH, metavar="BUNDLE")
+@click.argument("bundle_path", type=PATH, metavar="BUNDLE|ARTIFACT")
 @click.option("--in", "source", type=PATH, metavar="FILE", help="Texts.  [default: stdin]")
 @click.option(
     "--out", type=PATH, metavar="FILE", help=".npy or .jsonl.  [default: JSONL to stdout]"

@@ -25,6 +25,7 @@ from types import ModuleType
 
 from m2dexport.cores import threads_for, usable_cores
 from m2dexport.errors import M2DError, MissingExtra, UsageError
+from m2dexport.strict import Name
 
 __all__ = [
     "ENGINES",
@@ -58,7 +59,7 @@ ENGINES: Mapping[str, Engine] = {
 class Device:
     """What a session is opened on: the same object from a target to the runtime."""
 
-    provider: str | None = None  # execution provider or OpenVINO device; None: the engine's CPU
+    provider: Name | None = None  # execution provider or OpenVINO device; None: the engine's CPU
     threads: int | None = None  # of one session; None: as many as this process may use
     spin: bool = False  # threads wait in a loop: faster, and the cores are never free
     cache: Path | None = None  # where an engine that compiles keeps what it made; None: nowhere

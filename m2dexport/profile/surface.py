@@ -34,7 +34,8 @@ from m2dexport.profile.plan import Plan
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.runtime.encoder import encode_tokens, load_tokenizer
+from m2dexport.runtime.encoder import encode_tokens
+from m2dexport.runtime.tokenizer import load_tokenizer
 from m2dexport.vectors import codecs
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.tasks import Task

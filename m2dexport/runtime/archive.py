@@ -15,33 +15,96 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, BinaryIO
 
-from m2dexport.errors import BundleError, M2DError
-from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SPEC, TOKENIZER, ArtifactSpec
+from m2dexport.errors import BundleError, M2DError, UsageError
+from m2dexport.precisions import BitOrder, VectorPrecision
+from m2dexport.runtime.artifact import (
+    GRAPH_FILES,
+    GRAPHS,
+    RANGES,
+    SMALL_LIMIT,
+    SPEC,
+    TOKENIZER,
+    ArtifactSpec,
+    SpaceId,
+)
+from m2dexport.strict import (
+    Name,
+    Sha256,
+    Share,
+    Within,
+    one_line,
+    parse_json,
+    read_value,
+    require_format,
+    shown,
+)
 from m2dexport.vectors.codecs import PER_BYTE
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
 REQUIRED = frozenset({SPEC, GOLDEN, MANIFEST, TOKENIZER})
-GRAPHS = frozenset(name for names in GRAPH_FILES.values() for name in names)
 KNOWN = REQUIRED | GRAPHS | {RANGES}
 
 _LIMIT = (1 << 32) - 1  # of a ZIP archive without the 64-bit extension
-_SMALL_LIMIT = 1 << 28  # bytes of any entry but the graph
 _MOST_ENTRIES = 16
 _VERSION = 20  # ZIP 2.0
 _UNIX = 3
 _MODE = 0o100644  # a regular file
-_MIDNIGHT, _FIRST_DAY = 0, 1 << 5 | 1  # 1980-01-01 00:00, the first date that ZIP can tell
+_MIDNIGHT, _FIRST_DAY = 0, 1 << 5 | 1  # 1980-01-01 00:00, the first date that ZIP can hold
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
 #: What zipfile raises on damaged archives (RuntimeError: an entry marked as encrypted).
 _UNREADABLE = (OSError, zipfile.BadZipFile, EOFError, struct.error, ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of a file."""
+
+    sha256: Sha256
+    size: Annotated[int, Within(0, _LIMIT)]  # bytes
+
+
+@dataclass(frozen=True)
+class VectorsEntry:
+    """What the manifest says of the vectors, for readers that have only those."""
+
+    precision: VectorPrecision
+    dim: int
+    codec: int
+    bit_order: BitOrder | None  # of packed vectors; None for the others
+
+
+@dataclass(frozen=True)
+class CoverageEntry:
+    """What the manifest says of the weights' quantization."""
+
+    share: Share
+    left_in_float32: list[Name]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json."""
+
+    format: int
+    space_id: SpaceId
+    vectors: VectorsEntry
+    files: dict[Name, FileEntry]
+    coverage: CoverageEntry
+    created_by: dict[Name, Name]
+    licenses: dict[Name, str]  # file name to text
+
+    def to_json(self) -> bytes:
+        """Return the content of manifest.json: the same manifest is the same bytes."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+        return f"{text}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -72,34 +135,34 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
         stream.write(directory)
 
 
-def manifest_json(
+def manifest_of(
     files: Mapping[str, bytes], spec: ArtifactSpec, licenses: Mapping[str, str]
-) -> bytes:
-    """Return the content of manifest.json.
+) -> Manifest:
+    """Return the manifest that a bundle must have.
 
     Args:
-        files: every other file of the bundle.
+        files: every file of the bundle; a manifest among them is left out.
         spec: the artifact's specification, for the space_id, the codec and the tool versions.
         licenses: file name (LICENSE, NOTICE) to text.
     """
-    manifest = {
-        "format": FORMAT,
-        "space_id": spec.space_id,
-        "vectors": {
-            "precision": spec.vectors,
-            "dim": spec.dim,
-            "codec": spec.codec,
-            "bit_order": spec.bit_order if spec.vectors in PER_BYTE else None,
-        },
-        "files": {
-            name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    return Manifest(
+        format=FORMAT,
+        space_id=spec.space_id,
+        vectors=VectorsEntry(
+            precision=spec.vectors,
+            dim=spec.dim,
+            codec=spec.codec,
+            bit_order=spec.bit_order if spec.vectors in PER_BYTE else None,
+        ),
+        files={
+            name: FileEntry(hashlib.sha256(content).hexdigest(), len(content))
             for name, content in files.items()
+            if name != MANIFEST
         },
-        "coverage": {"share": spec.coverage, "left_in_float32": spec.left_in_float32},
-        "created_by": spec.provenance,
-        "licenses": dict(licenses),
-    }
-    return (json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        coverage=CoverageEntry(spec.coverage, spec.left_in_float32),
+        created_by=spec.provenance,
+        licenses=dict(licenses),
+    )
 
 
 def open_bundle(path: Path) -> dict[str, bytes]:
@@ -108,23 +171,28 @@ def open_bundle(path: Path) -> dict[str, bytes]:
     Nothing is unpacked to disk. The graph is not run: ``verify_bundle`` does that.
 
     Raises:
-        BundleError: when it is no bundle, is damaged, or was made by a later format.
+        UsageError: when there is no such file.
+        BundleError: when it is not a bundle, is damaged, or was made by a later format.
     """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
+    if not path.is_file():  # nor a pipe, which would wait for a writer
+        raise UsageError(f"{path} is not a bundle file; bundle makes one.")
     try:
         with path.open("rb") as stream:
             files = _read_archive(stream, path)
     except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = one_line(getattr(error, "strerror", None) or error)
         raise BundleError(f"{path} cannot be read as a bundle: {reason}; copy it anew.") from error
-    manifest = manifest_of(files, path)
+    manifest = read_manifest(files, path)
     _check_names(files, manifest, path)
-    for name, told in manifest["files"].items():
-        if len(files[name]) != told["size"]:
+    for name, entry in manifest.files.items():
+        if len(files[name]) != entry.size:
             raise BundleError(
-                f"{path}: {name} has {len(files[name]):,} bytes where the manifest tells "
-                f"{told['size']!r}; copy the bundle anew."
+                f"{path}: {name} has {len(files[name]):,} bytes where the manifest says "
+                f"{entry.size:,}; copy the bundle anew."
             )
-        if hashlib.sha256(files[name]).hexdigest() != told["sha256"]:
+        if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
             raise BundleError(f"{path}: {name} does not match its sha256; copy the bundle anew.")
     return files
 
@@ -138,7 +206,7 @@ def _read_archive(stream: BinaryIO, path: Path) -> dict[str, bytes]:
         names = [info.filename for info in infos]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise BundleError(f"{path} holds {twice!r} twice; a bundle never does.")
+            raise BundleError(f"{path} holds {shown(twice)} twice; a bundle never does.")
         _require_canonical(stream, infos, size, path)
         return {info.filename: archive.read(info) for info in infos}
 
@@ -154,7 +222,7 @@ def _require_plain_end(stream: BinaryIO, path: Path) -> int:
     stream.seek(max(0, size - _END.size))
     tail = stream.read(_END.size)
     if len(tail) < _END.size or not tail.startswith(b"PK\5\6"):
-        raise BundleError(f"{path} is no bundle, or its end is missing; copy it anew.")
+        raise BundleError(f"{path} is not a bundle, or its end is missing; copy it anew.")
     entries, directory_size = _END.unpack(tail)[4:6]
     if entries > _MOST_ENTRIES or directory_size > size or directory_size > 1 << 16:
         raise BundleError(f"{path} lists {entries} files; a bundle has at most {len(KNOWN)}.")
@@ -165,13 +233,17 @@ def _require_plain_entry(info: zipfile.ZipInfo, path: Path) -> None:
     # orig_filename: zipfile cuts a name at a zero byte.
     name = info.orig_filename
     if name != Path(name).name or "\\" in name or ":" in name or name in (".", ".."):
-        raise BundleError(f"{path} holds {name!r}; a bundle has no folders and no absolute names.")
+        raise BundleError(
+            f"{path} holds {shown(name)}; a bundle has no folders and no absolute names."
+        )
     if info.external_attr >> 16 != _MODE:
-        raise BundleError(f"{path}: {name!r} is a link, a folder or has a mode of its own.")
+        raise BundleError(f"{path}: {shown(name)} is a link, a folder or has a mode of its own.")
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise BundleError(f"{path}: {name!r} is compressed; a bundle stores files as they are.")
-    if info.file_size > _SMALL_LIMIT and name not in GRAPHS:
-        raise BundleError(f"{path}: {name!r} is larger than {_SMALL_LIMIT:,} bytes.")
+        raise BundleError(
+            f"{path}: {shown(name)} is compressed; a bundle stores files as they are."
+        )
+    if info.file_size > SMALL_LIMIT and name not in GRAPHS:
+        raise BundleError(f"{path}: {shown(name)} is larger than {SMALL_LIMIT:,} bytes.")
 
 
 def _require_canonical(
@@ -217,38 +289,29 @@ def _layout(entries: Sequence[_Entry]) -> tuple[list[bytes], bytes]:
     return headers, directory + end
 
 
-def manifest_of(files: Mapping[str, bytes], path: Path) -> dict[str, Any]:
+def read_manifest(files: Mapping[str, bytes], path: Path) -> Manifest:
     """Return the content of manifest.json.
 
     Raises:
-        BundleError: when it is missing, no manifest, or of a later format.
+        BundleError: when it is missing, is not a manifest, or is of a later format.
     """
     if MANIFEST not in files:
-        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}; bundle makes one.")
-    try:
-        manifest: dict[str, Any] = json.loads(files[MANIFEST])
-        number, told = manifest["format"], manifest["files"]
-        if number != FORMAT:
-            raise BundleError(
-                f"{path} has bundle format {number!r} and this version reads {FORMAT}; "
-                "upgrade m2dexport."
-            )
-        if not all(set(entry) == {"sha256", "size"} for entry in told.values()):
-            raise KeyError("sha256 and size")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{path}: {MANIFEST} cannot be read: {error!r}.") from error
-    return manifest
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; bundle makes one.")
+    where = f"{path}: {MANIFEST}"
+    stored = parse_json(files[MANIFEST], where, BundleError)
+    require_format(stored, FORMAT, path, BundleError)
+    return read_value(Manifest, stored, where, BundleError)
 
 
-def _check_names(files: Mapping[str, bytes], manifest: dict[str, Any], path: Path) -> None:
+def _check_names(files: Mapping[str, bytes], manifest: Manifest, path: Path) -> None:
     for name in sorted(set(files) - KNOWN):
-        raise BundleError(f"{path} holds {name!r}, which does not belong into a bundle.")
-    told = set(manifest["files"]) | {MANIFEST}
+        raise BundleError(f"{path} holds {shown(name)}, which does not belong in a bundle.")
+    listed = set(manifest.files) | {MANIFEST}
     engine = next((key for key, names in GRAPH_FILES.items() if names[0] in files), "onnx")
     required = REQUIRED | set(GRAPH_FILES[engine])
     for name in sorted(GRAPHS & set(files) - required):
-        raise BundleError(f"{path} holds {name!r} beside the graph of engine {engine}.")
-    for name in sorted((required | told) - set(files)):
-        raise BundleError(f"{path} lacks {name!r}; build the bundle anew.")
-    for name in sorted(set(files) - told):
-        raise BundleError(f"{path} holds {name!r}, which its manifest does not tell of.")
+        raise BundleError(f"{path} holds {shown(name)} beside the graph of engine {engine}.")
+    for name in sorted((required | listed) - set(files)):
+        raise BundleError(f"{path} lacks {shown(name)}; build the bundle anew.")
+    for name in sorted(set(files) - listed):
+        raise BundleError(f"{path} holds {shown(name)}, which its manifest does not list.")

@@ -5,7 +5,7 @@
     model.onnx      int64 (batch, sequence) input_ids and attention_mask -> sentence_embedding;
                     model.xml and model.bin, the same as an OpenVINO IR, where that is the engine
     tokenizer.json  truncates at the model's maximum length, does not pad
-    ranges.json     the frozen ranges, of int8 and int4 vectors alone
+    ranges.json     the frozen ranges, of int8 and int4 vectors only
     artifact.json   the specification below
     LICENSE, ...    the licence files of the checkpoint, where it has any
 """
@@ -14,24 +14,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
-from m2dexport.precisions import BIT_ORDERS, ISAS, VECTOR_PRECISIONS, BitOrder, Isa, VectorPrecision
+from m2dexport.precisions import BitOrder, Isa, VectorPrecision, WeightPrecision
+from m2dexport.strict import (
+    Matching,
+    Name,
+    Sha256,
+    Share,
+    Within,
+    parse_json,
+    read_value,
+    require_format,
+)
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE, Ranges, ranges_from_json, require_codec
 
 FORMAT = 1
 #: Engine -> the files of its graph, the one that names the others first.
 GRAPH_FILES: Mapping[str, tuple[str, ...]] = {n: engine.files for n, engine in ENGINES.items()}
 GRAPH = GRAPH_FILES["onnx"][0]
+GRAPHS = frozenset(name for names in GRAPH_FILES.values() for name in names)
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
 SPEC = "artifact.json"
+
+SMALL_LIMIT = 1 << 28  # bytes of any file but the graph
+
+SpaceId = Annotated[str, Matching("m2d1-[0-9a-f]{32}", "a space_id")]
+Version = Annotated[str, Matching(r"\d{1,4}(\.\d{1,6}){0,3}", "a version")]
 
 #: The fields of a specification that decide what its vectors mean, beside weights and tokenizer.
 _DECIDING = (
@@ -52,44 +67,47 @@ _DECIDING = (
 )
 
 
+_Count = Annotated[int, Within(1, 1 << 20)]
+
+
 @dataclass(frozen=True)
 class ArtifactSpec:
     """Everything a runtime must know about an artifact beside its graph and tokenizer."""
 
     format: int
-    engine: str  # a key of ENGINES
+    engine: Name  # a key of ENGINES
     device: Device  # that it was checked on, and runs on unless another is asked for
-    layers: int
-    dim: int
-    weights: str  # a precision of ``weights``: fp32, int8, int4-weight-only, ...
+    layers: _Count
+    dim: _Count
+    weights: WeightPrecision
     isa: Isa  # where its 8-bit products are exact at full speed (``weights.saturation``)
     vectors: VectorPrecision
     codec: int  # codecs.CODEC_VERSION when it was made
     bit_order: BitOrder  # of packed vectors; "big" for the others
-    pooling: list[str]
-    final_norm: str  # none, applied, skipped
+    pooling: list[Name]
+    final_norm: Literal["none", "applied", "skipped"]
     prompts: dict[str, str]
     default_prompt: str | None  # a name in prompts
-    max_length: int  # tokens, specials included
-    pad_id: int
+    max_length: _Count  # tokens, specials included
+    pad_id: Annotated[int, Within(0, (1 << 31) - 1)]
     batch_invariant: bool  # False: run one text at a time
     trained: bool | None  # whether training visited this (layers, dim); None: unknown
-    space_id: str
-    parity: dict[str, float]  # measured against the torch original when it was built
-    fitted_to: str | None  # sha256 of the texts that the weights were fitted to; None: to none
-    kept_sha256: str | None  # of the weights that --max-drop kept in float32; None: of none
-    clipping_rate: float | None  # share of held-out texts' values outside the ranges; None: none
-    coverage: float  # share of the weight bytes that are stored below float32
-    left_in_float32: list[str]  # names of the large weights that are not
-    min_engine: str  # the oldest version of the engine that runs the graph, such as "1.17"
-    provenance: dict[str, str]  # checkpoint and tool versions
+    space_id: SpaceId
+    parity: dict[Name, float]  # measured against the torch original when it was built
+    fitted_to: Sha256 | None  # of the texts that the weights were fitted to; None: to none
+    kept_sha256: Sha256 | None  # of the weights that --max-drop kept in float32; None: of none
+    clipping_rate: Share | None  # of held-out texts' values outside the ranges; None: none
+    coverage: Share  # of the weight bytes that are stored below float32
+    left_in_float32: list[Name]  # names of the large weights that are not
+    min_engine: Version  # the oldest version of the engine that runs the graph, such as "1.17"
+    provenance: dict[Name, Name]  # checkpoint and tool versions
 
     def to_json(self) -> str:
         """Return the text of artifact.json, keys sorted: the same spec is the same bytes."""
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def spec_from_json(text: str, where: object) -> ArtifactSpec:
+def spec_from_json(text: bytes | str, where: object) -> ArtifactSpec:
     """Return the specification stored by ``ArtifactSpec.to_json``.
 
     Args:
@@ -99,123 +117,62 @@ def spec_from_json(text: str, where: object) -> ArtifactSpec:
     Raises:
         UsageError: when it is not one, or was written by a later version of the format.
     """
-    try:
-        stored: dict[str, Any] = json.loads(text)
-        number = stored["format"]
-        if number != FORMAT:
-            raise UsageError(f"{where} has format {number}; this version reads format {FORMAT}.")
-        values = {field.name: stored[field.name] for field in fields(ArtifactSpec)}
-        spec = ArtifactSpec(**{**values, "device": Device(**values["device"])})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{where} is not an artifact specification: {error!r}.") from error
+    stored = parse_json(text, where)
+    require_format(stored, FORMAT, where)
+    spec = read_value(ArtifactSpec, stored, where)
     require_codec(spec.codec, where)
-    _check(spec, where)
-    return spec
-
-
-def _check(spec: ArtifactSpec, where: object) -> None:
-    """Refuse values that would fail, or mislead, far from where they are stored."""
-    known = (
-        spec.engine in GRAPH_FILES
-        and spec.vectors in VECTOR_PRECISIONS
-        and spec.bit_order in BIT_ORDERS
-        and spec.isa in ISAS
-    )
-    sizes = all(type(n) is int and n >= 1 for n in (spec.layers, spec.dim, spec.max_length))
-    prompts = isinstance(spec.prompts, dict) and all(
-        isinstance(prompt, str) for prompt in spec.prompts.values()
-    )
-    flags = isinstance(spec.batch_invariant, bool) and type(spec.pad_id) is int
-    device = (
-        isinstance(spec.device.provider, str | None)
-        and isinstance(spec.device.threads, int | None)
-        and isinstance(spec.device.spin, bool)
-        and spec.device.cache is None
-    )
-    oldest = re.fullmatch(r"\d+(\.\d+)*", str(spec.min_engine))
-    if not (known and sizes and prompts and flags and device and oldest):
-        raise UsageError(
-            f"{where} holds values that this version does not know: engine {spec.engine!r}, "
-            f"isa {spec.isa!r}, vectors {spec.vectors!r}, bit_order {spec.bit_order!r}, layers "
-            f"{spec.layers!r}, dim {spec.dim!r}, max_length {spec.max_length!r}, pad_id "
-            f"{spec.pad_id!r}, min_engine {spec.min_engine!r}, device {spec.device!r} or a prompt."
-        )
+    if spec.engine not in GRAPH_FILES:
+        known = ", ".join(GRAPH_FILES)
+        raise UsageError(f"{where} is for the engine {spec.engine!r}; this version has {known}.")
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
         raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")
+    return spec
 
 
 def read_spec(folder: Path) -> ArtifactSpec:
     """Return the specification of an artifact folder.
 
     Raises:
-        UsageError: when the folder is no artifact.
+        UsageError: when the folder is not an artifact.
     """
-    path = folder / SPEC
-    if not path.is_file():
-        raise UsageError(f"{folder} is not an artifact: it has no {SPEC}; build makes one.")
-    return spec_from_json(path.read_text(encoding="utf-8"), path)
+    return spec_from_json(read_file(folder, SPEC), folder / SPEC)
 
 
 def read_ranges(folder: Path) -> Ranges | None:
     """Return the ranges of an artifact folder, None when its vectors need none."""
-    path = folder / RANGES
-    return ranges_from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not (folder / RANGES).exists():
+        return None
+    return ranges_from_json(read_file(folder, RANGES))
 
 
-def space_id_of(
-    *,
-    weights_sha256: str,
-    layers: int,
-    dim: int,
-    weights: str,
-    isa: Isa,
-    fitted_to: str | None,
-    kept_sha256: str | None,
-    vectors: VectorPrecision,
-    codec: int,
-    bit_order: BitOrder,
-    ranges: Ranges | None,
-    pooling: list[str],
-    final_norm: str,
-    prompts: Mapping[str, str],
-    default_prompt: str | None,
-    tokenizer_json: str,
-    max_length: int,
-) -> str:
-    """Return the identity of a vector space: vectors of two different ids must not be compared.
+def read_file(folder: Path, name: str) -> bytes:
+    """Return the content of a file of an artifact folder.
 
-    It is a hash of everything that decides a vector's meaning, by content and not by name: a
-    renamed checkpoint keeps its id, a changed prompt or range does not.
+    Raises:
+        UsageError: when there is no regular file of that name, or it is too large to be one.
     """
-    decides: dict[str, Any] = {
-        "weights_sha256": weights_sha256,
-        "layers": layers,
-        "dim": dim,
-        "weights": weights,
-        "vectors": vectors,
-        "ranges": ranges.sha256() if ranges else None,
-        "pooling": pooling,
-        "final_norm": final_norm,
-        "prompts": dict(prompts),
-        "default_prompt": default_prompt,
-        "tokenizer": _sha256(json.loads(tokenizer_json)),
-        "max_length": max_length,
-    }
-    if weights == "int8" and isa != "portable":  # the others' codes do not depend on it
-        decides["isa"] = isa
-    if fitted_to is not None:
-        decides["fitted_to"] = fitted_to
-    if kept_sha256 is not None:
-        decides["kept_sha256"] = kept_sha256
-    if vectors != "float32":
-        decides["codec"] = codec
-    if vectors in PER_BYTE:
-        decides["bit_order"] = bit_order
-    return f"m2d1-{_sha256(decides)[:32]}"
+    require_file(folder, name)
+    path = folder / name
+    if name not in GRAPHS and path.stat().st_size > SMALL_LIMIT:
+        raise UsageError(f"{path} is larger than {SMALL_LIMIT:,} bytes; build the artifact anew.")
+    return path.read_bytes()
+
+
+def require_file(folder: Path, name: str) -> None:
+    """Refuse an artifact folder without a file of that name.
+
+    Raises:
+        UsageError: when there is none, or it is a pipe, which would wait for a writer.
+    """
+    if not (folder / name).is_file():
+        raise UsageError(f"{folder} is not an artifact: it has no {name}; build makes one.")
 
 
 def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_json: str) -> str:
-    """Return the space_id that an artifact ought to carry, from what it holds.
+    """Return the identity of an artifact's vector space; vectors of two must not be compared.
+
+    It is a hash of everything that decides a vector's meaning, by content and not by name: a
+    renamed checkpoint keeps its id, a changed prompt or range does not.
 
     Args:
         spec: its specification, whose own ``space_id`` is not looked at.
@@ -223,29 +180,35 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
         tokenizer_json: the content of its tokenizer.json.
 
     Raises:
-        UsageError: when the specification does not tell the hash of its weights.
+        UsageError: when the specification does not give the hash of its weights.
     """
     if "sub_model" not in spec.provenance:
-        raise UsageError(f"{SPEC} does not tell the hash of its weights (provenance.sub_model).")
-    return space_id_of(
-        weights_sha256=spec.provenance["sub_model"],
-        layers=spec.layers,
-        dim=spec.dim,
-        weights=spec.weights,
-        isa=spec.isa,
-        fitted_to=spec.fitted_to,
-        kept_sha256=spec.kept_sha256,
-        vectors=spec.vectors,
-        codec=spec.codec,
-        bit_order=spec.bit_order,
-        ranges=ranges,
-        pooling=spec.pooling,
-        final_norm=spec.final_norm,
-        prompts=spec.prompts,
-        default_prompt=spec.default_prompt,
-        tokenizer_json=tokenizer_json,
-        max_length=spec.max_length,
-    )
+        raise UsageError(f"{SPEC} does not give the hash of its weights (provenance.sub_model).")
+    decides: dict[str, Any] = {
+        "weights_sha256": spec.provenance["sub_model"],
+        "layers": spec.layers,
+        "dim": spec.dim,
+        "weights": spec.weights,
+        "vectors": spec.vectors,
+        "ranges": ranges.sha256() if ranges else None,
+        "pooling": spec.pooling,
+        "final_norm": spec.final_norm,
+        "prompts": spec.prompts,
+        "default_prompt": spec.default_prompt,
+        "tokenizer": _sha256(parse_json(tokenizer_json, TOKENIZER)),
+        "max_length": spec.max_length,
+    }
+    if spec.weights == "int8" and spec.isa != "portable":  # the others' codes do not depend on it
+        decides["isa"] = spec.isa
+    if spec.fitted_to is not None:
+        decides["fitted_to"] = spec.fitted_to
+    if spec.kept_sha256 is not None:
+        decides["kept_sha256"] = spec.kept_sha256
+    if spec.vectors != "float32":
+        decides["codec"] = spec.codec
+    if spec.vectors in PER_BYTE:
+        decides["bit_order"] = spec.bit_order
+    return f"m2d1-{_sha256(decides)[:32]}"
 
 
 def require_same_space(

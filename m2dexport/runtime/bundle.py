@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m2dexport.engines import Device
 from m2dexport.errors import BundleError, UsageError
@@ -13,19 +17,27 @@ from m2dexport.runtime import artifact, golden
 from m2dexport.runtime.archive import (
     GOLDEN,
     MANIFEST,
-    manifest_json,
     manifest_of,
     open_bundle,
+    read_manifest,
     write_archive,
 )
 from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SPEC, TOKENIZER, ArtifactSpec
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.golden import MAX_DIFFERENCE, Golden
+from m2dexport.strict import one_line, shown
 from m2dexport.vectors.codecs import LEVELS, Ranges, ranges_from_json
 
-__all__ = ["BundleInfo", "VerifyReport", "open_bundle", "verify_bundle", "write_bundle"]
-
-_SHOWN = 60  # characters of a text in a message
+__all__ = [
+    "ArtifactReport",
+    "BundleInfo",
+    "VerifyReport",
+    "open_bundle",
+    "spec_of",
+    "verify_artifact",
+    "verify_bundle",
+    "write_bundle",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,23 @@ class VerifyReport:
         )
 
 
+@dataclass(frozen=True)
+class ArtifactReport:
+    """What an artifact folder was found to be on this machine."""
+
+    path: Path
+    space_id: str
+    files: int  # that belong together
+    texts: int  # run; an artifact holds no vectors to compare theirs with
+
+    def sentence(self) -> str:
+        """Return the report as one line."""
+        return (
+            f"{self.path}: {self.files} files that belong together, {self.texts} texts run; an "
+            f"artifact has no golden texts, bundle adds them; space {self.space_id}"
+        )
+
+
 def write_bundle(folder: Path, out: Path, *, force: bool = False) -> BundleInfo:
     """Pack an artifact folder into one file and verify it; the same inputs give the same bytes.
 
@@ -74,7 +103,7 @@ def write_bundle(folder: Path, out: Path, *, force: bool = False) -> BundleInfo:
         force: whether a file that is there is replaced.
 
     Raises:
-        UsageError: when ``folder`` is no artifact, or ``out`` exists and is not to be replaced.
+        UsageError: when ``folder`` is not an artifact, or ``out`` exists and is not to be replaced.
         BundleError: when the artifact's files do not belong together.
 
     Example:
@@ -92,7 +121,7 @@ def write_bundle(folder: Path, out: Path, *, force: bool = False) -> BundleInfo:
         path.name: path.read_text(encoding="utf-8", errors="replace")
         for path in license_files(folder)
     }
-    files[MANIFEST] = manifest_json(files, spec, licenses)
+    files[MANIFEST] = manifest_of(files, spec, licenses).to_json()
     with atomic_file(out, force=force) as temporary:
         write_archive(temporary, files)
         _verify(open_bundle(temporary), out, devices[0])
@@ -110,23 +139,56 @@ def verify_bundle(path: Path, device: Device = Device()) -> VerifyReport:
         UsageError: when there is no such file.
         BundleError: when anything does not match, naming what.
     """
-    if not path.is_file():
-        raise UsageError(f"{path} is not a bundle file; bundle makes one.")
     return _verify(open_bundle(path), path, device)
+
+
+def verify_artifact(folder: Path, device: Device = Device()) -> ArtifactReport:
+    """Check what can be checked of an artifact folder, which has no golden texts.
+
+    That is its files, its graph, its tokenizer, its ranges and its space_id, and that texts run.
+
+    Args:
+        folder: the artifact.
+        device: what to run it on; what it leaves open is as the artifact says.
+
+    Raises:
+        UsageError: when ``folder`` is not an artifact.
+        BundleError: when its files do not belong together.
+        M2DError: when it does not run.
+    """
+    files = _artifact_files(folder, artifact.read_spec(folder))
+    encoder = encoder_from_files(files, folder, device)
+    _require_one_space(encoder, files, _ranges(files), folder)
+    texts = len(encoder.encode(golden.TEXTS))
+    return ArtifactReport(folder, encoder.spec.space_id, len(files), texts)
+
+
+def spec_of(path: Path) -> ArtifactSpec:
+    """Return the specification of a bundle or an artifact folder.
+
+    Raises:
+        UsageError: when the folder is not an artifact.
+        BundleError: when the archive is damaged.
+    """
+    if path.is_dir():
+        return artifact.read_spec(path)
+    return artifact.spec_from_json(open_bundle(path)[SPEC], path)
 
 
 def _verify(files: Mapping[str, bytes], path: Path, device: Device) -> VerifyReport:
     encoder = encoder_from_files(files, path, device)
     ranges = _ranges(files)
     _require_one_space(encoder, files, ranges, path)
-    rows, tolerance = golden.golden_from_json(files[GOLDEN])
+    _require_manifest(encoder, files, path)
+    rows, tolerance = golden.golden_from_json(files[GOLDEN], encoder.spec)
     _require_ids(encoder, rows, path)
     found = golden.compare(encoder, rows, tolerance.metric, ranges)
     if not tolerance.holds(found.worst):
+        reason = one_line(tolerance.reason)
         raise BundleError(
             f"{path} does not reproduce its golden vectors on this machine: {tolerance.metric} is "
-            f"{found.worst:.6g} where the limit is {tolerance.limit:g} ({tolerance.reason}) "
-            "Rebuild the artifact for this device."
+            f"{found.worst:.6g} where the limit is {tolerance.limit:g} ({reason}) Rebuild "
+            "the artifact for this device."
         )
     return VerifyReport(
         path=path,
@@ -144,18 +206,17 @@ def _verify(files: Mapping[str, bytes], path: Path, device: Device) -> VerifyRep
 def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
     ranges = [RANGES] if spec.vectors in LEVELS else []
     names = [SPEC, TOKENIZER, *GRAPH_FILES[spec.engine], *ranges]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UsageError(f"{folder} is not an artifact: it has no {missing[0]}; build makes one.")
-    return {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        artifact.require_file(folder, name)
+    return {name: artifact.read_file(folder, name) for name in names}
 
 
 def _ranges(files: Mapping[str, bytes]) -> Ranges | None:
     if RANGES not in files:
         return None
     try:
-        return ranges_from_json(files[RANGES].decode())
-    except (UsageError, UnicodeDecodeError) as error:
+        return ranges_from_json(files[RANGES])
+    except UsageError as error:
         raise BundleError(f"{RANGES} cannot be read: {error}") from error
 
 
@@ -172,18 +233,41 @@ def _require_one_space(
         expected = artifact.space_id_of_artifact(spec, ranges, files[TOKENIZER].decode())
     except UsageError as error:
         raise BundleError(f"{path}: {error}") from error
-    told = {spec.space_id, manifest_of(files, path)["space_id"]}
-    if told != {expected}:
+    if spec.space_id != expected:
         raise BundleError(
-            f"{path} tells space {' and '.join(sorted(map(str, told)))} and its content makes "
-            f"{expected}: a prompt, the tokenizer or the ranges changed; build the bundle anew."
+            f"{path} is of space {spec.space_id} by its {SPEC}, and its content makes {expected}: "
+            "a prompt, the tokenizer or the ranges changed; build it anew."
         )
+    for name, values in _expected_ranges(spec, ranges).items():
+        if not np.array_equal(encoder.ranges.get(name, ()), values):
+            raise BundleError(
+                f"{path}: {RANGES} does not hold the ranges that the graph codes with ({name}); "
+                "build it anew."
+            )
+
+
+def _expected_ranges(spec: ArtifactSpec, ranges: Ranges | None) -> dict[str, NDArray[Any]]:
+    if ranges is None:
+        return {}
+    return {"range_low": ranges.low, "range_step": ranges.step(spec.vectors)}
+
+
+def _require_manifest(encoder: Encoder, files: Mapping[str, bytes], path: Path) -> None:
+    """Refuse a manifest that describes another artifact than the one beside it."""
+    found = read_manifest(files, path)
+    expected = manifest_of(files, encoder.spec, found.licenses)
+    for field in fields(found):
+        values = [getattr(manifest, field.name) for manifest in (found, expected)]
+        if values[0] != values[1]:
+            raise BundleError(
+                f"{path}: {MANIFEST} and {SPEC} disagree about {field.name}; build the bundle anew."
+            )
 
 
 def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: Path) -> None:
     for row in rows:
         if encoder.tokenize([row.text], prompt=row.prompt)[0] != row.ids:
             raise BundleError(
-                f"{path}: {row.text[:_SHOWN]!r} (prompt {row.prompt!r}) becomes other tokens on "
+                f"{path}: {shown(row.text)} (prompt {shown(row.prompt)}) becomes other tokens on "
                 "this machine than where the bundle was made; install the same tokenizers version."
             )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
@@ -16,6 +15,9 @@ from m2dexport.errors import BundleError, M2DError, UsageError
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import ArtifactSpec
+from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
+from m2dexport.runtime.tokenizer import Tokens, load_tokenizer, require_room, tokenize
+from m2dexport.runtime.tokenizer_guard import require_plain_tokenizer
 from m2dexport.vectors.codecs import code_dtype, code_width
 
 #: A batch holds at most this many tokens, padding included: longer texts make smaller batches.
@@ -26,9 +28,10 @@ _TOKENS_PER_BATCH = 8192
 class Encoded:
     """Vectors and what a caller should know about how they came about."""
 
-    vectors: NDArray[Any]  # a row a text, as codecs.encode_vectors describes it
+    vectors: NDArray[Any]  # a row per text, as codecs.encode_vectors describes it
     truncated: int  # how many texts were longer than the maximum length
     space_id: str  # vectors of another space must not be compared with these
+    failed: Mapping[int, str]  # why a text has no vector, by its number; its row holds zeros
 
 
 class Encoder:
@@ -39,6 +42,10 @@ class Encoder:
         tokenizer_json: content of its tokenizer.json.
         graph: the files of its graph by name, as paths or contents.
         device: what to run it on; what it leaves open is as the artifact says.
+
+    Raises:
+        M2DError: when the tokenizer or the graph holds what no artifact of ``build`` does, or the
+            engine refuses it.
     """
 
     def __init__(
@@ -49,9 +56,16 @@ class Encoder:
         device: Device = Device(),
     ) -> None:
         self.spec = spec
-        self._tokenizer = load_tokenizer(tokenizer_json)
         self._engine = engine_runner(spec.engine)
         require_version(spec.engine, spec.min_engine)
+        require_plain_tokenizer(tokenizer_json, spec.max_length)
+        self._tokenizer = load_tokenizer(tokenizer_json)
+        require_room(self._tokenizer)
+        files = [graph[name] for name in ENGINES[spec.engine].files]
+        content = examine_graph(spec.engine, files)
+        self._rows = table_rows(content)
+        #: "range_low" and "range_step" of int8 and int4 vectors, as the graph has them.
+        self.ranges = ranges_of(content)
         self._session = self._engine.load(graph, device.or_else(spec.device), spec.isa)
 
     def describe(self) -> dict[str, str]:
@@ -62,13 +76,20 @@ class Encoder:
     def encode(
         self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32
     ) -> NDArray[Any]:
-        """Return one vector per text, in order; see ``encode_report`` for the arguments."""
-        return self.encode_report(texts, prompt=prompt, batch_size=batch_size).vectors
+        """Return one vector per text, in order; see ``encode_report`` for the arguments.
+
+        Raises:
+            UsageError: as ``encode_report``, or when a text has no vector, naming its number.
+        """
+        encoded = self.encode_report(texts, prompt=prompt, batch_size=batch_size)
+        for index, reason in encoded.failed.items():
+            raise UsageError(f"text {index} {reason}.")
+        return encoded.vectors
 
     def encode_report(
         self, texts: Sequence[str], *, prompt: str | None = None, batch_size: int = 32
     ) -> Encoded:
-        """Return one vector per text, in order, and how many texts were cut.
+        """Return one vector per text, in order, and what befell the texts.
 
         Args:
             texts: any number of texts.
@@ -79,32 +100,56 @@ class Encoder:
 
         Raises:
             UsageError: when the model has no prompt of that name, or ``texts`` is one string.
+            M2DError: when the graph fails, or what it returns is not as the specification says.
         """
-        encodings = self._encodings(texts, prompt)
-        ids = [encoding.ids for encoding in encodings]
+        tokens = self._tokens(texts, prompt)
+        failed = {i: reason for i, each in enumerate(tokens) if (reason := self._lacks(each.ids))}
+        good = [index for index in range(len(tokens)) if index not in failed]
+        width, dtype = code_width(self.spec.dim, self.spec.vectors), code_dtype(self.spec.vectors)
+        vectors = np.zeros((len(tokens), width), dtype=dtype)
         size = batch_size if self.spec.batch_invariant else 1
-        vectors = encode_tokens(self.run, ids, self.spec.pad_id, size)
-        if vectors is None:
-            vectors = self._no_vectors()
-        return Encoded(vectors, sum(bool(e.overflowing) for e in encodings), self.spec.space_id)
+        rows = encode_tokens(self.run, [tokens[i].ids for i in good], self.spec.pad_id, size)
+        if rows is not None:
+            vectors[good] = rows
+        return Encoded(vectors, sum(each.cut for each in tokens), self.spec.space_id, failed)
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the final vectors of int64 (batch, sequence) ids and mask, one row a text."""
+        """Return the final vectors of int64 (batch, sequence) ids and mask, one row per text.
+
+        Raises:
+            M2DError: when the graph fails, or returns another type or shape than the specification
+                says, or NaN or infinite values.
+        """
         vectors: NDArray[Any] = self._engine.run(self._session, input_ids, attention_mask)[0]
+        spec = self.spec
+        shape = (len(input_ids), code_width(spec.dim, spec.vectors))
+        dtype = code_dtype(spec.vectors)
+        if vectors.shape != shape or vectors.dtype != dtype:
+            raise M2DError(
+                f"the graph returns {vectors.dtype} of shape {vectors.shape} where vectors="
+                f"{spec.vectors} of {spec.dim} dims are {dtype} of shape {shape}; build it anew."
+            )
+        if not np.isfinite(vectors).all():
+            raise M2DError(
+                "the graph returns NaN or infinite values, which are no vectors; build the "
+                "artifact anew, in another precision if it is fp16."
+            )
         return vectors
 
     def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[list[int]]:
         """Return the token ids of each text, cut at the maximum length, specials included."""
-        return [encoding.ids for encoding in self._encodings(texts, prompt)]
+        return [tokens.ids for tokens in self._tokens(texts, prompt)]
 
-    def _encodings(self, texts: Sequence[str], prompt: str | None) -> list[tokenizers.Encoding]:
+    def _tokens(self, texts: Sequence[str], prompt: str | None) -> list[Tokens]:
         if isinstance(texts, str):  # a sequence of one-letter texts, too, but never meant so
             raise UsageError("texts is one string; pass a list of strings.")
-        prefix = self._prompt(prompt)
-        encodings: list[tokenizers.Encoding] = self._tokenizer.encode_batch(
-            [prefix + text for text in texts]
-        )
-        return encodings
+        return tokenize(self._tokenizer, texts, self._prompt(prompt))
+
+    def _lacks(self, ids: Sequence[int]) -> str | None:
+        """Return why a text has no vector, None when it has one."""
+        if self._rows is None or max(ids, default=0) < self._rows:
+            return None
+        return f"has the token {max(ids)}, and the model's table has only {self._rows} rows"
 
     def _prompt(self, name: str | None) -> str:
         name = self.spec.default_prompt if name is None else name
@@ -115,10 +160,6 @@ class Encoder:
             raise UsageError(f"this model has no prompt named {name!r}; it has: {known}.")
         return self.spec.prompts[name]
 
-    def _no_vectors(self) -> NDArray[Any]:
-        width = code_width(self.spec.dim, self.spec.vectors)
-        return np.zeros((0, width), dtype=code_dtype(self.spec.vectors))
-
 
 def load(path: str | Path, device: Device = Device()) -> Encoder:
     """Load a bundle (a .m2d archive) or an artifact folder.
@@ -128,7 +169,7 @@ def load(path: str | Path, device: Device = Device()) -> Encoder:
         device: what to run it on; what it leaves open is as the artifact says.
 
     Raises:
-        UsageError: when there is nothing there, or the folder is no artifact.
+        UsageError: when there is nothing there, or the folder is not an artifact.
         BundleError: when the archive is damaged or does not match its checksums.
 
     Example:
@@ -138,11 +179,11 @@ def load(path: str | Path, device: Device = Device()) -> Encoder:
     path = Path(path)
     if path.is_dir():
         spec = artifact.read_spec(path)
-        tokenizer_json = (path / artifact.TOKENIZER).read_text(encoding="utf-8")
+        tokenizer_json = _decoded(artifact.read_file(path, artifact.TOKENIZER), path)
+        for name in ENGINES[spec.engine].files:
+            artifact.require_file(path, name)
         graph = {name: path / name for name in ENGINES[spec.engine].files}
         return Encoder(spec, tokenizer_json, graph, device)
-    if not path.exists():
-        raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
     return encoder_from_files(open_bundle(path), path, device)
 
 
@@ -160,26 +201,21 @@ def encoder_from_files(
         BundleError: when a file cannot be read.
     """
     try:
-        spec = artifact.spec_from_json(files[artifact.SPEC].decode(), path / artifact.SPEC)
-        tokenizer_json = files[artifact.TOKENIZER].decode()
+        spec = artifact.spec_from_json(files[artifact.SPEC], artifact.SPEC)
+        tokenizer_json = _decoded(files[artifact.TOKENIZER], path)
         graph = {name: files[name] for name in ENGINES[spec.engine].files}
-    except (UsageError, UnicodeDecodeError) as error:
+    except UsageError as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
     return Encoder(spec, tokenizer_json, graph, device)
 
 
-def load_tokenizer(tokenizer_json: str) -> tokenizers.Tokenizer:
-    """Return the tokenizer of an artifact, which truncates and does not pad.
-
-    Raises:
-        M2DError: when the tokenizers library refuses it.
-    """
+def _decoded(content: bytes, path: Path) -> str:
     try:
-        return tokenizers.Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # tokenizers raises bare exceptions
-        raise M2DError(f"tokenizers cannot read tokenizer.json: {error}") from error
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path}: {artifact.TOKENIZER} is not UTF-8; make it anew.") from error
 
 
 def encode_tokens(

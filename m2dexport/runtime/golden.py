@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.errors import BundleError
-from m2dexport.runtime.artifact import ArtifactSpec
+from m2dexport.runtime.archive import GOLDEN
+from m2dexport.runtime.artifact import SPEC, ArtifactSpec
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.vectors.codecs import Ranges, code_dtype, decode_vectors
+from m2dexport.strict import Within, read_json, shown
+from m2dexport.vectors.codecs import Ranges, code_dtype, code_width, decode_vectors
 
 TEXTS: tuple[str, ...] = (
     "",
@@ -33,9 +35,16 @@ TEXTS: tuple[str, ...] = (
 #: Longer texts are only tokenized: a device may lack the memory for one of 8,192 tokens.
 RUN_TOKENS = 1024
 
-MAX_DIFFERENCE = "max_difference"  # largest absolute difference of one value
-MIN_COSINE = "min_cosine"  # smallest cosine of one text's vectors
-MIN_EQUAL_BITS = "min_equal_bits"  # smallest share of equal bits of one text's codes
+Metric = Literal["max_difference", "min_cosine", "min_equal_bits"]
+MAX_DIFFERENCE: Metric = "max_difference"  # largest absolute difference of one value
+MIN_COSINE: Metric = "min_cosine"  # smallest cosine of one text's vectors
+MIN_EQUAL_BITS: Metric = "min_equal_bits"  # smallest share of equal bits of one text's codes
+
+#: A limit beyond these would let vectors of another model pass.
+_LOOSEST: dict[Metric, float] = {MAX_DIFFERENCE: 0.01, MIN_COSINE: 0.9, MIN_EQUAL_BITS: 0.5}
+
+
+_TokenId = Annotated[int, Within(0, (1 << 31) - 1)]
 
 
 @dataclass(frozen=True)
@@ -44,21 +53,27 @@ class Golden:
 
     text: str
     prompt: str | None  # name; None: the default
-    ids: list[int]  # token ids, specials included, cut at the maximum length
-    vector: list[float] | list[int] | None  # final vector or code; None: only tokenized
+    ids: list[_TokenId]  # specials included, cut at the maximum length
+    vector: list[float] | None  # final vector or code; None: only tokenized
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """How far the worst golden text may be off."""
 
-    metric: str  # MAX_DIFFERENCE, MIN_COSINE or MIN_EQUAL_BITS
+    metric: Metric
     limit: float
     reason: str
 
     def holds(self, worst: float) -> bool:
         """Whether ``worst`` is within the limit; NaN is not."""
         return worst <= self.limit if self.metric == MAX_DIFFERENCE else worst >= self.limit
+
+
+@dataclass(frozen=True)
+class _Stored:
+    tolerance: Tolerance
+    texts: Annotated[list[Golden], Within(1, 10_000)]
 
 
 @dataclass(frozen=True)
@@ -91,29 +106,21 @@ def golden_of(
         Golden(row.text, row.prompt, row.ids, _to_list(next(rows)) if _runs(row) else None)
         for row in tokenized
     ]
-    metric = _metric(encoder)
+    metric = _metric(encoder.spec)
     measured = [compare(each, golden, metric, ranges).worst for each in (encoder, other)]
     worst = max(measured) if metric == MAX_DIFFERENCE else min(measured)
-    return golden, _tolerance(encoder, metric, worst)
+    return golden, _tolerance(encoder.spec, metric, worst)
 
 
 def compare(
-    encoder: Encoder, golden: Sequence[Golden], metric: str, ranges: Ranges | None
+    encoder: Encoder, golden: Sequence[Golden], metric: Metric, ranges: Ranges | None
 ) -> Comparison:
     """Run the golden texts, alone and in batches, and compare with the stored results."""
     rows = [row for row in golden if _runs(row)]
-    try:
-        expected = np.array([row.vector for row in rows], dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise BundleError("the golden vectors are not numbers of one length each.") from error
+    expected = np.array([row.vector for row in rows], dtype=np.float64)
     worst, equal = [], []
     for batch_size in (1, len(rows)):
         found = _run(encoder, rows, batch_size)
-        if found.shape != expected.shape:
-            raise BundleError(
-                f"the graph puts out {found.shape[1:]} values a text where the golden vectors "
-                f"have {expected.shape[1:]}; build the bundle anew."
-            )
         worst.append(_worst(metric, found, expected, ranges, encoder.spec))
         equal.append(float(np.mean(found == expected)))
     is_float = encoder.spec.vectors == "float32"
@@ -125,30 +132,55 @@ def compare(
 
 def golden_json(golden: Sequence[Golden], tolerance: Tolerance) -> bytes:
     """Return the content of golden.json."""
-    stored = {"tolerance": asdict(tolerance), "texts": [asdict(row) for row in golden]}
-    return (json.dumps(stored, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    content = asdict(_Stored(tolerance, list(golden)))
+    return (json.dumps(content, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
-def golden_from_json(content: bytes) -> tuple[list[Golden], Tolerance]:
+def golden_from_json(content: bytes, spec: ArtifactSpec) -> tuple[list[Golden], Tolerance]:
     """Return what ``golden_json`` stored.
 
+    Args:
+        content: of golden.json.
+        spec: the artifact that it must fit.
+
     Raises:
-        BundleError: when it is not that.
+        BundleError: when it is not that, or would let any vector pass.
     """
-    try:
-        stored: dict[str, Any] = json.loads(content)
-        golden = [
-            Golden(row["text"], row["prompt"], row["ids"], row["vector"]) for row in stored["texts"]
-        ]
-        told = stored["tolerance"]
-        tolerance = Tolerance(str(told["metric"]), float(told["limit"]), str(told["reason"]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"golden.json cannot be read: {error!r}.") from error
-    if tolerance.metric not in (MAX_DIFFERENCE, MIN_COSINE, MIN_EQUAL_BITS):
-        raise BundleError(f"golden.json asks for {tolerance.metric!r}, which is unknown.")
-    if not any(_runs(row) for row in golden):
-        raise BundleError("golden.json has no text to run.")
-    return golden, tolerance
+    stored = read_json(_Stored, content, GOLDEN, BundleError)
+    rows, tolerance = stored.texts, stored.tolerance
+    metric, loosest = _metric(spec), _LOOSEST[tolerance.metric]
+    if tolerance.metric != metric:
+        raise BundleError(
+            f"{GOLDEN} compares by {tolerance.metric} where weights={spec.weights} and "
+            f"vectors={spec.vectors} are compared by {metric}; build the bundle anew."
+        )
+    low, high = (0.0, loosest) if metric == MAX_DIFFERENCE else (loosest, 1.0)
+    if not low <= tolerance.limit <= high:
+        raise BundleError(
+            f"{GOLDEN} has a limit of {tolerance.limit:g} for {metric}, which must be within "
+            f"{low:g} and {high:g}; build the bundle anew."
+        )
+    for number, row in enumerate(rows):
+        _require_row(row, number, spec)
+    if not any(_runs(row) for row in rows):
+        raise BundleError(f"{GOLDEN} has no text to run; build the bundle anew.")
+    return rows, tolerance
+
+
+def _require_row(row: Golden, number: int, spec: ArtifactSpec) -> None:
+    where = f"{GOLDEN}: text {number}"
+    if row.prompt is not None and row.prompt not in spec.prompts:
+        raise BundleError(f"{where} has the prompt {shown(row.prompt)}, which {SPEC} lacks.")
+    if len(row.ids) > spec.max_length:
+        raise BundleError(f"{where} has {len(row.ids)} tokens; {SPEC} allows {spec.max_length}.")
+    if (row.vector is not None) != _runs(row):
+        raise BundleError(f"{where} has a vector only if it has at most {RUN_TOKENS} tokens.")
+    width = code_width(spec.dim, spec.vectors)
+    if row.vector is not None and len(row.vector) != width:
+        raise BundleError(
+            f"{where} has a vector of {len(row.vector)} values; vectors={spec.vectors} of "
+            f"{spec.dim} dims have {width}."
+        )
 
 
 def _runs(row: Golden) -> bool:
@@ -180,41 +212,40 @@ def _long_texts(encoder: Encoder, prompt: str | None) -> list[str]:
     return texts  # no room beside the prompt, or an unusual tokenizer
 
 
-def _metric(encoder: Encoder) -> str:
-    if encoder.spec.vectors in ("ubinary", "binary"):
+def _metric(spec: ArtifactSpec) -> Metric:
+    if spec.vectors in ("ubinary", "binary"):
         return MIN_EQUAL_BITS
-    if encoder.spec.vectors != "float32" or _integer(encoder):
+    if spec.vectors != "float32" or _integer(spec):
         return MIN_COSINE
     return MAX_DIFFERENCE
 
 
-def _integer(encoder: Encoder) -> bool:
-    return encoder.spec.weights.startswith("int")
+def _integer(spec: ArtifactSpec) -> bool:
+    return spec.weights.startswith("int")
 
 
-def _tolerance(encoder: Encoder, metric: str, measured: float) -> Tolerance:
+def _tolerance(spec: ArtifactSpec, metric: Metric, measured: float) -> Tolerance:
     """Return the limit, from what changed on the build machine and what other CPUs add."""
-    integer = _integer(encoder)
-    why = (
-        "integer weights: 8-bit products saturate on CPUs without VNNI"
-        if integer
-        else "float sums are taken in another order on other CPUs"
-    )
+    integer = _integer(spec)
+    why = "float sums are taken in another order on other CPUs"
+    if integer:
+        why = f"integer weights: {why}, which moves activations to a neighbouring code"
+    if integer and spec.isa != "portable":
+        why = f"{why}; made for {spec.isa}: CPUs without it use other, exact kernels"
     if metric == MAX_DIFFERENCE:
         return Tolerance(metric, 1e-4, f"{why}; vectors have length 1 and 7 stored decimals.")
     if metric == MIN_COSINE:
         # One code of int4 that falls on the other side of its border moves a short vector by .002.
-        margin = 0.005 if integer or encoder.spec.vectors == "int4" else 0.0005
-        reason = f"{measured:.6f} between thread counts and batches, less {margin:g}: {why}"
-        return Tolerance(metric, round(measured - margin, 6), f"{reason}.")
-    # An angle whose cosine is 1 - 0.005 turns 3.2% of the signs.
-    margin = max(0.05 if integer else 0.01, 1.5 / encoder.spec.dim)
-    reason = f"{measured:.4f} between thread counts and batches, less {margin:.4f}: {why}"
-    return Tolerance(metric, round(measured - margin, 6), f"{reason}.")
+        margin = 0.005 if integer or spec.vectors == "int4" else 0.0005
+    else:
+        # An angle whose cosine is 1 - 0.005 turns 3.2% of the signs.
+        margin = max(0.05 if integer else 0.01, 1.5 / spec.dim)
+    reason = f"{measured:.6f} between thread counts and batches, less {margin:.4f}: {why}."
+    return Tolerance(metric, max(_LOOSEST[metric], round(measured - margin, 6)), reason)
 
 
 def _worst(
-    metric: str,
+    metric: Metric,
     found: NDArray[Any],
     expected: NDArray[Any],
     ranges: Ranges | None,
@@ -235,8 +266,8 @@ def _worst(
     return float(cosines.min())
 
 
-def _to_list(vector: NDArray[Any]) -> list[float] | list[int]:
-    values: list[float] | list[int] = vector.tolist()
+def _to_list(vector: NDArray[Any]) -> list[float]:
+    values: list[float] = vector.tolist()
     if vector.dtype == np.float32:
         return [round(value, 7) for value in values]
     return values

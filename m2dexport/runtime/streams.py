@@ -7,31 +7,31 @@ The identity of the vector space travels with the vectors:
 * .npy: behind the vectors, the file holds two more arrays, the space_id and the artifact.json of
   the model that made them, as strings. ``np.load(path)`` reads the vectors and ignores the rest.
 
-``require_vectors_of`` compares it with the bundle whose queries are to be put to them.
+``vector_files`` compares it with the bundle whose queries are to be put to them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m2dexport.errors import UsageError
 from m2dexport.files import atomic_file, require_file
-from m2dexport.runtime.artifact import ArtifactSpec, require_same_space, spec_from_json
-from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.encoder import Encoded, Encoder
+from m2dexport.runtime.vector_files import JSONL
+from m2dexport.strict import one_line
 
-_CHUNK = 1024  # texts held in memory at a time
-_JSONL = (".jsonl", ".ndjson")
+_CHUNK, _CHUNK_CHARACTERS = 1024, 1 << 22  # texts held in memory at a time, and their length
+_NAMED = 10  # texts without a vector that are named one by one
 _STDIN = "stdin"
 
 
@@ -41,22 +41,25 @@ class StreamSummary:
 
     texts: int
     truncated: int  # texts that were longer than the model's maximum length
+    failed: int  # texts without a vector; each was named as it came
     space_id: str  # vectors of another space must not be compared with these
     seconds: float  # from the first text read to the last vector written
 
     def sentence(self) -> str:
         """Return the summary as one line."""
         rate = self.texts / self.seconds if self.seconds > 0 else 0.0
+        failed = f", {self.failed} without a vector" if self.failed else ""
         return (
             f"{self.texts} texts in {self.seconds:.2f} s ({rate:.0f}/s), {self.truncated} cut at "
-            f"the maximum length, space {self.space_id}"
+            f"the maximum length{failed}, space {self.space_id}"
         )
 
 
 @dataclass(frozen=True)
 class _Row:
+    where: str  # file and line
     text: str
-    id: tuple[Any, ...]  # the row's id, or nothing
+    id: tuple[str, ...]  # the row's id as JSON, or nothing
 
 
 def encode_stream(
@@ -71,10 +74,14 @@ def encode_stream(
 ) -> StreamSummary:
     """Encode texts into a file, in their order; memory does not grow with their number.
 
+    A text that the model cannot encode, since a token of it lies beyond the model's table, is named
+    in a warning with its line. The others are encoded; its own row keeps the others in their
+    places and holds zeros in .npy and a null in JSONL.
+
     Args:
         encoder: a loaded bundle.
         source: a .jsonl (or .ndjson) file of objects with "text" and perhaps "id", or any other
-            file of one text a line, empty lines being empty texts; None reads stdin, as JSONL
+            file of one text per line, empty lines being empty texts; None reads stdin, as JSONL
             when its first line is an object with a "text".
         out: .npy (rows in the order of the texts, ids left out) or .jsonl, written only when all
             went well; None writes JSONL to stdout.
@@ -88,19 +95,7 @@ def encode_stream(
             naming its number.
         M2DError: when the output cannot be written.
     """
-    if out is not None and out.suffix not in (".npy", *_JSONL):
-        raise UsageError(f"{out} has an unknown ending; name it .npy or .jsonl.")
-    if source is not None and not source.is_file():
-        raise UsageError(f"{source} is not a file; name a file of texts, or pass them on stdin.")
-    if out is not None:
-        if source is not None and out.exists() and out.samefile(source):
-            raise UsageError(f"{out} is the file of the texts; name another one for the vectors.")
-        require_file(out, force=force)
-    # A process may be started without either of the two.
-    if source is None and sys.stdin is None:
-        raise UsageError("stdin is closed; name a file of texts with --in.")
-    if out is None and sys.stdout is None:
-        raise UsageError("stdout is closed; name a file for the vectors with --out.")
+    _require_places(source, out, force)
     with contextlib.ExitStack() as stack:
         stream: BinaryIO = stack.enter_context(source.open("rb")) if source else sys.stdin.buffer
         rows = _rows(stream, str(source) if source else _STDIN, _is_jsonl(source))
@@ -115,74 +110,24 @@ def encode_stream(
             else:
                 with temporary.open("w", encoding="utf-8", newline="\n") as text:
                     _write_jsonl(text, run, rows)
-    return StreamSummary(run.texts, run.truncated, encoder.spec.space_id, run.seconds)
+    return StreamSummary(run.texts, run.truncated, run.failed, encoder.spec.space_id, run.seconds)
 
 
-def read_space_id(path: Path) -> str | None:
-    """Return the space_id behind the vectors of a .npy file, None when there is none.
-
-    Raises:
-        UsageError: when it is no .npy file.
-    """
-    told = _told_behind(path)
-    return told[0] if told else None
-
-
-def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> None:
-    """Refuse a file of vectors, an index for instance, that another bundle made.
-
-    Args:
-        path: the .npy or .jsonl file, as ``encode_stream`` writes it.
-        spec: the specification of the bundle whose vectors are to be compared with them.
-        bundle: what the message calls it.
-
-    Raises:
-        UsageError: when the spaces differ, naming both and, of a .npy file, the parts that differ,
-            or when the file does not tell its space.
-    """
-    if path.suffix in _JSONL:
-        _require_rows_of(path, spec, bundle)
-        return
-    told = _told_behind(path)
-    if len(told) < 2:
-        raise UsageError(
-            f"{path} does not tell the space of its vectors; encode makes files that do."
-        )
-    require_same_space(spec_from_json(told[1], path), spec, path, bundle)
-
-
-def _told_behind(path: Path) -> list[str]:
-    """Return the strings behind the vectors of a .npy file."""
-    try:
-        with path.open("rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            shape, _, dtype = (
-                np.lib.format.read_array_header_1_0(stream)
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0(stream)
-            )
-            stream.seek(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
-            told = []
-            while stream.read(1):
-                stream.seek(-1, 1)
-                told.append(str(np.lib.format.read_array(stream, allow_pickle=False)))
-            return told
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not a .npy file of vectors: {error}.") from error
-
-
-def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> None:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                told = json.loads(line)["space_id"]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UsageError(f"{path}:{number} is not a vector with its space_id.") from error
-            if told != spec.space_id:
-                raise UsageError(
-                    f"{path}:{number} (space {told}) and {bundle} (space {spec.space_id}) must not "
-                    "be compared; encode both with one bundle."
-                )
+def _require_places(source: Path | None, out: Path | None, force: bool) -> None:
+    """Refuse what cannot be read or written before any text is read."""
+    if out is not None and out.suffix not in (".npy", *JSONL):
+        raise UsageError(f"{out} has an unknown ending; name it .npy or .jsonl.")
+    if source is not None and not source.is_file():
+        raise UsageError(f"{source} is not a file; name a file of texts, or pass them on stdin.")
+    if out is not None:
+        if source is not None and out.exists() and out.samefile(source):
+            raise UsageError(f"{out} is the file of the texts; name another one for the vectors.")
+        require_file(out, force=force)
+    # A process may be started without either of the two.
+    if source is None and sys.stdin is None:
+        raise UsageError("stdin is closed; name a file of texts with --in.")
+    if out is None and sys.stdout is None:
+        raise UsageError("stdout is closed; name a file for the vectors with --out.")
 
 
 class _Run:
@@ -198,40 +143,65 @@ class _Run:
         self.encoder = encoder
         self.texts = 0
         self.truncated = 0
+        self.failed = 0
         self._prompt = prompt
         self._batch_size = batch_size
         self._on_progress = on_progress
         self._started = time.perf_counter()
-        # An unknown prompt must fail before any text is read; it also tells dtype and width.
-        self.empty = self._encode([])
+        # An unknown prompt must fail before any text is read; it also gives dtype and width.
+        self.empty = self._encode([]).vectors
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def chunks(self, rows: Iterator[_Row]) -> Iterator[tuple[list[_Row], NDArray[Any]]]:
-        while chunk := list(itertools.islice(rows, _CHUNK)):
-            yield chunk, self._encode([row.text for row in chunk])
+    def chunks(self, rows: Iterator[_Row]) -> Iterator[tuple[list[_Row], Encoded]]:
+        for chunk in _chunks(rows):
+            encoded = self._encode([row.text for row in chunk])
+            for index, reason in encoded.failed.items():
+                self.failed += 1
+                if self.failed <= _NAMED:
+                    warnings.warn(
+                        f"{chunk[index].where} {reason}; it gets no vector.", stacklevel=2
+                    )
+                elif self.failed == _NAMED + 1:
+                    warnings.warn(
+                        "more texts get no vector; the last line counts them.", stacklevel=2
+                    )
+            yield chunk, encoded
 
-    def _encode(self, texts: list[str]) -> NDArray[Any]:
+    def _encode(self, texts: list[str]) -> Encoded:
         encoded = self.encoder.encode_report(
             texts, prompt=self._prompt, batch_size=self._batch_size
         )
         self.texts += len(texts)
         self.truncated += encoded.truncated
         self._on_progress(self.texts)
-        return encoded.vectors
+        return encoded
+
+
+def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+    chunk: list[_Row] = []
+    held = 0
+    for row in rows:
+        chunk.append(row)
+        held += len(row.text)
+        if len(chunk) == _CHUNK or held >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _write_jsonl(stream: IO[str], run: _Run, rows: Iterator[_Row]) -> None:
     tail = f', "space_id": {json.dumps(run.encoder.spec.space_id)}}}\n'
     # Nine digits tell every float32 apart.
     number = "{:.9g}".format if run.empty.dtype == np.float32 else str
-    for chunk, vectors in run.chunks(rows):
-        for row, vector in zip(chunk, vectors, strict=True):
-            head = f'"id": {json.dumps(row.id[0])}, ' if row.id else ""
-            values = ", ".join(map(number, vector.tolist()))
-            stream.write(f'{{{head}"vector": [{values}]{tail}')
+    for chunk, encoded in run.chunks(rows):
+        for index, (row, vector) in enumerate(zip(chunk, encoded.vectors, strict=True)):
+            head = f'"id": {row.id[0]}, ' if row.id else ""
+            values = f"[{', '.join(map(number, vector.tolist()))}]"
+            stream.write(f'{{{head}"vector": {"null" if index in encoded.failed else values}{tail}')
         stream.flush()
 
 
@@ -247,8 +217,8 @@ def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
 
     write_header(0)
     start = stream.tell()
-    for _, vectors in run.chunks(rows):
-        stream.write(np.ascontiguousarray(vectors, dtype=dtype).tobytes())
+    for _, encoded in run.chunks(rows):
+        stream.write(np.ascontiguousarray(encoded.vectors, dtype=dtype).tobytes())
     for told in (run.encoder.spec.space_id, run.encoder.spec.to_json()):
         np.lib.format.write_array(stream, np.array(told), allow_pickle=False)
     stream.seek(0)
@@ -259,7 +229,7 @@ def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
 
 def _is_jsonl(source: Path | None) -> bool | None:
     """Whether a source is JSONL; None: its first line tells."""
-    return None if source is None else source.suffix in _JSONL
+    return None if source is None else source.suffix in JSONL
 
 
 def _rows(stream: Iterable[bytes], name: str, jsonl: bool | None) -> Iterator[_Row]:
@@ -272,7 +242,7 @@ def _rows(stream: Iterable[bytes], name: str, jsonl: bool | None) -> Iterator[_R
         if jsonl is None:
             jsonl = _is_text_object(text)
         if not jsonl:
-            yield _Row(text, ())
+            yield _Row(f"{name}:{number}", text, ())
         elif text.strip():
             yield _row(text, f"{name}:{number}")
 
@@ -289,11 +259,16 @@ def _row(line: str, where: str) -> _Row:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON: {error}.") from error
+        raise UsageError(f"{where} is not JSON: {one_line(error)}.") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise UsageError(f'{where} is not an object with a "text" string.')
     try:
         value["text"].encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{where} holds half of a surrogate pair, which is no text.") from error
-    return _Row(value["text"], (value["id"],) if "id" in value else ())
+        raise UsageError(f"{where} holds half of a surrogate pair, which is not text.") from error
+    try:
+        # NaN and infinite numbers, which Python reads, are not JSON.
+        names = (json.dumps(value["id"], allow_nan=False),) if "id" in value else ()
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} has an id that is not JSON: {one_line(error)}.") from error
+    return _Row(where, value["text"], names)

@@ -26,6 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BitOrder, VectorPrecision
+from m2dexport.strict import parse_json, read_value, shown
 
 #: Stored with every artifact and its ranges; it rises when the codes of a precision change.
 CODEC_VERSION = 1
@@ -43,6 +44,7 @@ Floats = NDArray[np.float32]
 MIN_CALIBRATION_TEXTS = 100
 _HOLD_OUT = 5  # one calibration text in so many is held out to measure clipping
 _TINY = np.float32(1e-12)  # of torch.nn.functional.normalize
+_RANGES_FILE = "the ranges file"
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,26 @@ class Ranges:
         return json.dumps(stored) + "\n"
 
 
-def ranges_from_json(text: str) -> Ranges:
+@dataclass(frozen=True)
+class _StoredRanges:
+    codec: int
+    low: list[float]
+    high: list[float]
+
+
+def ranges_from_json(text: bytes | str) -> Ranges:
     """Return the ranges stored by ``Ranges.to_json``.
 
     Raises:
         UsageError: when the text is not that, or was written by a later version of the codec.
     """
-    try:
-        stored: dict[str, Any] = json.loads(text)
-        require_codec(stored["codec"], "the ranges file")
-        low, high = (np.asarray(stored[key], dtype=np.float32) for key in ("low", "high"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError("the ranges file is not JSON with codec, low and high.") from error
-    if low.ndim != 1 or low.shape != high.shape or not np.isfinite([low, high]).all():
-        raise UsageError("the ranges file does not hold a finite low and high for every dim.")
+    content = parse_json(text, _RANGES_FILE)
+    if isinstance(content, dict):
+        require_codec(content.get("codec", CODEC_VERSION), _RANGES_FILE)
+    stored = read_value(_StoredRanges, content, _RANGES_FILE)
+    low, high = (np.asarray(values, dtype=np.float32) for values in (stored.low, stored.high))
+    if low.shape != high.shape:
+        raise UsageError("the ranges file does not hold a low and a high for every dim.")
     if (high < low).any():
         raise UsageError("the ranges file has a dim whose high is below its low.")
     return Ranges(low, high)
@@ -96,7 +104,7 @@ def require_codec(version: object, where: object) -> None:
     """
     if version != CODEC_VERSION:
         raise UsageError(
-            f"{where} has codec version {version!r} and this m2dexport reads version "
+            f"{where} has codec version {shown(version)} and this m2dexport reads version "
             f"{CODEC_VERSION}; install the m2dexport that made it."
         )
 

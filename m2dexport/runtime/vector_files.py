@@ -1,0 +1,126 @@
+"""Files of vectors, as ``encode_stream`` writes them: of which space they are, and how many."""
+
+from __future__ import annotations
+
+import json
+import math
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from m2dexport.errors import UsageError
+from m2dexport.runtime.artifact import ArtifactSpec, require_same_space, spec_from_json
+from m2dexport.strict import one_line, shown
+from m2dexport.vectors.codecs import code_dtype, code_width
+
+JSONL = (".jsonl", ".ndjson")
+
+
+def read_space_id(path: Path) -> str | None:
+    """Return the space_id behind the vectors of a .npy file, None when there is none.
+
+    Raises:
+        UsageError: when it is not a .npy file.
+    """
+    return _read_npy(path).space_id
+
+
+def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
+    """Refuse a file of vectors, an index for instance, that another bundle made.
+
+    Args:
+        path: the .npy or .jsonl file, as ``encode_stream`` writes it.
+        spec: the specification of the bundle whose vectors are to be compared with them.
+        bundle: what the message calls it.
+
+    Returns:
+        The number of vectors, all of this space.
+
+    Raises:
+        UsageError: when the spaces differ, naming both and, of a .npy file, the parts that differ,
+            or when the file does not name its space.
+    """
+    if not path.is_file():  # nor a pipe, which would wait for a writer
+        raise UsageError(f"{path} is not a file; name a .npy or .jsonl file of vectors.")
+    if path.suffix in JSONL:
+        return _require_rows_of(path, spec, bundle)
+    found = _read_npy(path)
+    if found.spec is None:
+        raise UsageError(
+            f"{path} does not name the space of its vectors; encode makes files that do."
+        )
+    require_same_space(spec_from_json(found.spec, path), spec, path, bundle)
+    width, dtype = code_width(spec.dim, spec.vectors), code_dtype(spec.vectors)
+    if (found.shape[1:], found.dtype) != ((width,), dtype):
+        raise UsageError(
+            f"{path} holds {found.dtype} of shape {found.shape} where vectors of {bundle} are "
+            f"{width} values of {dtype}; encode it anew."
+        )
+    return found.shape[0]
+
+
+@dataclass(frozen=True)
+class _Npy:
+    """What a .npy file holds beside the values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    space_id: str | None
+    spec: str | None  # artifact.json
+
+
+def _read_npy(path: Path) -> _Npy:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            shape, dtype = _npy_header(stream, size)
+            stream.seek(math.prod(shape) * dtype.itemsize, 1)
+            strings = []
+            while stream.tell() < size:
+                _, kind = header = _npy_header(stream, size)
+                if header[0] != () or kind.kind != "U":
+                    raise ValueError("what follows its vectors is not text")
+                coding = "utf-32-be" if kind.str.startswith(">") else "utf-32-le"
+                strings.append(stream.read(kind.itemsize).decode(coding).rstrip("\0"))
+    # What numpy raises on headers that are not Python, or nested too deeply, beside ValueError.
+    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{path} is not a .npy file of vectors: {one_line(error)}.") from error
+    except tokenize.TokenError as error:
+        raise UsageError(f"{path} is not a .npy file of vectors.") from error
+    return _Npy(shape, dtype, *[*strings, None, None][:2])
+
+
+def _npy_header(stream: BinaryIO, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of the array that begins here, all of which the file holds."""
+    version = np.lib.format.read_magic(stream)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"its version is {version}")
+    shape, _, dtype = read(stream)
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError(f"it holds {dtype} of shape {shown(shape)}")
+    if math.prod(shape) * dtype.itemsize > size - stream.tell():
+        raise ValueError("its end is missing")
+    return shape, dtype
+
+
+def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
+    number = 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                found = json.loads(line)["space_id"]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UsageError(f"{path}:{number} is not a vector with its space_id.") from error
+            if found != spec.space_id:
+                raise UsageError(
+                    f"{path}:{number} (space {shown(found)}) and {bundle} (space {spec.space_id}) "
+                    "must not be compared; encode both with one bundle."
+                )
+    return number

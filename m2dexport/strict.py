@@ -1,0 +1,236 @@
+"""A strict reader of JSON that others wrote: annotated dataclasses say what it must hold.
+
+::
+
+    @dataclass(frozen=True)
+    class Entry:
+        sha256: Annotated[str, Matching("[0-9a-f]{64}", "a sha256")]
+        size: Annotated[int, Within(0, 1 << 32)]
+
+    read_json(Entry, content, "manifest.json")
+
+Every key must be there and no other; types are not converted (a bool is not a number); numbers are
+finite; text is text in UTF-8, without half surrogate pairs. Whatever the content, an error is one
+sentence of bounded length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from m2dexport.errors import M2DError, UsageError
+
+_LINE = 200  # characters of a foreign text in a message
+_VALUE = 60  # characters of a foreign value
+_MOST_INT = 1 << 63
+_MOST_TEXT = 1 << 22  # characters
+
+T = TypeVar("T")
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = _VALUE
+_repr.maxlevel = 2
+
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a number, or of the length of a text, list or object; both are included."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:.15g} to {self.high:.15g}"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A pattern that a whole text must match."""
+
+    pattern: str
+    words: str  # what the pattern describes, in a message: "a sha256"
+
+    def __str__(self) -> str:
+        return self.words
+
+
+#: A line that can be printed: a name, a version, a hash.
+Name = Annotated[str, Matching(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,300}", "a line of text")]
+Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "a sha256")]
+Share = Annotated[float, Within(0, 1)]
+
+
+def read_json(
+    kind: type[T], content: bytes | str, where: object, error: type[M2DError] = UsageError
+) -> T:
+    """Return the dataclass that a JSON text holds.
+
+    Args:
+        kind: a dataclass, whose annotations say what the keys must hold.
+        content: the JSON text.
+        where: its file, for messages.
+        error: the class of error to raise.
+
+    Raises:
+        M2DError: of the class ``error``, when the text is not JSON or a value is not as annotated.
+    """
+    return read_value(kind, parse_json(content, where, error), where, error)
+
+
+def parse_json(content: bytes | str, where: object, error: type[M2DError] = UsageError) -> Any:
+    """Return the value of a JSON text, in UTF-8, without duplicate keys, NaN or Infinity.
+
+    Raises:
+        M2DError: of the class ``error``, when the text is not that.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except UnicodeDecodeError as cause:
+        raise error(f"{where} cannot be read: it is not UTF-8.") from cause
+    except RecursionError as cause:
+        raise error(f"{where} cannot be read: it is nested too deeply.") from cause
+    except ValueError as cause:
+        raise error(f"{where} cannot be read: {one_line(cause)}.") from cause
+
+
+def read_value(kind: type[T], value: Any, where: object, error: type[M2DError] = UsageError) -> T:
+    """Return the dataclass that a parsed JSON value holds, as ``read_json`` does."""
+    try:
+        result: T = _read(kind, value, "")
+    except _WrongValue as wrong:
+        raise error(f"{where} cannot be read: {wrong}.") from wrong
+    return result
+
+
+def require_format(
+    stored: Any, known: int, where: object, error: type[M2DError] = UsageError
+) -> None:
+    """Refuse a file of a later format before the rest of it is read.
+
+    Raises:
+        M2DError: of the class ``error``, naming both formats.
+    """
+    if isinstance(stored, dict) and stored.get("format", known) != known:
+        raise error(
+            f"{where} has format {shown(stored['format'])} and this version reads format {known}; "
+            "upgrade m2dexport."
+        )
+
+
+def one_line(text: object) -> str:
+    """Return a foreign text as one line of at most 200 characters that can be printed."""
+    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= _LINE else f"{line[: _LINE - 4]} ..."
+
+
+def shown(value: object) -> str:
+    """Return a foreign value as Python writes it, shortened to about 60 characters."""
+    return one_line(_repr.repr(value))
+
+
+class _WrongValue(Exception):
+    """A value that is not as annotated; the message is a part of a sentence."""
+
+
+def _read(kind: Any, value: Any, path: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        result = _read(arguments[0], value, path)
+        for rule in arguments[1:]:
+            _require(_keeps(rule, result), value, rule, path)
+        return result
+    if origin in (Union, types.UnionType):
+        # Only "or null" is ever annotated.
+        (other,) = (option for option in arguments if option is not type(None))
+        return None if value is None else _read(other, value, path)
+    if origin is Literal:
+        names = ", ".join(map(str, arguments))
+        _require(isinstance(value, str) and value in arguments, value, f"one of {names}", path)
+        return value
+    if origin in (list, dict):
+        return _read_many(origin, arguments, value, path)
+    return _read_fields(kind, value, path) if is_dataclass(kind) else _read_plain(kind, value, path)
+
+
+def _read_many(origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    if origin is list:
+        _require(isinstance(value, list), value, "a list", path)
+        return [_read(arguments[0], each, f"{path}[{i}]") for i, each in enumerate(value)]
+    _require(isinstance(value, dict), value, "an object", path)
+    keys, values = arguments
+    return {
+        _read(keys, key, f"a key of {path}"): _read(values, each, f"{path}[{shown(key)}]")
+        for key, each in value.items()
+    }
+
+
+def _read_fields(kind: Any, value: Any, path: str) -> Any:
+    _require(isinstance(value, dict), value, "an object", path)
+    hints = get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]
+    inside = f" in {path}" if path else ""
+    for name in names:
+        if name not in value:
+            raise _WrongValue(f"{name} is missing{inside}")
+    for name in sorted(value.keys() - set(names)):
+        raise _WrongValue(f"{shown(name)} is unknown{inside}")
+    prefix = f"{path}." if path else ""
+    return kind(**{name: _read(hints[name], value[name], prefix + name) for name in names})
+
+
+def _read_plain(kind: Any, value: Any, path: str) -> Any:
+    if kind is bool:
+        _require(isinstance(value, bool), value, "true or false", path)
+    elif kind is int:
+        whole = type(value) is int and -_MOST_INT <= value < _MOST_INT
+        _require(whole, value, "a whole number", path)
+    elif kind is float:
+        number = type(value) in (int, float) and abs(value) <= _MOST_INT
+        _require(number and math.isfinite(value), value, "a number", path)
+    elif kind is str:
+        text = isinstance(value, str) and len(value) <= _MOST_TEXT and _is_unicode(value)
+        _require(text, value, "text", path)
+    else:  # of what JSON lacks, such as a Path or null, there is only null
+        _require(False, value, "null", path)
+    return value
+
+
+def _keeps(rule: Within | Matching, value: Any) -> bool:
+    if isinstance(rule, Matching):
+        return re.fullmatch(rule.pattern, value) is not None
+    size = value if isinstance(value, int | float) else len(value)
+    return rule.low <= size <= rule.high
+
+
+def _require(holds: bool, value: Any, wanted: object, path: str) -> None:
+    if not holds:
+        raise _WrongValue(f"{path or 'the content'} is {shown(value)} where {wanted} is needed")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        found[key] = value
+    return found
