@@ -25,9 +25,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from m2dexport.errors import M2DError, UsageError
+from m2dexport.errors import M2DError, UsageError, one_line
 
-_LINE = 200  # characters of a foreign text in a message
 _VALUE = 60  # characters of a foreign value
 _MOST_INT = 1 << 63
 _MOST_TEXT = 1 << 22  # characters
@@ -113,22 +112,18 @@ def read_value(kind: type[T], value: Any, where: object, error: type[M2DError] =
 def require_format(
     stored: Any, known: int, where: object, error: type[M2DError] = UsageError
 ) -> None:
-    """Refuse a file of a later format before the rest of it is read.
+    """Refuse a file of another format before the rest of it is read.
 
     Raises:
         M2DError: of the class ``error``, naming both formats.
     """
-    if isinstance(stored, dict) and stored.get("format", known) != known:
+    found = stored.get("format", known) if isinstance(stored, dict) else known
+    if found != known:
+        older = type(found) is int and found < known
         raise error(
-            f"{where} has format {shown(stored['format'])} and this version reads format {known}; "
-            "upgrade m2dexport."
+            f"{where} has format {shown(found)} and this version reads format {known}; "
+            + ("make it again." if older else "upgrade m2dexport.")
         )
-
-
-def one_line(text: object) -> str:
-    """Return a foreign text as one line of at most 200 characters that can be printed."""
-    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
-    return line if len(line) <= _LINE else f"{line[: _LINE - 4]} ..."
 
 
 def shown(value: object) -> str:

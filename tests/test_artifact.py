@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_artifact import letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spec
+from tiny_artifact import GRAPH, letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spec
 
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, ISAS
 from m2dexport.runtime.artifact import (
-    GRAPH,
     RANGES,
     SPEC,
     TOKENIZER,
@@ -146,7 +145,7 @@ def test_a_folder_without_specification_is_no_artifact(tmp_path: Path) -> None:
         read_spec(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 1}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 2}', "[" * 100_000])
 def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SPEC).write_text(text)
     with pytest.raises(UsageError, match=r"artifact\.json cannot be read: ") as refused:
@@ -157,7 +156,8 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"format": 2}, "has format 2 and this version reads format 1; upgrade"),
+        ({"format": 3}, "has format 3 and this version reads format 2; upgrade"),
+        ({"format": 1}, "has format 1 and this version reads format 2; make it again"),
         ({"engine": "abacus"}, "engine 'abacus'; this version has onnx"),
         ({"vectors": "int3"}, "vectors is 'int3' where one of float32, int8"),
         ({"weights": "int3"}, "weights is 'int3' where one of fp32"),

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_artifact import tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
+from tiny_artifact import GRAPH, tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
 from m2dexport.errors import BundleError, M2DError, UsageError
 from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
 from m2dexport.runtime import archive, golden
 from m2dexport.runtime.archive import GOLDEN, MANIFEST, manifest_of, open_bundle, write_archive
 from m2dexport.runtime.artifact import (
-    GRAPH,
     RANGES,
     SPEC,
     TOKENIZER,

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from tiny_artifact import VOCABULARY, tiny_artifact, tiny_graph, tiny_ranges
+from tiny_artifact import GRAPH, VOCABULARY, tiny_artifact, tiny_graph, tiny_ranges
 
 from m2dexport.errors import M2DError
 from m2dexport.runtime import onnx_content
-from m2dexport.runtime.artifact import GRAPH
 from m2dexport.runtime.encoder import load
 from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
 

@@ -21,6 +21,7 @@ ORDER = (
     "progress",
     "precisions",
     "cores",
+    "strict",
     "data",
     "checkpoint",
     "vectors",

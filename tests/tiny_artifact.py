@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from m2dexport.engines import Device
+from m2dexport.engines import ENGINES, Device
 from m2dexport.graph.vector import coded_graph
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime.artifact import (
     FORMAT,
-    GRAPH,
     RANGES,
     SPEC,
     TOKENIZER,
@@ -27,6 +26,7 @@ from m2dexport.runtime.artifact import (
 from m2dexport.vectors.codecs import CODEC_VERSION, LEVELS, Ranges
 
 HIDDEN = 16
+GRAPH = ENGINES["onnx"].files[0]
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:!?'-今日天"
 VOCABULARY = (*_SPECIALS, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), "find", "guitar")

@@ -111,9 +111,8 @@ def _bundle_cell(
 def verify(
     bundle_path: Path,
     vectors: Path | None,
-    provider: str | None,
-    threads: int | None,
     as_json: bool,
+    **device: Any,
 ) -> None:
     """Check every byte of a BUNDLE, then run its golden texts here.
 
@@ -130,7 +129,7 @@ def verify(
     from m2dexport.runtime.vector_files import require_vectors_of
 
     check = verify_artifact if bundle_path.is_dir() else verify_bundle
-    report = check(bundle_path, Device(provider, threads))
+    report = check(bundle_path, Device(**device))
     facts, sentences = asdict(report), [report.sentence()]
     if vectors:
         count = require_vectors_of(vectors, spec_of(bundle_path), bundle_path)
@@ -159,8 +158,7 @@ def encode(
     force: bool,
     prompt: str | None,
     batch_size: int,
-    provider: str | None,
-    threads: int | None,
+    **device: Any,
 ) -> None:
     """Encode texts with a BUNDLE: one per line, or JSONL with "text".
 
@@ -174,7 +172,7 @@ def encode(
     from m2dexport.runtime.streams import encode_stream
 
     summary = encode_stream(
-        load(bundle_path, Device(provider, threads)),
+        load(bundle_path, Device(**device)),
         source,
         out,
         prompt=prompt,

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-from m2dexport.errors import BundleError, M2DError, UsageError
+from m2dexport.engines import ENGINES
+from m2dexport.errors import BundleError, M2DError, UsageError, one_line
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime.artifact import (
-    GRAPH_FILES,
     GRAPHS,
     RANGES,
     SMALL_LIMIT,
@@ -36,7 +36,6 @@ from m2dexport.strict import (
     Sha256,
     Share,
     Within,
-    one_line,
     parse_json,
     read_value,
     require_format,
@@ -307,8 +306,8 @@ def _check_names(files: Mapping[str, bytes], manifest: Manifest, path: Path) -> 
     for name in sorted(set(files) - KNOWN):
         raise BundleError(f"{path} holds {shown(name)}, which does not belong in a bundle.")
     listed = set(manifest.files) | {MANIFEST}
-    engine = next((key for key, names in GRAPH_FILES.items() if names[0] in files), "onnx")
-    required = REQUIRED | set(GRAPH_FILES[engine])
+    engine = next((key for key, each in ENGINES.items() if each.files[0] in files), "onnx")
+    required = REQUIRED | set(ENGINES[engine].files)
     for name in sorted(GRAPHS & set(files) - required):
         raise BundleError(f"{path} holds {shown(name)} beside the graph of engine {engine}.")
     for name in sorted((required | listed) - set(files)):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,11 +33,9 @@ from m2dexport.strict import (
 )
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE, Ranges, ranges_from_json, require_codec
 
-FORMAT = 1
+FORMAT = 2
 #: Engine -> the files of its graph, the one that names the others first.
-GRAPH_FILES: Mapping[str, tuple[str, ...]] = {n: engine.files for n, engine in ENGINES.items()}
-GRAPH = GRAPH_FILES["onnx"][0]
-GRAPHS = frozenset(name for names in GRAPH_FILES.values() for name in names)
+GRAPHS = frozenset(name for engine in ENGINES.values() for name in engine.files)
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
 SPEC = "artifact.json"
@@ -121,8 +118,8 @@ def spec_from_json(text: bytes | str, where: object) -> ArtifactSpec:
     require_format(stored, FORMAT, where)
     spec = read_value(ArtifactSpec, stored, where)
     require_codec(spec.codec, where)
-    if spec.engine not in GRAPH_FILES:
-        known = ", ".join(GRAPH_FILES)
+    if spec.engine not in ENGINES:
+        known = ", ".join(ENGINES)
         raise UsageError(f"{where} is for the engine {spec.engine!r}; this version has {known}.")
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
         raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")

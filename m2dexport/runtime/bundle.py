@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.engines import Device
-from m2dexport.errors import BundleError, UsageError
+from m2dexport.engines import ENGINES, Device
+from m2dexport.errors import BundleError, UsageError, one_line
 from m2dexport.files import atomic_file, license_files, require_file
 from m2dexport.runtime import artifact, golden
 from m2dexport.runtime.archive import (
@@ -22,10 +22,10 @@ from m2dexport.runtime.archive import (
     read_manifest,
     write_archive,
 )
-from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SPEC, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.artifact import RANGES, SPEC, TOKENIZER, ArtifactSpec
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.golden import MAX_DIFFERENCE, Golden
-from m2dexport.strict import one_line, shown
+from m2dexport.strict import shown
 from m2dexport.vectors.codecs import LEVELS, Ranges, ranges_from_json
 
 __all__ = [
@@ -205,7 +205,7 @@ def _verify(files: Mapping[str, bytes], path: Path, device: Device) -> VerifyRep
 
 def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
     ranges = [RANGES] if spec.vectors in LEVELS else []
-    names = [SPEC, TOKENIZER, *GRAPH_FILES[spec.engine], *ranges]
+    names = [SPEC, TOKENIZER, *ENGINES[spec.engine].files, *ranges]
     for name in names:
         artifact.require_file(folder, name)
     return {name: artifact.read_file(folder, name) for name in names}
@@ -239,7 +239,7 @@ def _require_one_space(
             "a prompt, the tokenizer or the ranges changed; build it anew."
         )
     for name, values in _expected_ranges(spec, ranges).items():
-        if not np.array_equal(encoder.ranges.get(name, ()), values):
+        if not np.array_equal(encoder.graph_ranges.get(name, ()), values):
             raise BundleError(
                 f"{path}: {RANGES} does not hold the ranges that the graph codes with ({name}); "
                 "build it anew."

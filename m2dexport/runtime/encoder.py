@@ -18,7 +18,8 @@ from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
 from m2dexport.runtime.tokenizer import Tokens, load_tokenizer, require_room, tokenize
 from m2dexport.runtime.tokenizer_guard import require_plain_tokenizer
-from m2dexport.vectors.codecs import code_dtype, code_width
+from m2dexport.vectors.codecs import Ranges, code_dtype, code_width, ranges_from_json
+from m2dexport.vectors.search import Codec
 
 #: A batch holds at most this many tokens, padding included: longer texts make smaller batches.
 _TOKENS_PER_BATCH = 8192
@@ -42,6 +43,7 @@ class Encoder:
         tokenizer_json: content of its tokenizer.json.
         graph: the files of its graph by name, as paths or contents.
         device: what to run it on; what it leaves open is as the artifact says.
+        ranges: the frozen ranges of int8 and int4 vectors; needed to use the codes.
 
     Raises:
         M2DError: when the tokenizer or the graph holds what no artifact of ``build`` does, or the
@@ -54,8 +56,10 @@ class Encoder:
         tokenizer_json: str,
         graph: Mapping[str, Path | bytes],
         device: Device = Device(),
+        ranges: Ranges | None = None,
     ) -> None:
         self.spec = spec
+        self.ranges = ranges
         self._engine = engine_runner(spec.engine)
         require_version(spec.engine, spec.min_engine)
         require_plain_tokenizer(tokenizer_json, spec.max_length)
@@ -65,8 +69,18 @@ class Encoder:
         content = examine_graph(spec.engine, files)
         self._rows = table_rows(content)
         #: "range_low" and "range_step" of int8 and int4 vectors, as the graph has them.
-        self.ranges = ranges_of(content)
+        self.graph_ranges = ranges_of(content)
         self._session = self._engine.load(graph, device.or_else(spec.device), spec.isa)
+
+    @property
+    def codec(self) -> Codec:
+        """How its vectors are stored: decodes, compares and searches them.
+
+        Raises:
+            UsageError: when int8 or int4 vectors came without their ranges.
+        """
+        spec = self.spec
+        return Codec(spec.vectors, spec.dim, self.ranges, spec.bit_order)
 
     def describe(self) -> dict[str, str]:
         """Return what the artifact really runs on: "engine" with its version, and "provider"."""
@@ -183,7 +197,7 @@ def load(path: str | Path, device: Device = Device()) -> Encoder:
         for name in ENGINES[spec.engine].files:
             artifact.require_file(path, name)
         graph = {name: path / name for name in ENGINES[spec.engine].files}
-        return Encoder(spec, tokenizer_json, graph, device)
+        return Encoder(spec, tokenizer_json, graph, device, artifact.read_ranges(path))
     return encoder_from_files(open_bundle(path), path, device)
 
 
@@ -204,11 +218,12 @@ def encoder_from_files(
         spec = artifact.spec_from_json(files[artifact.SPEC], artifact.SPEC)
         tokenizer_json = _decoded(files[artifact.TOKENIZER], path)
         graph = {name: files[name] for name in ENGINES[spec.engine].files}
+        ranges = ranges_from_json(files[artifact.RANGES]) if artifact.RANGES in files else None
     except UsageError as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
-    return Encoder(spec, tokenizer_json, graph, device)
+    return Encoder(spec, tokenizer_json, graph, device, ranges)
 
 
 def _decoded(content: bytes, path: Path) -> str:

@@ -24,12 +24,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from m2dexport.errors import M2DError
-from m2dexport.runtime.artifact import GRAPH_FILES
+from m2dexport.engines import ENGINES
+from m2dexport.errors import M2DError, one_line
 from m2dexport.runtime.graph_content import Constant, GraphContent, UnsafeGraph
 from m2dexport.runtime.onnx_content import onnx_content
 from m2dexport.runtime.openvino_content import openvino_content
-from m2dexport.strict import one_line, shown
+from m2dexport.strict import shown
 
 _MOST_VALUES = 1 << 26  # of a tensor whose size constants set
 _MOST_SIZES = 16  # values of a constant that may be a shape
@@ -73,13 +73,13 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
     """Return what a graph holds, when it holds nothing that must not be run.
 
     Args:
-        engine: a key of ``artifact.GRAPH_FILES``.
+        engine: a key of ``ENGINES``.
         files: the files that it names, or their content, in that order.
 
     Raises:
         M2DError: naming what the graph holds.
     """
-    name = GRAPH_FILES[engine][0]
+    name = ENGINES[engine].files[0]
     try:
         views = [_view(file) for file in files]
         if engine == "openvino":

@@ -24,11 +24,10 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from m2dexport.errors import UsageError
+from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_file, require_file
 from m2dexport.runtime.encoder import Encoded, Encoder
 from m2dexport.runtime.vector_files import JSONL
-from m2dexport.strict import one_line
 
 _CHUNK, _CHUNK_CHARACTERS = 1024, 1 << 22  # texts held in memory at a time, and their length
 _NAMED = 10  # texts without a vector that are named one by one

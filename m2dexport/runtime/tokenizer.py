@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import tokenizers
 
-from m2dexport.errors import M2DError, UsageError
-from m2dexport.strict import one_line, shown
+from m2dexport.errors import M2DError, UsageError, one_line
+from m2dexport.strict import shown
 
 _MARGIN = 1024  # characters between the last token that is kept and the end of a part
 _PER_TOKEN = 12  # characters handed over for each token, to begin with

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from m2dexport.errors import UsageError
+from m2dexport.errors import UsageError, one_line
 from m2dexport.runtime.artifact import ArtifactSpec, require_same_space, spec_from_json
-from m2dexport.strict import one_line, shown
+from m2dexport.strict import shown
 from m2dexport.vectors.codecs import code_dtype, code_width
 
 JSONL = (".jsonl", ".ndjson")
