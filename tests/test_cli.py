@@ -163,7 +163,7 @@ def test_a_pruned_vocabulary_is_reported_and_recorded(tmp_path: Path) -> None:
     [
         ("100", "--prune-vocab 100 is below the "),
         ("empty.txt", "holds no text"),
-        ("missing.txt", "cannot be read"),
+        ("missing.txt", "does not exist"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_pruned_so_is_refused(

@@ -277,6 +277,7 @@ def test_a_dot_product_model_keeps_its_norms_unless_told_otherwise(tmp_path: Pat
     assert checkpoint.keeps_norms
     shown = CliRunner().invoke(cli, ["inspect", "--model", str(folder)]).output
     assert re.search(r"similarity\s+dot", shown)
+    assert "vectors are compared by dot and not normalised" in shown
     sub = slice_checkpoint(checkpoint, LAYERS, HIDDEN, tmp_path / "sub")
     assert sub.keeps_norms
     vectors = encode(folder)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from m2dexport.checkpoint.families import Family, Layout, family_of, locate
 from m2dexport.checkpoint.fit import require_fit
@@ -21,8 +21,10 @@ from m2dexport.checkpoint.st_modules import (
     Modules,
     Pooling,
     PoolingMode,
+    Similarity,
     pooling_from_name,
     read_modules,
+    read_sentence_config,
 )
 from m2dexport.checkpoint.tensors import (
     INDEX,
@@ -53,7 +55,6 @@ __all__ = [
 ]
 
 FinalNorm = Literal["none", "applied", "skipped"]
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]  # sentence-transformers'
 PROVENANCE = "m2dexport.json"
 _UNLIMITED = 1_000_000  # tokenizers without a limit store 1e30 or 2**63 as model_max_length
 
@@ -196,7 +197,12 @@ def _describe(
     assumed.extend(_notes(config, family, folder, transformer))
     dim = _width_after(modules.head, hidden * len(pooling.modes))
     provenance = read_object(folder / PROVENANCE)
-    stated = _sentence_config(folder, pooling)
+    stated = read_sentence_config(folder, pooling)
+    if stated.similarity != "cosine" and not modules.normalized:
+        assumed.append(
+            f"vectors are compared by {stated.similarity} and not normalised: sub-models keep the "
+            "norms unless --normalize is given, artifacts hold normalised vectors."
+        )
     return Checkpoint(
         path=transformer,
         model_type=str(config.model_type),
@@ -323,39 +329,6 @@ def _trained_grid(
                 f"{folder / PROVENANCE} has a trained_grid that is not a list of layers and dims."
             ) from error
     return read_grid(folder, *limits)
-
-
-@dataclass(frozen=True)
-class _SentenceConfig:
-    """What config_sentence_transformers.json says."""
-
-    prompts: dict[str, str]
-    default_prompt: str | None
-    similarity: Similarity
-
-
-def _sentence_config(folder: Path, pooling: Pooling) -> _SentenceConfig:
-    path = folder / "config_sentence_transformers.json"
-    stored = read_object(path)
-    prompts = stored.get("prompts") or {}
-    if not isinstance(prompts, dict):
-        raise CheckpointError(f"{path} has prompts that are not an object of names and texts.")
-    prompts = {str(name): str(text) for name, text in prompts.items() if text is not None}
-    default = stored.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise CheckpointError(f"{path} names the default prompt {default!r}, which it lacks.")
-    if not pooling.include_prompt and any(prompts.values()):
-        raise CheckpointError(
-            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
-            "of token ids and mask cannot do; remove the prompts, or set it to true."
-        )
-    similarity = stored.get("similarity_fn_name") or "cosine"  # sentence-transformers' default
-    if similarity not in get_args(Similarity):
-        raise CheckpointError(
-            f"{path} compares vectors by {similarity!r}, which is none of "
-            f"{', '.join(get_args(Similarity))}."
-        )
-    return _SentenceConfig(prompts, default, cast(Similarity, similarity))
 
 
 def _final_norm(family: Family, config: Any, modules: Modules) -> FinalNorm:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from m2dexport.checkpoint.jsonfile import read_json, read_object
 from m2dexport.errors import CheckpointError, UsageError
 
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]  # sentence-transformers'
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # sentence-transformers' flags of before 5.x, in the order in which it concatenates them.
@@ -89,6 +90,15 @@ class LayerNormHead:
 
 
 Head = Dense | LayerNormHead
+
+
+@dataclass(frozen=True)
+class SentenceConfig:
+    """What config_sentence_transformers.json says."""
+
+    prompts: dict[str, str]
+    default_prompt: str | None
+    similarity: Similarity
 
 
 @dataclass(frozen=True)
@@ -306,3 +316,36 @@ def _integer(config: Mapping[str, Any], key: str, folder: Path) -> int:
 def read_lowercase(transformer: Path) -> bool:
     """Say whether the Transformer module puts a lowercasing step before its tokenizer's own."""
     return bool(_settings(transformer).get("do_lower_case"))
+
+
+def read_sentence_config(folder: Path, pooling: Pooling) -> SentenceConfig:
+    """Return what config_sentence_transformers.json says, or its defaults.
+
+    Args:
+        folder: the checkpoint's.
+        pooling: the checkpoint's, which may not go together with prompts.
+
+    Raises:
+        CheckpointError: when it is damaged, or says what cannot be exported.
+    """
+    path = folder / "config_sentence_transformers.json"
+    stored = read_object(path)
+    prompts = stored.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise CheckpointError(f"{path} has prompts that are not an object of names and texts.")
+    prompts = {str(name): str(text) for name, text in prompts.items() if text is not None}
+    default = stored.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{path} names the default prompt {default!r}, which it lacks.")
+    if not pooling.include_prompt and any(prompts.values()):
+        raise CheckpointError(
+            f"{folder} leaves its prompts out of pooling (include_prompt is false), which a graph "
+            "of token ids and mask cannot do; remove the prompts, or set it to true."
+        )
+    similarity = stored.get("similarity_fn_name") or "cosine"  # sentence-transformers' default
+    if similarity not in get_args(Similarity):
+        raise CheckpointError(
+            f"{path} compares vectors by {similarity!r}, which is none of "
+            f"{', '.join(get_args(Similarity))}."
+        )
+    return SentenceConfig(prompts, default, cast(Similarity, similarity))
