@@ -1,4 +1,4 @@
-"""The names of all precisions: of weights, of vectors, and of the processors they are made for."""
+"""Names that all packages share: precisions of weights and vectors, processors, similarities."""
 
 from __future__ import annotations
 
@@ -30,3 +30,7 @@ BIT_ORDERS: tuple[BitOrder, ...] = get_args(BitOrder)
 #: "vnni": those with VNNI, and those that are no x86; the others need slower kernels.
 Isa = Literal["portable", "vnni"]
 ISAS: tuple[Isa, ...] = get_args(Isa)
+
+#: What vectors are compared by, in sentence-transformers' words. Of vectors of length 1, dot and
+#: cosine are the same.
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]  # sentence-transformers'

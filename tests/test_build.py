@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
-from tiny import LAYERS
+from tiny import LAYERS, tiny_checkpoint
 
 from m2dexport.build.build import build_artifact, make_artifact, quantize_artifact
 from m2dexport.build.parity import PROBES
@@ -22,7 +22,7 @@ from m2dexport.runtime import encoder as runtime
 from m2dexport.runtime.archive import MANIFEST, open_bundle
 from m2dexport.runtime.artifact import read_ranges, read_spec, require_same_space
 from m2dexport.runtime.bundle import write_bundle
-from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.vectors.codecs import encode_vectors
 
 
@@ -189,3 +189,15 @@ def test_an_isa_that_nothing_follows_from_is_a_usage_error(tmp_path: Path, optio
     result = CliRunner().invoke(cli, ["build", *options.split(), *out])
     assert result.exit_code == 2
     assert "--isa vnni goes with --engine onnx --weights int8" in " ".join(result.output.split())
+
+
+def test_a_dot_product_model_is_built_only_as_one_of_unit_vectors(tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "model", normalize=False)
+    path = model / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "similarity_fn_name": "dot"}))
+    with pytest.raises(UsageError, match="compared by dot and keep their norms.*slice --normalize"):
+        build_artifact(open_checkpoint(model), 1, 20, tmp_path / "a")
+    unit = slice_checkpoint(open_checkpoint(model), 1, 20, tmp_path / "unit", Cut(normalize=True))
+    spec = build_artifact(unit, 1, 20, tmp_path / "a").spec
+    assert spec.similarity == "dot"
+    assert "similarity" in (tmp_path / "a" / "artifact.json").read_text()

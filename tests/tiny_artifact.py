@@ -55,6 +55,7 @@ def tiny_spec(
         codec=CODEC_VERSION,
         bit_order=bit_order,
         pooling=["mean"],
+        similarity="cosine",
         final_norm="none",
         prompts={"query": "find: ", "document": ""} if prompts is None else prompts,
         default_prompt=default_prompt,

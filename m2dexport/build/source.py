@@ -17,6 +17,7 @@ from m2dexport.build.parity import PROBES
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.engines import Device, engine_maker, engine_version
+from m2dexport.errors import UsageError
 from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import depth_graph, vector_graph
 from m2dexport.runtime.artifact import FORMAT, TOKENIZER, ArtifactSpec
@@ -78,13 +79,19 @@ def export_source(
         engine: the engine that will run the graph.
 
     Raises:
-        UsageError: when a value is out of range.
+        UsageError: when a value is out of range, or the vectors' norms have a meaning.
         CheckpointError: when the architecture cannot be exported.
         MissingExtra: when the engine is not installed.
     """
     from m2dexport.graph.export import graph_from_checkpoint
     from m2dexport.reference.pooler import Reference
 
+    if checkpoint.keeps_norms:
+        raise UsageError(
+            f"the vectors of {checkpoint.path} are compared by {checkpoint.similarity} and keep "
+            "their norms, which an artifact's do not; make a sub-model of unit vectors by slice "
+            "--normalize, and take that."
+        )
     maker = engine_maker(engine)
     with scratch_folder() as scratch:
         sub_model = slice_checkpoint(checkpoint, max(depths), dim, scratch / "sub-model")
@@ -126,6 +133,7 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
         codec=codecs.CODEC_VERSION,
         bit_order="big",
         pooling=list(sub_model.pooling.modes),
+        similarity=sub_model.similarity,
         final_norm=sub_model.final_norm,
         prompts=dict(sub_model.prompts),
         default_prompt=sub_model.default_prompt,

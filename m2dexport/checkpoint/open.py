@@ -21,7 +21,6 @@ from m2dexport.checkpoint.st_modules import (
     Modules,
     Pooling,
     PoolingMode,
-    Similarity,
     pooling_from_name,
     read_modules,
     read_sentence_config,
@@ -39,6 +38,7 @@ from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on
 from m2dexport.checkpoint.widths import Widths, read_widths
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import license_files
+from m2dexport.precisions import Similarity
 
 __all__ = [
     "Checkpoint",
@@ -49,7 +49,6 @@ __all__ = [
     "LayerNormHead",
     "Pooling",
     "PoolingMode",
-    "Similarity",
     "depth_sizes",
     "open_checkpoint",
 ]
@@ -200,8 +199,8 @@ def _describe(
     stated = read_sentence_config(folder, pooling)
     if stated.similarity != "cosine" and not modules.normalized:
         assumed.append(
-            f"vectors are compared by {stated.similarity} and not normalised: sub-models keep the "
-            "norms unless --normalize is given, artifacts hold normalised vectors."
+            f"vectors are compared by {stated.similarity} and not normalised: sub-models keep "
+            "their norms; build and profile need one that slice --normalize made."
         )
     return Checkpoint(
         path=transformer,

@@ -9,8 +9,8 @@ from typing import Any, Literal, cast, get_args
 
 from m2dexport.checkpoint.jsonfile import read_json, read_object
 from m2dexport.errors import CheckpointError, UsageError
+from m2dexport.precisions import Similarity
 
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]  # sentence-transformers'
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 # sentence-transformers' flags of before 5.x, in the order in which it concatenates them.

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
-from m2dexport.precisions import BitOrder, Isa, VectorPrecision, WeightPrecision
+from m2dexport.precisions import BitOrder, Isa, Similarity, VectorPrecision, WeightPrecision
 from m2dexport.strict import (
     Matching,
     Name,
@@ -82,6 +82,7 @@ class ArtifactSpec:
     codec: int  # codecs.CODEC_VERSION when it was made
     bit_order: BitOrder  # of packed vectors; "big" for the others
     pooling: list[Name]
+    similarity: Similarity  # that the model was trained for; its vectors here have length 1
     final_norm: Literal["none", "applied", "skipped"]
     prompts: dict[str, str]
     default_prompt: str | None  # a name in prompts
