@@ -195,7 +195,7 @@ def test_a_dot_product_model_is_built_only_as_one_of_unit_vectors(tmp_path: Path
     model = tiny_checkpoint(tmp_path / "model", normalize=False)
     path = model / "config_sentence_transformers.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "similarity_fn_name": "dot"}))
-    with pytest.raises(UsageError, match="compared by dot and keep their norms.*slice --normalize"):
+    with pytest.raises(UsageError, match="compared by dot and keep their norms"):
         build_artifact(open_checkpoint(model), 1, 20, tmp_path / "a")
     unit = slice_checkpoint(open_checkpoint(model), 1, 20, tmp_path / "unit", Cut(normalize=True))
     spec = build_artifact(unit, 1, 20, tmp_path / "a").spec

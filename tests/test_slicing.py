@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import sentence_transformers
 import torch
 import transformers
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from tiny import FAMILIES, HIDDEN, LAYERS, MAX_LENGTH, TEXTS, tiny_checkpoint
@@ -19,6 +21,7 @@ from tokenizers import Tokenizer
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.checkpoint.tensors import stored_tensors
 from m2dexport.checkpoint.tokenizer import write_tokenizer
+from m2dexport.cli import cli
 from m2dexport.errors import CheckpointError, M2DError, UsageError
 from m2dexport.reference.pooler import Reference
 from m2dexport.slice.slicing import Cut, UntrainedWarning, slice_checkpoint, slice_grid
@@ -465,3 +468,17 @@ def test_a_tokenizer_that_cannot_be_written_is_one_sentence(tmp_path: Path, bert
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(M2DError, match=r"tokenizer\.json could not be written: .*nothing was kept"):
         write_tokenizer(bert, tmp_path, lowercase=False)
+
+
+def test_force_replaces_a_sub_model_and_never_the_checkpoint_itself(bert: Path, tmp_path) -> None:
+    model = Path(shutil.copytree(bert, tmp_path / "model"))
+    arguments = ["slice", "--model", str(model), "--dim", "8", "--layers"]
+    out = ["--out", str(tmp_path / "sub")]
+    assert CliRunner().invoke(cli, [*arguments, "2", *out]).exit_code == 0
+    refused = CliRunner().invoke(cli, [*arguments, "1", *out])
+    assert (refused.exit_code, "replace it with --force" in refused.stderr) == (2, True)
+    assert CliRunner().invoke(cli, [*arguments, "1", *out, "--force"]).exit_code == 0
+    assert open_checkpoint(tmp_path / "sub").layers == 1
+    itself = CliRunner().invoke(cli, [*arguments, "1", "--out", str(model), "--force"])
+    assert (itself.exit_code, "holds the checkpoint itself" in itself.stderr) == (2, True)
+    assert open_checkpoint(model).layers == LAYERS

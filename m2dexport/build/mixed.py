@@ -146,7 +146,7 @@ def mix_precision(
         load: makes such a graph ready to run.
         texts: calibration texts, of which up to 256 measure sensitivities.
         limit: the drop of quality that is allowed, and the tasks that measure it.
-        on_progress: told about every step.
+        on_progress: called at every step.
 
     Raises:
         M2DError: when the embedding tables alone cost more quality than the limit allows.
@@ -185,7 +185,7 @@ def close_gap(
         quantized: what ``quantize_weights`` made of it.
         encode: from such a graph and texts to vectors, (texts, width), normalised.
         texts: calibration texts, of which up to 256 measure fidelity and 64 sensitivities.
-        on_progress: told about every step.
+        on_progress: called at every step.
 
     Returns:
         The graph, and what was decided: None where all units are quantized.
@@ -270,7 +270,7 @@ class _Ranked:
             measure: what to find out about a graph.
             enough: whether that is within the limit.
             found: what was measured, by how many units stay in float32; it is added to.
-            on_progress: told about every step.
+            on_progress: called at every step.
         """
         steps = 2 + len(self.turns).bit_length()  # that ``fewest`` takes at most
 

@@ -38,8 +38,8 @@ PROBES: tuple[str, ...] = (
 
 #: Largest absolute difference of a value where weights are not quantized.
 MAX_DIFFERENCE = 1e-4
-#: A text's vector alone and in company: below this cosine, or with fewer equal int8 and ubinary
-#: codes, it depends on its batch. Stored codes tell far smaller differences than cosines.
+#: A text's vector by itself and in a batch: below this cosine, or with fewer equal int8 and ubinary
+#: codes, it depends on its batch. Stored codes show far smaller differences than cosines.
 MIN_BATCH_COSINE = 0.99999
 MIN_BATCH_CODES = 0.999
 _MORE_PADDING = 16  # tokens beyond twice a text's length

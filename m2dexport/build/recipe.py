@@ -71,7 +71,7 @@ def require_recipe(recipe: Recipe) -> None:
         )
     if not 0 <= recipe.min_coverage <= 1:
         raise UsageError(
-            f"--min-coverage {recipe.min_coverage:g} is no share; give one from 0 to 1."
+            f"--min-coverage {recipe.min_coverage:g} is not a share; give one from 0 to 1."
         )
     if recipe.vectors not in VECTOR_PRECISIONS:
         raise UsageError(
@@ -87,7 +87,7 @@ def require_recipe(recipe: Recipe) -> None:
         )
     if limit is not None and not 0 <= limit.max_drop < math.inf:
         raise UsageError(
-            f"--max-drop {limit.max_drop:g} is no number of points; give 0 or more, such as 0.5."
+            f"--max-drop {limit.max_drop:g} is not a number of points; give 0 or more, such as 0.5."
         )
     if limit is not None and weights not in MIXABLE:
         raise UsageError(

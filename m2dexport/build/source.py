@@ -155,14 +155,9 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
             **tool_versions(source.engine),
         },
     )
-    depth = sub_model.layers
-    return Original(
-        graph=source.vectors_at(depth),
-        spec=spec,
-        tokenizer_json=source.tokenizer_json,
-        expected=codecs.truncate(source.probes[depth], sub_model.dim),
-        licenses=licenses,
-    )
+    expected = codecs.truncate(source.probes[sub_model.layers], sub_model.dim)
+    graph = source.vectors_at(sub_model.layers)
+    return Original(graph, spec, source.tokenizer_json, expected, licenses)
 
 
 def tool_versions(engine: str) -> dict[str, str]:

@@ -105,7 +105,7 @@ def merged(folder: Path, base: Path) -> Path:
 
 
 def extracted(folder: Path, tower: Tower) -> Path:
-    """Return a checkpoint folder that holds a text tower alone.
+    """Return a checkpoint folder that holds only a text tower.
 
     NV-Embed's latent attention comes along, as a module of the folder, and its tokenizer ends every
     text in the token that the model's code appends.
@@ -126,7 +126,7 @@ def extracted(folder: Path, tower: Tower) -> Path:
 
 
 def base_of(folder: Path) -> str | None:
-    """Return what an adapter folder names as its base model, or None when it is no adapter."""
+    """Return what an adapter folder names as its base model, or None when it is not an adapter."""
     path = folder / ADAPTER_CONFIG
     if not path.exists():
         return None

@@ -27,7 +27,7 @@ class Block:
     columns: Mapping[Unit, str]  # unit -> the module that takes it in
     heads_key: str = "num_attention_heads"  # config keys
     kv_heads_key: str | None = None  # None: every head has keys and values of its own
-    head_dim_key: str | None = None  # None: the config knows hidden_size / heads alone
+    head_dim_key: str | None = None  # None: the config knows only hidden_size / heads
     ffn_key: str = "intermediate_size"
 
 
@@ -176,7 +176,7 @@ def family_of(model_type: str, names: Iterable[str], depth: int) -> Family:
         for match in re.finditer(r"(?<=\.)(\d+)\.", name):
             found.setdefault(name[: match.start()], set()).add(int(match.group(1)))
     lists = [prefix for prefix, seen in found.items() if seen == set(range(depth))]
-    # A list inside a layer ("layers.0.experts.") is no candidate: the list that holds it is.
+    # A list inside a layer ("layers.0.experts.") is not a candidate: the list that holds it is.
     outer = [p for p in lists if not any(q != p and p.startswith(q) for q in lists)]
     if len(outer) != 1:
         raise CheckpointError(
@@ -191,7 +191,7 @@ def family_of(model_type: str, names: Iterable[str], depth: int) -> Family:
 
 
 def bare_class(model_type: str) -> Any:
-    """Return transformers' class of the model without a task: T5's is its encoder alone.
+    """Return transformers' class of the model without a task: T5's is only its encoder.
 
     None for a model type that transformers does not know, or knows no such class of.
     """

@@ -123,7 +123,7 @@ def _nv_embed(folder: Path, config: Mapping[str, Any], stored: Iterable[str]) ->
         "NV-Embed's transformer runs as a bidirectional mistral, and its latent attention as a "
         "module of m2dexport, which SentenceTransformer loads with trust_remote_code=True where "
         "m2dexport is installed; its code leaves an instruction out of pooling, which a graph "
-        "cannot, so texts without an instruction alone are embedded as it does"
+        "cannot, so only texts without an instruction are embedded as it does"
     )
     heads = int(latent.get("num_cross_heads", 8))
     return Tower(mistral, _prefix(folder, stored), note, latent_heads=heads)

@@ -15,6 +15,7 @@ from m2dexport.cli.options import (
     NUMBERS,
     PATH,
     PER_LAYER,
+    force_option,
     json_option,
     model_options,
     open_model,
@@ -70,7 +71,7 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
 @click.option("--layers", type=NUMBERS, help="Depth to keep; several give a grid.  [default: all]")
 @click.option("--dim", type=NUMBERS, help="Leading width to keep; likewise.  [default: all]")
 @click.option(
-    "--heads", type=PER_LAYER, help="Attention heads to keep; several are one number a layer."
+    "--heads", type=PER_LAYER, help="Attention heads to keep; several are one number per layer."
 )
 @click.option("--ffn", type=PER_LAYER, help="Feed-forward channels to keep; likewise.")
 @click.option(
@@ -80,7 +81,7 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     flag_value=_SHIPPED,
     type=PATH,
     metavar="[FILE]",
-    help="Put the heads and channels first that matter most on these texts, one a line; without "
+    help="Put the heads and channels first that matter most on these texts, one per line; without "
     "FILE, the shipped ones.",
 )
 @click.option("--hidden", hidden=True, expose_value=False, callback=_refuse_hidden)
@@ -106,14 +107,17 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     "--prune-vocab",
     type=_count_or_file,
     metavar="CORPUS|N",
-    help="Keep the pieces that the texts of a file (one a line) use, or the N most useful pieces.",
+    help="Keep the pieces that the texts of a file (one per line) use, or the N most useful "
+    "pieces.",
 )
+@force_option
 @json_option
 def slice_command(
     model: str | None,
     layers: tuple[int, ...] | None,
     dim: tuple[int, ...] | None,
     out: Path | None,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -141,6 +145,7 @@ def slice_command(
             dim,
             out or Path("sub-models" if len(layers) * len(dim) > 1 else one),
             _cut(checkpoint, **cuts),
+            force=force,
         )
     _print_slices(sub_models, as_json)
 

@@ -87,7 +87,7 @@ def print_profile(profile: Profile) -> None:
 
 
 def profile_table(profile: Profile, cells: Sequence[Cell]) -> Table:
-    """Return a table of cells, one a row."""
+    """Return a table of cells, one per row."""
     mains = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
     table = _table("cell", *mains, "mean", "p50 ms", "p95 ms", "MB", "peak MB", "B/vector", "flags")
     for cell in cells:

@@ -1,6 +1,6 @@
 """OpenVINO: int8 in operators that it runs in 8 bits, and narrow weights that it widens at load.
 
-Of the integer precisions, int8 alone computes in 8 bits. It is what ``int8`` makes for onnxruntime,
+Of the integer precisions, only int8 computes in 8 bits. It is what ``int8`` makes for onnxruntime,
 in standard operators: OpenVINO's low precision transformations turn a MatMul of dequantized values
 into a product of their codes. They, and its kernels, are kept from two things:
 
@@ -12,7 +12,7 @@ into a product of their codes. They, and its kernels, are kept from two things:
   and there: at 6 layers, .0002 of cosine between a text alone and padded.
 
 All other precisions are constants of 8 or 4 bits, and computed with in float32. OpenVINO's dynamic
-quantization and NNCF's static one were measured, too, and left out (docs/quantization.md).
+quantization and NNCF's static one were measured, too, and left out (docs/openvino.md).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The identity of the vector space travels with the vectors:
 
 * JSONL: every row is ``{"id"?, "vector": [...], "space_id": "m2d1-..."}``, so that rows stay
-  telling when files are cut, mixed or concatenated, and there is no header to skip;
+  identified when files are cut, mixed or concatenated, and there is no header to skip;
 * .npy: behind the vectors, the file holds two more arrays, the space_id and the artifact.json of
   the model that made them, as strings. ``np.load(path)`` reads the vectors and ignores the rest.
 
@@ -87,7 +87,7 @@ def encode_stream(
         prompt: name of one of the model's prompts; None takes its default.
         batch_size: texts run together at most.
         force: whether a file at ``out`` is replaced.
-        on_progress: told the number of texts done, from time to time.
+        on_progress: called with the number of texts done, from time to time.
 
     Raises:
         UsageError: when a path is of no known kind, both are one file, or a line cannot be read,
@@ -218,8 +218,8 @@ def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
     start = stream.tell()
     for _, encoded in run.chunks(rows):
         stream.write(np.ascontiguousarray(encoded.vectors, dtype=dtype).tobytes())
-    for told in (run.encoder.spec.space_id, run.encoder.spec.to_json()):
-        np.lib.format.write_array(stream, np.array(told), allow_pickle=False)
+    for text in (run.encoder.spec.space_id, run.encoder.spec.to_json()):
+        np.lib.format.write_array(stream, np.array(text), allow_pickle=False)
     stream.seek(0)
     write_header(run.texts)
     # numpy leaves room in the header for the rows to grow in number.
@@ -227,7 +227,7 @@ def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
 
 
 def _is_jsonl(source: Path | None) -> bool | None:
-    """Whether a source is JSONL; None: its first line tells."""
+    """Whether a source is JSONL; None: its first line decides."""
     return None if source is None else source.suffix in JSONL
 
 

@@ -63,7 +63,7 @@ def plan_pruning(
     asked = (prompt + text for prompt in prompts for text in next(iter(sets.values())))
     keep = {*named, *_before_positions(checkpoint, token_ids)}
     pruned = prune_vocabulary(tokenizer, token_use(tokenizer, asked).counts, size, keep)
-    # config.json may name a row that is no piece of the tokenizer.
+    # config.json may name a row that is not a piece of the tokenizer.
     rows = (*pruned.rows, *sorted(named - set(pruned.rows)))
     if max(rows) >= checkpoint.vocab_size:
         raise CheckpointError(

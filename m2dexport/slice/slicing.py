@@ -49,7 +49,7 @@ class UntrainedWarning(UserWarning):
 
 
 class LoadingWarning(UserWarning):
-    """transformers has no setting for the widths asked for; m2dexport alone loads the sub-model."""
+    """transformers has no setting for the widths asked for; only m2dexport loads the sub-model."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,13 @@ class _Plan:
 
 
 def slice_checkpoint(
-    checkpoint: Checkpoint, layers: int, dim: int, out: Path, cut: Cut = Cut()
+    checkpoint: Checkpoint,
+    layers: int,
+    dim: int,
+    out: Path,
+    cut: Cut = Cut(),
+    *,
+    force: bool = False,
 ) -> Checkpoint:
     """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and describe it.
 
@@ -94,23 +100,30 @@ def slice_checkpoint(
         checkpoint: what to cut.
         layers: how many layers to keep, 1 to N.
         dim: how many leading dims of the vector to keep, before normalising.
-        out: the folder to write; it must not exist.
+        out: the folder to write.
         cut: what else to change.
+        force: whether a sub-model at ``out`` is replaced.
 
     Raises:
-        UsageError: when a value is out of range or ``out`` exists.
+        UsageError: when a value is out of range, or ``out`` exists and is not to be replaced.
         CheckpointError: when the checkpoint cannot be cut there.
 
     Example:
         >>> slice_checkpoint(open_checkpoint(), 6, 128, Path("l6-d128")).dim
         128
     """
-    (sub_model,) = slice_grid(checkpoint, [layers], [dim], out, cut)
+    (sub_model,) = slice_grid(checkpoint, [layers], [dim], out, cut, force=force)
     return sub_model
 
 
 def slice_grid(
-    checkpoint: Checkpoint, layers: Sequence[int], dims: Sequence[int], out: Path, cut: Cut = Cut()
+    checkpoint: Checkpoint,
+    layers: Sequence[int],
+    dims: Sequence[int],
+    out: Path,
+    cut: Cut = Cut(),
+    *,
+    force: bool = False,
 ) -> list[Checkpoint]:
     """Write the sub-model of every pair of ``layers`` and ``dims``, all of them or none.
 
@@ -123,7 +136,9 @@ def slice_grid(
         raise unknown_widths(checkpoint.model_type)
     plans = [_checked(checkpoint, n, d, cut) for n, d in pairs]
     names = [f"{plan.layers}x{plan.dim}" if len(plans) > 1 else "" for plan in plans]
-    with atomic_folder(out) as folder:
+    if checkpoint.path.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"{out} holds the checkpoint itself; name another place with --out.")
+    with atomic_folder(out, force=force) as folder:
         importance = _importance(checkpoint, cut.reorder)
         written = [
             _written(checkpoint, plan, importance, folder / name)

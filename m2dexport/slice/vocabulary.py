@@ -162,8 +162,8 @@ def _characters(
         forms = {first + body[:1], *(prefix + character for character in body[1:])}
         if not forms <= single and _reaches_model(piece, prefix, backend):
             raise CheckpointError(
-                f"the vocabulary cannot be pruned: a character of its piece {piece!r} is no piece "
-                "of its own, so texts could become unknown that were not."
+                f"the vocabulary cannot be pruned: a character of its piece {piece!r} is not a "
+                "piece of its own, so texts could become unknown that were not."
             )
     return single
 

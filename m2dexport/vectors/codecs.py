@@ -1,4 +1,4 @@
-"""Vector precision: the codes of a normalised vector, in numpy alone.
+"""Vector precision: the codes of a normalised vector, in numpy only.
 
 ======================  ======================================================================
 precision               stored
