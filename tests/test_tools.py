@@ -147,10 +147,10 @@ def test_the_golden_codes_are_what_their_tool_writes(tmp_path: Path) -> None:
     assert written["cases"] == golden["cases"]
 
 
-def test_the_readme_gets_the_reference_and_the_best_int8_cells(tmp_path: Path) -> None:
+def test_the_readme_gets_the_reference_the_choice_and_the_best_int8_cells(tmp_path: Path) -> None:
     cells = [
         cell(6, 384),
-        cell(6, 128, "int8", vectors="int8", quality=79.0),
+        cell(6, 128, "int8", vectors="int8", quality=79.0, bytes_per_vector=128),
         cell(6, 64, "int8", vectors="int8", quality=70.0),
         cell(2, 64, "int8", vectors="ubinary", quality=60.0),
         cell(2, 64, "fp16", vectors="int8", quality=75.0),

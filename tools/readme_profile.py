@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 from m2dexport.profile.manifest import Cell, Profile, read_profile
+from m2dexport.profile.select import select_cell
+from m2dexport.profile.target import load_target
 
 README = Path(__file__).parent.parent / "README.md"
 MARK = "<!-- profile -->"
@@ -15,12 +17,19 @@ END = "<!-- end of profile -->"
 
 
 def rows(profile: Profile) -> list[Cell]:
-    """Return the unquantized reference and the best int8 cell of each depth and vectors."""
+    """Return the unquantized reference, what the page bundles, and the best int8 cells.
+
+    What it bundles is the choice of the target edge-cpu; the best are those of each depth, with
+    int8 and with one-bit vectors.
+    """
     best: dict[tuple[int, str], Cell] = {}
     for cell in sorted(profile.cells, key=lambda cell: -cell.mean_quality):
         if cell.weights == "int8" and cell.vectors != "float32":
             best.setdefault((cell.layers, cell.vectors), cell)
-    return [profile.cell(profile.reference), *(best[key] for key in sorted(best, reverse=True))]
+    bundled = select_cell(profile, load_target("edge-cpu").budget).cell
+    first = {cell.id: cell for cell in (profile.cell(profile.reference), bundled)}
+    rest = [best[key] for key in sorted(best, reverse=True)]
+    return [*first.values(), *(cell for cell in rest if cell.id not in first)]
 
 
 def section(profile: Profile) -> str:
@@ -44,8 +53,9 @@ def section(profile: Profile) -> str:
     seconds = sum(profile.seconds.values())
     return (
         "What `m2dexport profile` measured of the checkpoint that ships, "
-        f"{len(profile.cells)} cells in {seconds:.0f} s: the\nunquantized reference, and the best "
-        "int8 cell of each depth with int8 and with one-bit vectors.\n\n"
+        f"{len(profile.cells)} cells in {seconds:.0f} s: the\nunquantized reference, the choice "
+        "of the target edge-cpu, and the best int8 cell of each depth\nwith int8 and with one-bit "
+        "vectors.\n\n"
         + "\n".join(lines)
         + f"\n\n{machine.cpu}, {threads} threads ({' '.join(machine.flags)});\nlatency of "
         f"{shape.batch} text of {shape.sequence} tokens, without tokenization."

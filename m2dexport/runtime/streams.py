@@ -46,10 +46,11 @@ class StreamSummary:
 
     def sentence(self) -> str:
         """Return the summary as one line."""
+        texts = "text" if self.texts == 1 else "texts"
         rate = self.texts / self.seconds if self.seconds > 0 else 0.0
         failed = f", {self.failed} without a vector" if self.failed else ""
         return (
-            f"{self.texts} texts in {self.seconds:.2f} s ({rate:.0f}/s), {self.truncated} cut at "
+            f"{self.texts} {texts} in {self.seconds:.2f} s ({rate:.0f}/s), {self.truncated} cut at "
             f"the maximum length{failed}, space {self.space_id}"
         )
 
