@@ -60,3 +60,17 @@ def test_the_report_is_a_manifest_and_two_pictures(tmp_path: Path) -> None:
     assert written[1].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in written[2].read_bytes()
     assert sorted((tmp_path / "profile").iterdir()) == sorted(written)
+
+
+def test_the_label_of_quality_lies_within_the_picture_whatever_the_number_of_tasks() -> None:
+    whole = profile(*CELLS)
+    tasks = [
+        whole.tasks[0].model_copy(update={"name": f"a-task-of-some-name-{i}"}) for i in range(7)
+    ]
+    figure = plot_frontier(whole.model_copy(update={"tasks": tuple(tasks)}))
+    figure.draw_without_rendering()
+    label = figure.axes[0].yaxis.label
+    extent, picture = label.get_window_extent(), figure.bbox
+    assert picture.y0 <= extent.y0 < extent.y1 <= picture.y1
+    assert picture.x0 <= extent.x0
+    assert all(task.name in label.get_text().replace("\n", " ") for task in tasks)

@@ -212,6 +212,25 @@ def test_bundles_are_used_without_a_trace_outside(tmp_path: Path, packed: Path) 
     assert [*home.rglob("*"), *temporary.rglob("*")] == []
 
 
+def test_bundles_are_used_without_a_socket(packed: Path) -> None:
+    blocked = (
+        "import socket, sys\n"
+        "def refuse(*_, **__): raise OSError('a socket was asked for')\n"
+        "socket.socket = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "from m2dexport.cli import main\n"
+        "main()\n"
+    )
+    for command in ("verify", "encode"):
+        ran = subprocess.run(
+            [sys.executable, "-c", blocked, command, packed],
+            input="find a guitar\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+
+
 def test_onnxruntime_is_imported_by_its_engine_only() -> None:
     """Which switches its telemetry off before; importing m2dexport sets nothing."""
     root = Path(__file__).parent.parent / "m2dexport"

@@ -97,7 +97,8 @@ def plot_frontier(profile: Profile) -> Any:
         f"{device.threads} threads, {profile.machine.cpu})"
     )
     names = ", ".join(task.name for task in profile.tasks)
-    axes.set_ylabel(textwrap.fill(f"quality, points (mean of {names})", _LABEL_WIDTH))
+    words = f"quality, points (mean of {names})"
+    axes.set_ylabel(textwrap.fill(words, _LABEL_WIDTH, break_on_hyphens=False))
     axes.set_title("Latency and quality of every cell; labels: layers x dim")
     axes.grid(alpha=0.25)
     axes.margins(y=0.12)
