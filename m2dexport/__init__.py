@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from m2dexport.engines import Device
     from m2dexport.errors import M2DError
     from m2dexport.profile.deploy import bundle_cell, open_profiled
-    from m2dexport.profile.manifest import read_profile, write_profile
     from m2dexport.profile.plan import Plan
+    from m2dexport.profile.schema import read_profile, write_profile
     from m2dexport.profile.select import select_cell
     from m2dexport.profile.sweep import profile_checkpoint
     from m2dexport.profile.target import Budget
@@ -61,7 +61,7 @@ _MODULES = {
     "engines": ("Device",),
     "errors": ("M2DError",),
     "profile.deploy": ("bundle_cell", "open_profiled"),
-    "profile.manifest": ("read_profile", "write_profile"),
+    "profile.schema": ("read_profile", "write_profile"),
     "profile.plan": ("Plan",),
     "profile.select": ("select_cell",),
     "profile.sweep": ("profile_checkpoint",),

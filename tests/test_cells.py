@@ -15,8 +15,8 @@ from m2dexport.engines.onnxruntime import make
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.profile.cells import GraphFacts, Measured, join_cells
 from m2dexport.profile.latency import Footprint, LatencyPoint
-from m2dexport.profile.manifest import MeasuredOn, Profile
 from m2dexport.profile.plan import Plan
+from m2dexport.profile.schema import MeasuredOn, Profile
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.quantize.recipes import Requirement
 from m2dexport.vectors.tasks import StsTask

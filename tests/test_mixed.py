@@ -23,8 +23,8 @@ from m2dexport.cli import cli
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime.make import quantize, runner
-from m2dexport.profile.manifest import Cell
 from m2dexport.profile.plan import Plan
+from m2dexport.profile.schema import Cell
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage

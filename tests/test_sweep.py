@@ -16,8 +16,8 @@ from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as onnxruntime
 from m2dexport.errors import UsageError
-from m2dexport.profile.manifest import Profile
 from m2dexport.profile.plan import Plan, default_plan, plan_for
+from m2dexport.profile.schema import Profile
 from m2dexport.profile.surface import compute_surface, corpus_of
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.profile.target import load_target

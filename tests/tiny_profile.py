@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from m2dexport.profile import manifest
-from m2dexport.profile.manifest import Cell, Profile, cell_id
+from m2dexport.profile import schema
+from m2dexport.profile.schema import Cell, Profile, cell_id
 
 
 def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -> Cell:
@@ -41,7 +41,7 @@ def profile(*cells: Cell) -> Profile:
     """Return a profile of these cells."""
     return Profile.model_validate(
         {
-            "format": manifest.FORMAT,
+            "format": schema.FORMAT,
             "created": "2026-01-01T00:00:00+00:00",
             "tools": {"m2dexport": "0.1.0"},
             "machine": {

@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from m2dexport.profile.manifest import Cell, Profile, read_profile
+from m2dexport.profile.schema import Cell, Profile, read_profile
 from m2dexport.profile.select import select_cell
 from m2dexport.profile.target import load_target
 

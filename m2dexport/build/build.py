@@ -68,7 +68,7 @@ def build_artifact(
     checkpoint: Checkpoint,
     layers: int,
     dim: int,
-    out: Path,
+    out: str | Path,
     recipe: Recipe = Recipe(),
     on_progress: OnProgress = lambda *_: None,
     *,
@@ -94,6 +94,7 @@ def build_artifact(
             of fidelity, is not kept whatever stays in float32.
         MissingExtra: when the engine is not installed.
     """
+    out = Path(out)
     require_folder(out, force=force)
     require_recipe(recipe)
     source = export_source(checkpoint, (layers,), dim, recipe.engine)
@@ -103,8 +104,8 @@ def build_artifact(
 
 
 def quantize_artifact(
-    artifact: Path,
-    out: Path,
+    artifact: str | Path,
+    out: str | Path,
     recipe: Recipe,
     on_progress: OnProgress = lambda *_: None,
     *,
@@ -127,6 +128,7 @@ def quantize_artifact(
         M2DError: when too little of the weights could be quantized, or the limit, or int8's floor
             of fidelity, is not kept whatever stays in float32.
     """
+    artifact, out = Path(artifact), Path(out)
     require_folder(out, force=force)
     spec = read_spec(artifact)
     recipe = replace(recipe, engine=spec.engine, device=recipe.device.or_else(spec.device))

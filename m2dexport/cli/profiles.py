@@ -102,7 +102,7 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
       m2dexport select profile/profile.json --target edge-cpu
     """
     from m2dexport.cli.tables import print_selection
-    from m2dexport.profile.manifest import read_profile
+    from m2dexport.profile.schema import read_profile
     from m2dexport.profile.select import select_cell
     from m2dexport.profile.target import budget_from
 

@@ -13,7 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from m2dexport.build.mixed import Mixture
     from m2dexport.checkpoint.open import Checkpoint, DepthSize
-    from m2dexport.profile.manifest import Cell, Profile
+    from m2dexport.profile.schema import Cell, Profile
     from m2dexport.profile.select import Selection
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from m2dexport.checkpoint.trained import Grid
 from m2dexport.precisions import VectorPrecision, WeightPrecision
 from m2dexport.profile.latency import Footprint, LatencyPoint
-from m2dexport.profile.manifest import Cell, Failure, Flag, Latency, MeasuredOn, cell_id
 from m2dexport.profile.plan import Plan
+from m2dexport.profile.schema import Cell, Failure, Flag, Latency, MeasuredOn, cell_id
 from m2dexport.profile.select import LATENCY_NOISE, QUALITY_NOISE, frontier
 from m2dexport.vectors import codecs
 from m2dexport.vectors.tasks import Task

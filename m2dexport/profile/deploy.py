@@ -13,7 +13,7 @@ from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.files import require_file, scratch_folder
 from m2dexport.precisions import BitOrder
-from m2dexport.profile.manifest import Profile
+from m2dexport.profile.schema import Profile
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
 
 
@@ -55,7 +55,7 @@ def bundle_cell(
     profile: Profile,
     cell_id: str,
     checkpoint: Checkpoint,
-    out: Path,
+    out: str | Path,
     *,
     calibration: Sequence[str] | None = None,
     bit_order: BitOrder = "big",
@@ -78,6 +78,7 @@ def bundle_cell(
         UsageError: when the profile has no such cell, or its calibration texts were others.
         ParityError: when the artifact does not reproduce the torch original.
     """
+    out = Path(out)
     require_file(out, force=force)
     cell = profile.cell(cell_id)
     if texts_sha256(calibration or calibration_texts()) != profile.calibration_sha256:

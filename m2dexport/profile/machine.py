@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from m2dexport.profile.manifest import Machine
+from m2dexport.profile.schema import Machine
 
 #: Instruction sets that decide how fast (and, for int8, how exactly) a graph runs.
 _FLAGS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m2dexport.files import atomic_file, require_file
-from m2dexport.profile.manifest import Cell, Profile, write_profile
+from m2dexport.profile.schema import Cell, Profile, write_profile
 
 PROFILE = "profile.json"
 PICTURES = ("frontier.png", "frontier.svg")

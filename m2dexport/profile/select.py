@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from m2dexport.errors import M2DError
-from m2dexport.profile.manifest import Cell, Profile
+from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.target import Budget
 
 _MEGA = 1e6

@@ -29,8 +29,8 @@ from m2dexport.build.source import Source
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
-from m2dexport.profile.manifest import cell_id
 from m2dexport.profile.plan import Plan
+from m2dexport.profile.schema import cell_id
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.saturation import isa_of

@@ -21,7 +21,7 @@ from m2dexport.errors import ParityError
 from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import tail_bytes
 from m2dexport.precisions import WeightPrecision
-from m2dexport.profile import manifest
+from m2dexport.profile import schema
 from m2dexport.profile.cells import (
     GraphFacts,
     Measured,
@@ -38,8 +38,8 @@ from m2dexport.profile.latency import (
     measure_latency,
 )
 from m2dexport.profile.machine import read_machine
-from m2dexport.profile.manifest import Flag, MeasuredOn, Profile
 from m2dexport.profile.plan import Plan, require_plan
+from m2dexport.profile.schema import Flag, MeasuredOn, Profile
 from m2dexport.profile.surface import Depth, compute_surface, corpus_of, qualities
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.saturation import isa_of
@@ -79,7 +79,7 @@ def profile_checkpoint(
         source, measured = _measure(checkpoint, tasks, calibration, plan, scratch, on_progress)
     batch, sequence = plan.shapes[0]
     return Profile(
-        format=manifest.FORMAT,
+        format=schema.FORMAT,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         tools=tool_versions(plan.engine),
         machine=read_machine(),
@@ -87,7 +87,7 @@ def profile_checkpoint(
         tasks=tuple(_task_info(task) for task in tasks),
         calibration_sha256=texts_sha256(calibration),
         reference=reference_id(plan),
-        latency_shape=manifest.Shape(batch=batch, sequence=sequence),
+        latency_shape=schema.Shape(batch=batch, sequence=sequence),
         seconds=measured.seconds,
         cells=join_cells(measured, plan, tasks, checkpoint.trained),
         failures=failures_of(measured, plan),
@@ -96,8 +96,8 @@ def profile_checkpoint(
 
 def _checkpoint_info(
     checkpoint: Checkpoint, source: Source, model: str | None, pooling: str | None
-) -> manifest.CheckpointInfo:
-    return manifest.CheckpointInfo(
+) -> schema.CheckpointInfo:
+    return schema.CheckpointInfo(
         model=model,
         sha256=source.sha256,
         model_type=checkpoint.model_type,
@@ -108,8 +108,8 @@ def _checkpoint_info(
     )
 
 
-def _task_info(task: Task) -> manifest.TaskInfo:
-    return manifest.TaskInfo(
+def _task_info(task: Task) -> schema.TaskInfo:
+    return schema.TaskInfo(
         name=task.name,
         kind=task.kind,
         main_metric=task.main_metric,

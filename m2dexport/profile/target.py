@@ -15,7 +15,7 @@ from m2dexport.data import read_utf8
 from m2dexport.engines import ENGINES
 from m2dexport.errors import UsageError
 from m2dexport.precisions import VectorPrecision, WeightPrecision
-from m2dexport.profile.manifest import MEAN
+from m2dexport.profile.schema import MEAN
 
 if sys.version_info >= (3, 11):
     import tomllib

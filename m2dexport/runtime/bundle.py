@@ -91,7 +91,7 @@ class ArtifactReport:
         )
 
 
-def write_bundle(folder: Path, out: Path, *, force: bool = False) -> BundleInfo:
+def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) -> BundleInfo:
     """Pack an artifact folder into one file and verify it; the same inputs give the same bytes.
 
     The golden vectors are what the artifact itself gives, with one thread, on this machine:
@@ -110,6 +110,7 @@ def write_bundle(folder: Path, out: Path, *, force: bool = False) -> BundleInfo:
         >>> write_bundle(Path("artifact"), Path("edge.m2d")).space_id
         'm2d1-5c0f6e1f0b3c9a7d2f4e8a6b1c3d5e7f'
     """
+    folder, out = Path(folder), Path(out)
     require_file(out, force=force)
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
@@ -128,7 +129,7 @@ def write_bundle(folder: Path, out: Path, *, force: bool = False) -> BundleInfo:
     return BundleInfo(out, out.stat().st_size, spec.space_id, tuple(sorted(files)))
 
 
-def verify_bundle(path: Path, device: Device = Device()) -> VerifyReport:
+def verify_bundle(path: str | Path, device: Device = Device()) -> VerifyReport:
     """Check every byte of a bundle, its space_id, and its golden texts by running them here.
 
     Args:
@@ -139,6 +140,7 @@ def verify_bundle(path: Path, device: Device = Device()) -> VerifyReport:
         UsageError: when there is no such file.
         BundleError: when anything does not match, naming what.
     """
+    path = Path(path)
     return _verify(open_bundle(path), path, device)
 
 

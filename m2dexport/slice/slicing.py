@@ -83,7 +83,7 @@ def slice_checkpoint(
     checkpoint: Checkpoint,
     layers: int,
     dim: int,
-    out: Path,
+    out: str | Path,
     cut: Cut = Cut(),
     *,
     force: bool = False,
@@ -120,7 +120,7 @@ def slice_grid(
     checkpoint: Checkpoint,
     layers: Sequence[int],
     dims: Sequence[int],
-    out: Path,
+    out: str | Path,
     cut: Cut = Cut(),
     *,
     force: bool = False,
@@ -131,6 +131,7 @@ def slice_grid(
 
     Args and raises: as ``slice_checkpoint``.
     """
+    out = Path(out)
     pairs = dict.fromkeys((n, d) for n in layers for d in dims)
     if cut.reorder is not None and checkpoint.widths is None:
         raise unknown_widths(checkpoint.model_type)

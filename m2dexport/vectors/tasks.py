@@ -19,7 +19,7 @@ def default_tasks() -> tuple[Task, ...]:
     return tuple(load_task(path) for path in default_task_paths())
 
 
-def load_task(path: Path) -> Task:
+def load_task(path: str | Path) -> Task:
     """Read evaluation data.
 
     Args:
@@ -31,6 +31,7 @@ def load_task(path: Path) -> Task:
     Raises:
         UsageError: when it is none of these, is empty, or a line of it is wrong.
     """
+    path = Path(path)
     if path.is_dir():
         return load_retrieval(path)
     if not path.exists():

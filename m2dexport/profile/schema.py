@@ -1,4 +1,4 @@
-"""The profile manifest: profile.json, its models and its JSON Schema."""
+"""profile.json: what it holds, read and written, and its JSON Schema."""
 
 from __future__ import annotations
 
@@ -172,23 +172,24 @@ def cell_id(layers: int, dim: int, weights: str, vectors: str) -> str:
     return f"{layers}x{dim}-{weights}-{vectors}"
 
 
-def write_profile(profile: Profile, path: Path, *, force: bool = False) -> None:
+def write_profile(profile: Profile, path: str | Path, *, force: bool = False) -> None:
     """Write profile.json: sorted keys and floats of six digits, whole or not at all.
 
     Raises:
         UsageError: when ``path`` exists and ``force`` does not say that it is to be replaced.
     """
     text = json.dumps(_rounded(profile.model_dump(mode="json")), indent=2, sort_keys=True)
-    with atomic_file(path, force=force) as temporary:
+    with atomic_file(Path(path), force=force) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_profile(path: Path) -> Profile:
+def read_profile(path: str | Path) -> Profile:
     """Read profile.json.
 
     Raises:
         UsageError: when it is missing, no profile, or of a later format.
     """
+    path = Path(path)
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

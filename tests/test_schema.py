@@ -11,7 +11,7 @@ from tiny_profile import cell, profile
 
 import m2dexport
 from m2dexport.errors import UsageError
-from m2dexport.profile.manifest import profile_schema, read_profile, write_profile
+from m2dexport.profile.schema import profile_schema, read_profile, write_profile
 
 SCHEMA = Path(m2dexport.__file__).parent / "data" / "profile.schema.json"
 
