@@ -156,6 +156,16 @@ def test_a_target_is_measured_on_its_own_provider() -> None:
     assert (plan.engine, plan.device.provider) == ("onnx", "CUDAExecutionProvider")
 
 
+def test_a_target_says_which_processors_int8_is_made_for(tasks, tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text('description = "x"\nengine = "onnx"\nisa = "vnni"\nspin = true\nthreads = 1\n')
+    plan = plan_for(open_checkpoint(), load_target(path))
+    assert (plan.isa, plan.device) == ("vnni", Device(None, 1, spin=True))
+    openvino = Plan((1,), (32,), weights=("int8",), engine="openvino", isa="vnni")
+    with pytest.raises(UsageError, match="isa vnni does not go with the engine openvino"):
+        profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, openvino)
+
+
 def test_a_plan_outside_the_checkpoint_is_refused(tasks) -> None:
     with pytest.raises(UsageError, match="1 to 6 layers, not 7"):
         profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, Plan((7,), (32,)))

@@ -55,6 +55,7 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         vectors=target.grid.vectors or default.vectors,
         shapes=target.latency.shapes if target.latency else default.shapes,
         engine=target.engine,
+        isa=target.isa,
         device=Device(target.provider, granted_threads(target.threads), target.spin),
     )
 
@@ -69,6 +70,8 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
     known = engine_maker(plan.engine).PRECISIONS
     for weights in plan.weights:
         require_precision(weights, plan.engine, known)
+    if "int8" in plan.weights and plan.isa not in known["int8"].isas:
+        raise UsageError(f"isa {plan.isa} does not go with the engine {plan.engine}.")
     engine_runner(plan.engine).require_device(plan.device)
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from m2dexport.data import read_utf8
 from m2dexport.engines import ENGINES
 from m2dexport.errors import UsageError
-from m2dexport.precisions import VectorPrecision, WeightPrecision
+from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.schema import MEAN
 
 if sys.version_info >= (3, 11):
@@ -96,6 +96,7 @@ class Target(_Table):
     provider: str | None = None
     threads: _Count | None = None
     spin: bool = Field(False, strict=True, description="threads wait in a loop between requests")
+    isa: Isa = Field("portable", description="processors that int8 weights are made for")
     grid: Grid = Grid()
     latency: LatencyShapes | None = None
     budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))
