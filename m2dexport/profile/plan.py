@@ -43,9 +43,7 @@ def default_plan(checkpoint: Checkpoint) -> Plan:
 def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
     """Return the plan of a target; what its file leaves out is as in ``default_plan``.
 
-    Raises:
-        UsageError: when the target's engine is not one that can be measured here.
-        MissingExtra: when it is not installed.
+    More threads than this process may use are cut to those, with a warning.
     """
     default = default_plan(checkpoint)
     return Plan(
