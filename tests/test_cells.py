@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx_ir.tape import Tape
 from tiny import small_checkpoint
 
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli.tables import print_profile
 from m2dexport.data import calibration_texts
-from m2dexport.engines import Device
+from m2dexport.engines import Device, engine_runner
 from m2dexport.engines.onnxruntime import make
-from m2dexport.errors import ParityError, UsageError
+from m2dexport.errors import M2DError, ParityError, UsageError
+from m2dexport.graph.edit import constant
 from m2dexport.profile.cells import GraphFacts, Measured, join_cells
 from m2dexport.profile.latency import Footprint, LatencyPoint
-from m2dexport.profile.plan import Plan
+from m2dexport.profile.plan import Plan, within_length
 from m2dexport.profile.schema import MeasuredOn, Profile
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.quantize.recipes import Requirement
@@ -81,3 +84,51 @@ def test_retention_is_null_where_the_reference_has_no_quality() -> None:
     (cell,) = join_cells(measured, plan, [TASK], None)
     assert cell.mean_quality == 0
     assert cell.retention is None
+
+
+def test_a_depth_of_nan_fails_and_the_others_are_measured(bert: Path, monkeypatch) -> None:
+    """As of half weights that overflow in one layer only: the sums above it are not numbers."""
+    spoiled = make.quantize
+
+    def quantize(model, weights, *arguments):
+        graph = spoiled(model, weights, *arguments)
+        if weights == "fp16":
+            output = graph.graph.outputs[0]
+            zero = constant(graph.graph, "spoil", np.array(np.nan, dtype=np.float32))
+            tape = Tape(graph.graph)
+            result = tape.op("Add", [output, zero])
+            result.name, result.shape, result.type = output.name, output.shape, output.type
+            output.name = "sound"
+            graph.graph.outputs[0] = result
+        return graph
+
+    monkeypatch.setattr(make, "quantize", quantize)
+    plan = Plan((1, 2), (32,), ("fp32", "fp16"), ("float32",), ((1, 8),), repeats=3)
+    found = profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, plan)
+    assert [(f.layers, f.weights) for f in found.failures] == [(1, "fp16")]
+    assert "NaN or infinite" in found.failures[0].reason
+    assert {cell.id for cell in found.cells} == {
+        "1x32-fp32-float32",
+        "2x32-fp32-float32",
+        "2x32-fp16-float32",
+    }
+
+
+def test_a_graph_that_does_not_load_for_timing_fails_alone(bert: Path, monkeypatch) -> None:
+    load = engine_runner("onnx").load
+
+    def refuse(files, device, isa):
+        if any("2-fp16" in str(path) for path in files.values() if isinstance(path, Path)):
+            raise M2DError("no memory")
+        return load(files, device, isa)
+
+    monkeypatch.setattr(engine_runner("onnx"), "load", refuse)
+    plan = Plan((1, 2), (32,), ("fp32", "fp16"), ("float32",), ((1, 8),), repeats=3)
+    found = profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, plan)
+    assert [(f.layers, f.weights, f.reason) for f in found.failures] == [(2, "fp16", "no memory")]
+    assert len(found.cells) == 3
+
+
+def test_shapes_are_cut_to_the_maximum_length_and_recorded_so() -> None:
+    plan = within_length(Plan((1,), (32,), shapes=((1, 16), (1, 512), (1, 1024))), 256)
+    assert plan.shapes == ((1, 16), (1, 256))

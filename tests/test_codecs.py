@@ -57,7 +57,7 @@ def graph_codes(
 ) -> NDArray[np.generic]:
     model = coded_graph(float_graph(vectors.shape[1]), precision, ranges, bit_order)
     model.graph.inputs[0].shape = ir.Shape(["batch", "sequence"])
-    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1))
+    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1), "portable")
     codes: NDArray[np.generic] = session.run(None, {"vectors": vectors})[0]
     return codes
 

@@ -141,7 +141,9 @@ def test_a_provider_that_is_not_there_is_refused_before_a_build(engine: str, tmp
     with pytest.raises(UsageError, match="ABACUS"):
         require_plan(open_checkpoint(), Plan((1,), (32,), engine=engine, device=recipe.device), ())
     with pytest.raises(UsageError, match="ABACUS"):
-        engine_runner(engine).load(engine_maker(engine).files(graph()), Device("ABACUS"))
+        engine_runner(engine).load(
+            engine_maker(engine).files(graph()), Device("ABACUS"), "portable"
+        )
 
 
 def test_a_missing_package_is_one_sentence_with_the_install_line(engine: str, monkeypatch) -> None:
@@ -156,7 +158,7 @@ def test_a_missing_package_is_one_sentence_with_the_install_line(engine: str, mo
 def test_a_damaged_graph_is_one_sentence(engine: str) -> None:
     files = dict.fromkeys(ENGINES[engine].files, b"no graph")
     with pytest.raises(M2DError) as caught:
-        engine_runner(engine).load(files)
+        engine_runner(engine).load(files, Device(), "portable")
     assert "\n" not in str(caught.value)
 
 

@@ -60,7 +60,7 @@ def run_graph(graph: ir.Model, checkpoint: Checkpoint, texts: Sequence[str], sid
         max_length=checkpoint.max_length,
         return_tensors="np",
     )
-    session = engine.load({"model.onnx": serialize_graph(graph)}, Device(threads=1))
+    session = engine.load({"model.onnx": serialize_graph(graph)}, Device(threads=1), "portable")
     return engine.run(session, batch["input_ids"], batch["attention_mask"])[0]
 
 

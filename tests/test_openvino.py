@@ -64,7 +64,7 @@ def quantized(graph: ir.Model) -> ir.Model:
 
 
 def load(graph: ir.Model) -> engine.Session:
-    return engine.load(files(graph), Device(threads=1))
+    return engine.load(files(graph), Device(threads=1), "portable")
 
 
 def run(graph: ir.Model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -272,13 +272,15 @@ def test_a_model_loads_from_files_and_from_bytes(tmp_path: Path, vectors) -> Non
         (tmp_path / name).write_bytes(content)
     expected = onnxruntime_runner(ir.from_proto(onnx.load_from_string(graph)))(IDS, MASK)[0]
     for given in ({name: tmp_path / name for name in made}, made):
-        (found,) = engine.run(engine.load(given), IDS, MASK)
+        (found,) = engine.run(engine.load(given, Device(), "portable"), IDS, MASK)
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert found.dtype == expected.dtype
 
 
 def test_nothing_is_computed_below_float32_unasked() -> None:
-    session = engine.load(files_from_onnx(tiny_graph(12, "float32", None)), Device(threads=1))
+    session = engine.load(
+        files_from_onnx(tiny_graph(12, "float32", None)), Device(threads=1), "portable"
+    )
     read = session.compiled.get_property
     assert read("INFERENCE_PRECISION_HINT").to_string() == "f32"
     assert read("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
@@ -296,7 +298,9 @@ def test_another_reader_is_told_not_to_quantize_activations(quantized: ir.Model)
 
 
 def test_one_session_serves_several_threads() -> None:
-    session = engine.load(files_from_onnx(tiny_graph(12, "float32", None)), Device(threads=1))
+    session = engine.load(
+        files_from_onnx(tiny_graph(12, "float32", None)), Device(threads=1), "portable"
+    )
     expected = engine.run(session, IDS, MASK)[0]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: engine.run(session, IDS, MASK)[0], range(40)))
@@ -338,7 +342,7 @@ def test_a_damaged_model_is_one_sentence(tmp_path: Path, damaged: str) -> None:
     made = files_from_onnx(tiny_graph(12, "float32", None))
     made[damaged] = made[damaged][:100]
     with pytest.raises(M2DError, match="OpenVINO cannot load the model: ") as caught:
-        engine.load(made)
+        engine.load(made, Device(), "portable")
     assert "\n" not in str(caught.value)
     assert "src/" not in str(caught.value)
 
@@ -346,7 +350,7 @@ def test_a_damaged_model_is_one_sentence(tmp_path: Path, damaged: str) -> None:
 def test_a_device_that_is_not_there_is_named() -> None:
     made = files_from_onnx(tiny_graph(12, "float32", None))
     with pytest.raises(UsageError, match="ABACUS is not an OpenVINO device of this machine"):
-        engine.load(made, Device("ABACUS"))
+        engine.load(made, Device("ABACUS"), "portable")
 
 
 def test_an_operator_that_openvino_does_not_know_is_one_sentence() -> None:

@@ -128,7 +128,7 @@ def test_too_little_coverage_is_an_error_that_names_what_was_left(tmp_path: Path
     with pytest.raises(M2DError, match=r"needed; left in float32: .*head.*--min-coverage"):
         make_artifact(exported, tmp_path / "a", Recipe(weights="int8", min_coverage=0.5))
     assert not (tmp_path / "a").exists()
-    with pytest.raises(UsageError, match="--min-coverage 90 is no share"):
+    with pytest.raises(UsageError, match="--min-coverage 90 is not a share"):
         require_recipe(Recipe(weights="int8", min_coverage=90))
 
 

@@ -66,7 +66,7 @@ def quantized(shipped: Shipped) -> Callable[..., ir.Model]:
 
 
 def encode(model: ir.Model, ids: list[list[int]], batch_size: int) -> np.ndarray:  # type: ignore[type-arg]
-    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1))
+    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1), "portable")
     vectors = encode_tokens(lambda *x: engine.run(session, *x)[0], ids, 0, batch_size)
     assert vectors is not None
     return vectors
@@ -187,7 +187,7 @@ def test_exact_kernels_are_asked_for_where_products_do_saturate(
 ) -> None:
     monkeypatch.setattr(engine, "_saturates", lambda: saturates)
     options = engine.load(
-        {"model.onnx": serialize_graph(shipped[0])}, isa=isa
+        {"model.onnx": serialize_graph(shipped[0])}, Device(), isa
     ).get_session_options()
     entry = "session.x64quantprecision"
     if isa == "vnni" and saturates:

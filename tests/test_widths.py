@@ -75,7 +75,7 @@ def in_onnx(checkpoint: Checkpoint) -> tuple[NDArray[np.float32], int]:
     fused = fuse_for_onnxruntime(model)["MultiHeadAttention"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
     batch = tokenizer(list(TEXTS), padding=True, truncation=True, return_tensors="np")
-    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1))
+    session = engine.load({"model.onnx": serialize_graph(model)}, Device(threads=1), "portable")
     (vectors,) = engine.run(session, batch["input_ids"], batch["attention_mask"])
     return by_hand.normalized(vectors), fused
 

@@ -27,12 +27,13 @@ from m2dexport.build.source import Original, export_source, original_of
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, engine_maker
-from m2dexport.errors import M2DError, ParityError, UsageError
+from m2dexport.errors import ParityError, UsageError
 from m2dexport.files import atomic_folder, license_files, require_folder
 from m2dexport.graph.vector import coded_graph, full_width
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
-from m2dexport.quantize.coverage import Coverage, coverage
+from m2dexport.quantize.coverage import coverage, require_coverage
+from m2dexport.quantize.recipes import Requirement
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.quantize.units import sha256_of_weights
 from m2dexport.runtime.artifact import (
@@ -40,16 +41,16 @@ from m2dexport.runtime.artifact import (
     SPEC,
     TOKENIZER,
     ArtifactSpec,
+    read_file,
     read_spec,
     space_id_of_artifact,
 )
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.runtime.tokenizer import load_tokenizer
+from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import LEVELS, Ranges
 
 _BATCH = 32
-_NAMED = 3  # weights in a message
 #: Codes of the graph and of the numpy codec differ where a float32 sum falls on a code's border.
 _MIN_EQUAL_CODES = 0.999
 
@@ -138,13 +139,13 @@ def quantize_artifact(
             f"{artifact} is already quantized (weights={spec.weights}, vectors={spec.vectors}); "
             "start from one built with fp32 weights and float32 vectors."
         )
-    if spec.engine != "onnx":
+    if ENGINES[spec.engine].format != "onnx":
         raise UsageError(
             f"{artifact} was built for {spec.engine}, and quantize takes ONNX artifacts; build "
             f"with --engine {spec.engine} --weights {recipe.weights} --vectors {recipe.vectors} "
             "instead."
         )
-    tokenizer_json = (artifact / TOKENIZER).read_text(encoding="utf-8")
+    tokenizer_json = read_file(artifact, TOKENIZER).decode()
     (graph,) = (artifact / name for name in ENGINES[spec.engine].files)
     encoder = Encoder(spec, tokenizer_json, {graph.name: graph}, replace(recipe.device, threads=1))
     expected = encoder.encode(PROBES)
@@ -219,8 +220,9 @@ def _quantize(
     weights = recipe.weights
     maker = engine_maker(recipe.engine)
     graph = maker.quantize(original.graph, weights, _tokenized(original, texts), recipe.isa)
+    requirement: Requirement = maker.PRECISIONS[weights]
     # The final specification says what was measured; until then, what is known of the precision.
-    spec = replace(original.spec, batch_invariant=weights != "int8-dynamic")
+    spec = replace(original.spec, batch_invariant=not requirement.batch_dependent)
 
     def load(model: ir.Model) -> Encoder:
         shape = model.graph.outputs[0].shape
@@ -233,7 +235,7 @@ def _quantize(
         graph, mixture = mix_precision(
             original.graph, graph, load, texts, recipe.limit, on_progress
         )
-    elif weights == "int8":
+    elif requirement.faithful:
         graph, mixture = close_gap(
             original.graph,
             graph,
@@ -243,9 +245,7 @@ def _quantize(
         )
     kept = mixture.kept if mixture else frozenset()
     covered = coverage(graph, weights, kept)
-    _require_coverage(covered, recipe.min_coverage, out)
-    requirement = maker.PRECISIONS[weights]
-    made_by = {"nncf": version("nncf")} if weights == "int8-static" else {}
+    require_coverage(covered, recipe.min_coverage, str(out))
     spec = replace(
         original.spec,
         device=replace(recipe.device, cache=None),
@@ -256,7 +256,10 @@ def _quantize(
         coverage=covered.share,
         left_in_float32=list(covered.left),
         min_engine=requirement.oldest,
-        provenance={**original.spec.provenance, **made_by},
+        provenance={
+            **original.spec.provenance,
+            **{package: version(package) for package in requirement.made_by},
+        },
     )
     return _Quantized(graph, spec, mixture)
 
@@ -276,7 +279,8 @@ def _check(original: Original, quantized: _Quantized, recipe: Recipe, out: Path)
     spec = replace(
         spec,
         batch_invariant=invariant,
-        parity={name: float(value) for name, value in asdict(parity).items()},
+        # More digits differ between processors, and say nothing.
+        parity={name: float(f"{value:.6g}") for name, value in asdict(parity).items()},
     )
     probes = embedded.batched if invariant else embedded.alone
     return _Checked(quantized.graph, spec, encoder, probes, _BATCH if invariant else 1)
@@ -338,18 +342,5 @@ def _loaded(spec: ArtifactSpec, original: Original, model: ir.Model, recipe: Rec
 def _tokenized(original: Original, texts: Sequence[str]) -> CalibrationTokens:
     prompts, name = original.spec.prompts, original.spec.default_prompt
     prompt = prompts[name] if name else ""
-    encodings = load_tokenizer(original.tokenizer_json).encode_batch([prompt + t for t in texts])
-    return CalibrationTokens([encoding.ids for encoding in encodings], original.spec.pad_id)
-
-
-def _require_coverage(covered: Coverage, least: float, out: Path) -> None:
-    if covered.share_of_asked >= least:
-        return
-    left = [name for name in covered.left if name not in covered.kept]
-    named = ", ".join(left[:_NAMED]) or "weights of fewer than 4096 values"
-    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-    raise M2DError(
-        f"{out}: {covered.share_of_asked:.1%} of the weight bytes were quantized where "
-        f"{least:.0%} are needed; left in float32: {named}{more}; a lower --min-coverage accepts "
-        "that."
-    )
+    tokens = tokenize(load_tokenizer(original.tokenizer_json), texts, prompt)
+    return CalibrationTokens([each.ids for each in tokens], original.spec.pad_id)

@@ -1,6 +1,6 @@
 """Mixed precision: which layers stay in float32, so that what quantizing costs is within a limit.
 
-What is decided about is a unit (``weights.units``): the weights that share an input, such as those
+What is decided about is a unit (``quantize.units``): the weights that share an input, such as those
 of Q, K and V. All units are quantized once, each as if it were the only one; any of them can then
 be put back.
 
@@ -36,8 +36,6 @@ Floats = NDArray[np.float32]
 Text = TypeVar("Text")
 Measured = TypeVar("Measured")
 
-#: Precisions that keep a layer in float32 on request; int8-static decides for itself.
-MIXABLE = ("int8", "int8-dynamic", "int8-weight-only", "int4-weight-only")
 #: Calibration texts, at most, that fidelity and the sensitivities a user asked for are measured on.
 _TEXTS = 256
 #: Likewise, of the sensitivities that nobody asked for.
@@ -100,7 +98,7 @@ class Gap:
         """Return it as one line."""
         return (
             f"mean / minimum cosine to fp32 of the calibration texts: {self.quantized} in "
-            f"{weights}, {self.mixed} mixed; at least {FLOOR} is wanted"
+            f"{weights}, {self.mixed} mixed; at least {FLOOR} is required"
         )
 
 
@@ -142,7 +140,7 @@ def mix_precision(
 
     Args:
         original: the float32 graph, of one normalised output.
-        quantized: what ``quantize_weights`` made of it.
+        quantized: the same graph, quantized.
         load: makes such a graph ready to run.
         texts: calibration texts, of which up to 256 measure sensitivities.
         limit: the drop of quality that is allowed, and the tasks that measure it.
@@ -182,7 +180,7 @@ def close_gap(
 
     Args:
         original: the float32 graph.
-        quantized: what ``quantize_weights`` made of it.
+        quantized: the same graph, quantized.
         encode: from such a graph and texts to vectors, (texts, width), normalised.
         texts: calibration texts, of which up to 256 measure fidelity and 64 sensitivities.
         on_progress: called at every step.

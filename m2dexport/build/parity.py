@@ -128,6 +128,16 @@ def _equal_codes(a: Floats, b: Floats, ranges: Ranges) -> float:
     return float(min(np.mean(int8), np.mean((a > 0) == (b > 0))))
 
 
+def require_finite(vectors: Floats, name: str) -> None:
+    """Refuse vectors that hold NaN or infinite values.
+
+    Raises:
+        ParityError: naming the artifact.
+    """
+    if not np.isfinite(vectors).all():
+        raise ParityError(f"{name} returns NaN or infinite values for some texts.")
+
+
 def require_parity(parity: Parity, floor: float | None, name: str) -> None:
     """Refuse an artifact that does not reproduce the original within its precision.
 

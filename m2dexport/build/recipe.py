@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from m2dexport.build.mixed import MIXABLE, QualityLimit
+from m2dexport.build.mixed import QualityLimit
 from m2dexport.data import calibration_texts
-from m2dexport.engines import Device, engine_maker, engine_runner
+from m2dexport.engines import DEFAULT_ENGINE, Device, engine_maker, engine_runner
 from m2dexport.errors import UsageError
 from m2dexport.precisions import (
     BIT_ORDERS,
@@ -22,12 +22,15 @@ from m2dexport.precisions import (
 from m2dexport.quantize.recipes import require_precision
 from m2dexport.vectors.codecs import PER_BYTE
 
+#: Share of the weight bytes that a precision must reach unless another is asked for.
+MIN_COVERAGE = 0.9
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How an artifact is made from a float32 graph, and what it must then fulfil."""
 
-    engine: str = "onnx"
+    engine: str = DEFAULT_ENGINE
     #: What the artifact is checked on, and made for.
     device: Device = Device()
     weights: WeightPrecision = "fp32"
@@ -39,7 +42,7 @@ class Recipe:
     #: Texts that weights and the ranges of vectors are fitted to; None: the shipped ones.
     calibration: Sequence[str] | None = None
     #: Share of the weight bytes, 0..1, that must be stored below float32, if any are.
-    min_coverage: float = 0.9
+    min_coverage: float = MIN_COVERAGE
     #: Accept weights with which a text's vector depends on its batch; such an artifact runs one
     #: text at a time.
     allow_batch_dependent: bool = False
@@ -66,9 +69,7 @@ def require_recipe(recipe: Recipe) -> None:
     if isa not in ISAS:
         raise UsageError(f"--isa {isa!r} is unknown; choose from {', '.join(ISAS)}.")
     if isa not in known[weights].isas:
-        raise UsageError(
-            f"--isa {isa} goes with --engine onnx --weights int8, not with {weights} on {engine}."
-        )
+        raise UsageError(f"--isa {isa} does not go with --weights {weights} on {engine}.")
     if not 0 <= recipe.min_coverage <= 1:
         raise UsageError(
             f"--min-coverage {recipe.min_coverage:g} is not a share; give one from 0 to 1."
@@ -89,7 +90,6 @@ def require_recipe(recipe: Recipe) -> None:
         raise UsageError(
             f"--max-drop {limit.max_drop:g} is not a number of points; give 0 or more, such as 0.5."
         )
-    if limit is not None and weights not in MIXABLE:
-        raise UsageError(
-            f"--max-drop goes with --weights {', '.join(MIXABLE)}, not with {weights}."
-        )
+    if limit is not None and not known[weights].mixable:
+        mixable = ", ".join(name for name, needed in known.items() if needed.mixable)
+        raise UsageError(f"--max-drop goes with --weights {mixable}, not with {weights}.")

@@ -16,7 +16,7 @@ from m2dexport import __version__
 from m2dexport.build.parity import PROBES
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.tokenizer import open_tokenizer
-from m2dexport.engines import Device, engine_maker, engine_version
+from m2dexport.engines import DEFAULT_ENGINE, Device, engine_maker, engine_version
 from m2dexport.errors import UsageError
 from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import depth_graph, vector_graph
@@ -68,7 +68,7 @@ class Original:
 
 
 def export_source(
-    checkpoint: Checkpoint, depths: Sequence[int], dim: int, engine: str = "onnx"
+    checkpoint: Checkpoint, depths: Sequence[int], dim: int, engine: str = DEFAULT_ENGINE
 ) -> Source:
     """Slice a checkpoint, export the slice and run the probes on it in torch.
 

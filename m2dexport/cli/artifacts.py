@@ -20,7 +20,7 @@ from m2dexport.cli.options import (
     recipe_of,
     recipe_options,
 )
-from m2dexport.engines import ENGINES
+from m2dexport.engines import DEFAULT_ENGINE, ENGINES
 
 if TYPE_CHECKING:
     from m2dexport.build.build import Artifact
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--engine",
     type=click.Choice(list(ENGINES)),
-    default="onnx",
+    default=DEFAULT_ENGINE,
     show_default=True,
     help="What will run it: ONNX Runtime, or OpenVINO.",
 )
@@ -119,7 +119,7 @@ def _print_artifact(artifact: Artifact, original: str, as_json: bool) -> None:
         f"vectors={spec.vectors}, isa={spec.isa}, {artifact.size_bytes / 1e6:.2f} MB\n"
         f"parity with {original} on {parity['texts']:.0f} ragged texts: mean cosine "
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
-        f"alone against in a batch: {parity['batch_cosine']:.6f}{clipped}"
+        f"the same in a batch: {parity['batch_cosine']:.6f}{clipped}"
     )
     if artifact.mixture is not None:
         print_mixture(artifact.mixture, spec.weights)

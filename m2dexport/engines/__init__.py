@@ -19,25 +19,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
-from m2dexport.cores import threads_for, usable_cores
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.strict import Name
-
-__all__ = [
-    "ENGINES",
-    "Device",
-    "Engine",
-    "engine_maker",
-    "engine_runner",
-    "engine_version",
-    "require_version",
-    "threads_for",
-    "usable_cores",
-]
 
 
 @dataclass(frozen=True)
@@ -46,13 +34,16 @@ class Engine:
 
     package: str  # the Python package that it is; its folder here has the same name
     files: tuple[str, ...]  # of a graph: the one that names the others first
+    format: Literal["onnx", "ir"]  # of that file: ONNX, or OpenVINO's intermediate representation
     provider: str  # that runs it unless a device says otherwise
 
 
 ENGINES: Mapping[str, Engine] = {
-    "onnx": Engine("onnxruntime", ("model.onnx",), "CPUExecutionProvider"),
-    "openvino": Engine("openvino", ("model.xml", "model.bin"), "CPU"),
+    "onnx": Engine("onnxruntime", ("model.onnx",), "onnx", "CPUExecutionProvider"),
+    "openvino": Engine("openvino", ("model.xml", "model.bin"), "ir", "CPU"),
 }
+#: What is taken where nobody names an engine.
+DEFAULT_ENGINE = "onnx"
 
 
 @dataclass(frozen=True)
@@ -61,17 +52,13 @@ class Device:
 
     provider: Name | None = None  # execution provider or OpenVINO device; None: the engine's CPU
     threads: int | None = None  # of one session; None: as many as this process may use
-    spin: bool = False  # threads wait in a loop: faster, and the cores are never free
+    spin: bool | None = None  # threads wait in a loop: faster, and the cores are never free
     cache: Path | None = None  # where an engine that compiles keeps what it made; None: nowhere
 
     def or_else(self, other: Device) -> Device:
-        """Return this device, with what it leaves open taken from another one."""
-        return Device(
-            self.provider or other.provider,
-            self.threads or other.threads,
-            self.spin or other.spin,
-            self.cache or other.cache,
-        )
+        """Return this device, with what it leaves open (None) taken from another one."""
+        taken = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(other, **taken)
 
 
 def engine_of(name: str) -> Engine:

@@ -14,7 +14,7 @@ import torch
 from transformers import AttentionInterface, masking_utils
 
 from m2dexport.checkpoint.open import Checkpoint
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, one_line
 from m2dexport.graph.vector import depth_output
 from m2dexport.reference.pooler import DepthPooler
 
@@ -60,7 +60,7 @@ def graph_from_checkpoint(checkpoint: Checkpoint, depths: Sequence[int] | None =
                 verbose=False,
             )
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = one_line(error.__cause__ or error)
         raise CheckpointError(
             f"torch could not export the {checkpoint.model_type} architecture to ONNX: {reason}"
         ) from error

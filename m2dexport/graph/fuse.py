@@ -32,12 +32,6 @@ def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
     return counts
 
 
-def fuse_for_engine(model: ir.Model, engine: str) -> None:
-    """Apply the rewrites that an engine needs: OpenVINO fuses standard operators by itself."""
-    if engine == "onnx":
-        fuse_for_onnxruntime(model)
-
-
 def fuse_attention(model: ir.Model) -> int:
     """Replace textbook attention under a plain padding mask by one MultiHeadAttention.
 

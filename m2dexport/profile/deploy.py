@@ -81,7 +81,8 @@ def bundle_cell(
     out = Path(out)
     require_file(out, force=force)
     cell = profile.cell(cell_id)
-    if texts_sha256(calibration or calibration_texts()) != profile.calibration_sha256:
+    texts = calibration_texts() if calibration is None else calibration
+    if texts_sha256(texts) != profile.calibration_sha256:
         raise UsageError(
             "the profile was calibrated with other texts; name the same file by --calibration."
         )

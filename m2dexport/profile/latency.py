@@ -78,7 +78,7 @@ def measure_latency(
     shapes: Sequence[tuple[int, int]],
     conditions: Conditions,
     on_step: Callable[[], None] = lambda: None,
-) -> dict[Key, tuple[LatencyPoint, ...]]:
+) -> dict[Key, tuple[LatencyPoint, ...] | M2DError]:
     """Time every graph at every shape; in each round every candidate runs once.
 
     Interleaving makes a slow moment of the machine fall on all candidates alike. Tokenization is
@@ -89,22 +89,30 @@ def measure_latency(
         shapes: (batch, sequence) pairs; every token is real, none is padding.
         conditions: engine, device and number of rounds.
         on_step: called once per candidate and shape.
+
+    Returns:
+        A point per shape, or why a graph cannot be loaded.
     """
     engine = engine_runner(conditions.engine)
-    points: dict[Key, list[LatencyPoint]] = {name: [] for name in candidates}
+    results: dict[Key, tuple[LatencyPoint, ...] | M2DError] = {}
     for group in _groups(candidates):
-        graphs = {name: candidates[name] for name in group}
-        runs = {
-            name: partial(engine.run, engine.load(graph.files, conditions.device, graph.isa))
-            for name, graph in graphs.items()
-        }
-        for shape in shapes:
+        runs: dict[Key, _Run] = {}
+        for name in group:
+            graph = candidates[name]
+            try:
+                session = engine.load(graph.files, conditions.device, graph.isa)
+                runs[name] = partial(engine.run, session)
+            except M2DError as error:
+                results[name] = error
+        points: dict[Key, list[LatencyPoint]] = {name: [] for name in runs}
+        for shape in shapes if runs else ():
             times = _interleaved(runs, _inputs(*shape, conditions.vocab_size), conditions.repeats)
             for name, taken in times.items():
                 p50, p95 = np.percentile(taken, (50, 95))
                 points[name].append(LatencyPoint(*shape, float(p50), float(p95), len(taken)))
                 on_step()
-    return {name: tuple(measured) for name, measured in points.items()}
+        results |= {name: tuple(measured) for name, measured in points.items()}
+    return results
 
 
 def measure_footprint(
@@ -193,7 +201,8 @@ def _peak_memory() -> int:
     except (OSError, StopIteration):
         import resource  # not on Windows; macOS counts in bytes
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _footprint(asked: Mapping[str, Any]) -> Footprint:

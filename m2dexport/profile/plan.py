@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.cores import granted_threads
-from m2dexport.engines import Device, engine_maker, engine_runner
+from m2dexport.engines import DEFAULT_ENGINE, Device, engine_maker, engine_runner
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.target import Target
@@ -26,7 +26,7 @@ class Plan:
     weights: tuple[WeightPrecision, ...] = ("fp32", "fp16", "int8")
     vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
-    engine: str = "onnx"
+    engine: str = DEFAULT_ENGINE
     device: Device = Device()
     isa: Isa = "portable"  # processors that int8 weights are made for
     repeats: int = 30  # timed runs of each graph at each shape
@@ -83,3 +83,9 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
     for dim in plan.dims:
         if not 1 <= dim <= checkpoint.dim:
             raise UsageError(f"the checkpoint has 1 to {checkpoint.dim} dims, not {dim}.")
+
+
+def within_length(plan: Plan, max_length: int) -> Plan:
+    """Return a plan whose shapes are no longer than a model's maximum length, in tokens."""
+    cut = dict.fromkeys((batch, min(length, max_length)) for batch, length in plan.shapes)
+    return replace(plan, shapes=tuple(cut))

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from m2dexport.errors import UsageError, one_line
+from m2dexport.data import read_utf8
+from m2dexport.errors import UsageError
 from m2dexport.files import atomic_file
 from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
+from m2dexport.strict import parse_json
 
 FORMAT = 2
 MEAN = "mean"
@@ -190,10 +192,7 @@ def read_profile(path: str | Path) -> Profile:
         UsageError: when it is missing, no profile, or of a later format.
     """
     path = Path(path)
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not a readable profile.json: {one_line(error)}.") from error
+    stored = parse_json(read_utf8(path), path)
     number = stored.get("format") if isinstance(stored, dict) else None
     if number != FORMAT:
         raise UsageError(f"{path} has format {number}; this version reads format {FORMAT}.")

@@ -8,7 +8,7 @@ vector precision: the surface costs one full-depth encode of the texts per weigh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -23,8 +23,10 @@ from m2dexport.build.parity import (
     Run,
     embed_probes,
     measure_parity,
+    require_finite,
     require_parity,
 )
+from m2dexport.build.recipe import MIN_COVERAGE
 from m2dexport.build.source import Source
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
@@ -33,9 +35,11 @@ from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import cell_id
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
+from m2dexport.quantize.coverage import coverage, require_coverage
+from m2dexport.quantize.recipes import Requirement
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.encoder import encode_tokens
-from m2dexport.runtime.tokenizer import load_tokenizer
+from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.tasks import Task
@@ -92,9 +96,9 @@ def corpus_of(source: Source, tasks: Sequence[Task], calibration: Sequence[str])
         for task in tasks
     )
     tokenizer = load_tokenizer(source.tokenizer_json)
-    ids = tuple(encoding.ids for encoding in tokenizer.encode_batch(list(rows)))
-    probes = tokenizer.encode_batch([source.prompt + text for text in PROBES])
-    return Corpus(ids, tuple(e.ids for e in probes), tuple(calibration_rows), task_rows)
+    ids = tuple(tokens.ids for tokens in tokenize(tokenizer, list(rows), ""))
+    probes = tuple(tokens.ids for tokens in tokenize(tokenizer, PROBES, source.prompt))
+    return Corpus(ids, probes, tuple(calibration_rows), task_rows)
 
 
 def compute_surface(
@@ -102,9 +106,9 @@ def compute_surface(
 ) -> Surface:
     """Quantize a source and run the whole corpus through it, once.
 
-    A depth that does not reproduce the torch original fails, and the others go on. Where a text's
-    vector depends on its batch at one of the depths, texts run one at a time, as they will in the
-    runtime.
+    A depth that would not be built fails, and the others go on: it does not reproduce the torch
+    original, too little of it was quantized, or it does not run. Where a text's vector depends on
+    its batch, texts run one at a time, as they will in the runtime.
 
     Raises:
         UsageError: when the calibration texts do not do.
@@ -117,29 +121,130 @@ def compute_surface(
         raise
     except M2DError as error:
         return Surface({}, dict.fromkeys(plan.layers, str(error)))
-    run = _runner(graph, plan)
-    parities = _parities(run, source, corpus, plan.layers)
-    floor = engine_maker(plan.engine).PRECISIONS[weights].floor
+    one_pass = _Pass(source, weights, corpus, plan, on_progress)
     failures: dict[int, str] = {}
-    for depth, parity in parities.items():
+    depths: dict[int, Depth] = {}
+    try:
+        candidates = one_pass.candidates(graph)
+    except M2DError as error:
+        return Surface({}, dict.fromkeys(plan.layers, str(error)))
+    for layers, candidate in candidates.items():
         try:
-            require_parity(parity, floor, f"depth {depth} in {weights}")
+            depths[layers] = one_pass.checked(layers, candidate)
         except M2DError as error:
-            failures[depth] = str(error)
-    if len(failures) == len(parities):
-        return Surface({}, failures)
-    dependent = {d for d, p in parities.items() if weights != "fp32" and not p.batch_invariant}
-    batch = 1 if dependent - failures.keys() else _BATCH
-    run = _counting(run, f"quality {weights}", corpus, on_progress)
-    vectors = _encoded(run, corpus, source, batch)
-    depths = {
-        depth: Depth(source.vectors_at(depth, graph), vectors[:, i], depth in dependent, False)
-        for i, depth in enumerate(plan.layers)
-        if depth not in failures
-    }
-    if weights == "int8":
-        _close_gaps(depths, failures, source, corpus, plan, on_progress)
+            failures[layers] = str(error)
     return Surface(depths, failures)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One depth, not yet checked. All arrays hold pooled vectors of (texts, width)."""
+
+    graph: ir.Model
+    probes: Embedded
+    vectors: Floats
+    exact: Floats  # those of ``floor_texts`` in fp32; empty where the precision needs none
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One weight precision of a sweep: what its steps share."""
+
+    source: Source
+    weights: WeightPrecision
+    corpus: Corpus
+    plan: Plan
+    on_progress: OnProgress
+
+    @property
+    def requirement(self) -> Requirement:
+        known: Mapping[str, Requirement] = engine_maker(self.plan.engine).PRECISIONS
+        return known[self.weights]
+
+    def candidates(self, graph: ir.Model) -> dict[int, _Candidate]:
+        """Run probes and corpus through a graph of all depths; return each depth's part."""
+        run = _runner(graph, self.plan)
+        probes = self._probes(run)
+        depths = range(len(self.plan.layers))
+        dependent = any(self._depends_on_batch(_at(probes, index)) for index in depths)
+        run = _counting(run, f"quality {self.weights}", self.corpus, self.on_progress)
+        vectors = self._encoded(run, self.corpus.ids, 1 if dependent else _BATCH)
+        exact = vectors[:0]
+        if self.requirement.faithful:
+            exact = self._decisive(self.source.graph, floor_texts(self.corpus.calibration_ids()))
+        return {
+            layers: _Candidate(
+                self.source.vectors_at(layers, graph),
+                _at(probes, index),
+                vectors[:, index],
+                exact[:, index],
+            )
+            for index, layers in enumerate(self.plan.layers)
+        }
+
+    def checked(self, layers: int, candidate: _Candidate) -> Depth:
+        """Return a depth that passes the checks of ``build``, mixed where its precision asks that.
+
+        Raises:
+            M2DError: when it fails one, naming which.
+        """
+        name = f"depth {layers} in {self.weights}"
+        kept: frozenset[str] = frozenset()
+        if self.requirement.faithful:
+            candidate, kept = self._closed(layers, candidate)
+        require_finite(candidate.vectors, name)
+        parity = self._parity(layers, candidate.probes)
+        require_parity(parity, self.requirement.floor, name)
+        require_coverage(coverage(candidate.graph, self.weights, kept), MIN_COVERAGE, name)
+        dependent = self.requirement.floor is not None and not parity.batch_invariant
+        return Depth(candidate.graph, candidate.vectors, dependent, bool(kept))
+
+    def _closed(self, layers: int, candidate: _Candidate) -> tuple[_Candidate, frozenset[str]]:
+        """Put units back into float32 until the floor is reached, and run what came of it."""
+        rows = list(floor_texts(self.corpus.calibration))
+        found = codecs.normalize(candidate.vectors[rows])
+        if reaches_floor(codecs.normalize(candidate.exact), found):
+            return candidate, frozenset()
+        graph, mixture = close_gap(
+            self.source.vectors_at(layers),
+            candidate.graph,
+            lambda graph, ids: self._decisive(graph, ids)[:, 0],
+            self.corpus.calibration_ids(),
+            self.on_progress,
+        )
+        run = _runner(graph, self.plan)
+        vectors = self._encoded(run, self.corpus.ids, _BATCH)[:, 0]
+        kept = mixture.kept if mixture else frozenset()
+        return replace(
+            candidate, graph=graph, probes=_at(self._probes(run), 0), vectors=vectors
+        ), kept
+
+    def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
+        """Encode in one thread, as ``build`` does where vectors decide what stays in float32."""
+        device = replace(self.plan.device, threads=1)
+        return self._encoded(_runner(graph, replace(self.plan, device=device)), ids, _BATCH)
+
+    def _probes(self, run: Run) -> Embedded:
+        longest = self.source.checkpoint.max_length
+        return embed_probes(run, self.corpus.probes, self.source.pad_id, longest)
+
+    def _encoded(self, run: Run, ids: Sequence[Sequence[int]], batch_size: int) -> Floats:
+        """Return float32 (texts, outputs, width)."""
+        vectors = encode_tokens(run, ids, self.source.pad_id, batch_size)
+        assert vectors is not None
+        return vectors
+
+    def _parity(self, layers: int, probes: Embedded) -> Parity:
+        company = (probes.batched, probes.alone, probes.padded)
+        found = Embedded(*(codecs.normalize(vectors) for vectors in company))
+        return measure_parity(codecs.normalize(self.source.probes[layers]), found)
+
+    def _depends_on_batch(self, probes: Embedded) -> bool:
+        """Say whether a quantized depth's vectors depend on the texts beside them."""
+        found = Embedded(*(codecs.normalize(v) for v in vars(probes).values()))
+        finite = np.isfinite(found.alone).all()  # what is not fails its checks
+        invariant = not finite or measure_parity(found.alone, found).batch_invariant
+        return self.requirement.floor is not None and not invariant
 
 
 def qualities(
@@ -147,10 +252,13 @@ def qualities(
 ) -> dict[str, dict[str, float]]:
     """Return cell id -> "task/metric" -> points, of every depth that did not fail."""
     found: dict[str, dict[str, float]] = {}
+    ranged = any(vectors in (*codecs.LEVELS, *codecs.PER_BYTE) for vectors in plan.vectors)
     for (layers, depth), dim in product(surface.depths.items(), plan.dims):
         vectors = depth.vectors
-        calibration = vectors[list(corpus.calibration)]
-        ranges = codecs.calibrate_ranges(codecs.truncate(calibration, dim))
+        ranges = None
+        if ranged:
+            calibration = codecs.truncate(vectors[list(corpus.calibration)], dim)
+            ranges = codecs.calibrate_ranges(calibration)
         for precision in plan.vectors:
             found[cell_id(layers, dim, weights, precision)] = {
                 f"{task.name}/{metric}": value
@@ -162,57 +270,9 @@ def qualities(
     return found
 
 
-def _parities(run: Run, source: Source, corpus: Corpus, layers: Sequence[int]) -> dict[int, Parity]:
-    """Return depth -> how its vectors of the probes compare with torch's, in any batch."""
-    found = embed_probes(run, corpus.probes, source.pad_id, source.checkpoint.max_length)
-    parities = {}
-    for index, depth in enumerate(layers):
-        company = (found.batched, found.alone, found.padded)
-        one_depth = Embedded(*(codecs.normalize(vectors[:, index]) for vectors in company))
-        parities[depth] = measure_parity(codecs.normalize(source.probes[depth]), one_depth)
-    return parities
-
-
-def _close_gaps(
-    depths: dict[int, Depth],
-    failures: dict[int, str],
-    source: Source,
-    corpus: Corpus,
-    plan: Plan,
-    on_progress: OnProgress,
-) -> None:
-    """Put units of the depths back into float32 that miss the floor of int8, in place.
-
-    What a depth needs is decided as ``build`` decides it; its vectors are then computed anew.
-    """
-
-    def encode(graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
-        vectors = encode_tokens(_runner(graph, plan), ids, source.pad_id, _BATCH)
-        assert vectors is not None
-        return vectors
-
-    texts = corpus.calibration_ids()
-    exact = encode(source.graph, floor_texts(texts))
-    rows = list(floor_texts(corpus.calibration))
-    for index, layers in enumerate(plan.layers):
-        if layers not in depths or reaches_floor(
-            codecs.normalize(exact[:, index]), codecs.normalize(depths[layers].vectors[rows])
-        ):
-            continue
-        try:
-            graph, _ = close_gap(
-                source.vectors_at(layers),
-                depths[layers].graph,
-                lambda graph, ids: encode(graph, ids)[:, 0],
-                texts,
-                on_progress,
-            )
-        except M2DError as error:
-            failures[layers] = str(error)
-            del depths[layers]
-            continue
-        vectors = encode(graph, corpus.ids)[:, 0]
-        depths[layers] = Depth(graph, vectors, depths[layers].batch_dependent, True)
+def _at(probes: Embedded, index: int) -> Embedded:
+    """Return one output of probes of (texts, outputs, width)."""
+    return Embedded(*(vectors[:, index] for vectors in vars(probes).values()))
 
 
 def _runner(graph: ir.Model, plan: Plan) -> Run:
@@ -233,9 +293,3 @@ def _counting(run: Run, step: str, corpus: Corpus, on_progress: OnProgress) -> R
         return stacked
 
     return counted
-
-
-def _encoded(run: Run, corpus: Corpus, source: Source, batch_size: int) -> Floats:
-    vectors = encode_tokens(run, corpus.ids, source.pad_id, batch_size)
-    assert vectors is not None
-    return vectors

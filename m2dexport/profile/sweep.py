@@ -17,7 +17,7 @@ from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.cores import threads_for
 from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, engine_maker
-from m2dexport.errors import ParityError
+from m2dexport.errors import M2DError, ParityError
 from m2dexport.files import scratch_folder
 from m2dexport.graph.vector import tail_bytes
 from m2dexport.precisions import WeightPrecision
@@ -38,7 +38,7 @@ from m2dexport.profile.latency import (
     measure_latency,
 )
 from m2dexport.profile.machine import read_machine
-from m2dexport.profile.plan import Plan, require_plan
+from m2dexport.profile.plan import Plan, require_plan, within_length
 from m2dexport.profile.schema import Flag, MeasuredOn, Profile
 from m2dexport.profile.surface import Depth, compute_surface, corpus_of, qualities
 from m2dexport.progress import OnProgress
@@ -75,6 +75,7 @@ def profile_checkpoint(
         ParityError: when the reference, the deepest graph in the plan's first weights, fails.
     """
     require_plan(checkpoint, plan, tasks)
+    plan = within_length(plan, checkpoint.max_length)
     with scratch_folder() as scratch:
         source, measured = _measure(checkpoint, tasks, calibration, plan, scratch, on_progress)
     batch, sequence = plan.shapes[0]
@@ -143,23 +144,23 @@ def _measure(
             surface = compute_surface(source, weights, corpus, plan, on_progress)
             quality.update(qualities(surface, weights, corpus, plan))
             failures.update({(n, weights): reason for n, reason in surface.failures.items()})
-            if (reason := failures.get((max(plan.layers), plan.weights[0]))) is not None:
-                raise ParityError(f"the reference cell {reference_id(plan)} failed: {reason}")
+            _require_reference(plan, failures)
             for layers, depth in surface.depths.items():
                 graphs[layers, weights] = _write(depth.graph, plan, folder / f"{layers}-{weights}")
                 flags[layers, weights] = _flags_of(depth)
     conditions = Conditions(plan.engine, plan.device, checkpoint.vocab_size, plan.repeats)
-    shapes = [(batch, min(length, checkpoint.max_length)) for batch, length in plan.shapes]
     with _timed(seconds, "latency"):
-        latency = _latencies(graphs, shapes, conditions, on_progress)
+        latency = _latencies(graphs, plan.shapes, conditions, failures, on_progress)
     with _timed(seconds, "memory"):
-        footprints = _footprints(graphs, shapes, conditions, on_progress)
+        footprints = _footprints(graphs, plan.shapes, conditions, failures, on_progress)
+    _require_reference(plan, failures)
     tokenizer_bytes = len(source.tokenizer_json.encode())
     facts = {
         graph: GraphFacts(
-            latency[graph], footprints[graph], file.size_bytes + tokenizer_bytes, flags[graph]
+            points, footprints[graph], graphs[graph].size_bytes + tokenizer_bytes, flags[graph]
         )
-        for graph, file in graphs.items()
+        for graph, points in latency.items()
+        if graph in footprints
     }
     tail_sizes = {
         (dim, vectors): tail_bytes(checkpoint.dim, dim, vectors)
@@ -173,7 +174,7 @@ def _measured_on(plan: Plan) -> MeasuredOn:
     """Return what sessions of this plan really run on here."""
     provider = plan.device.provider or ENGINES[plan.engine].provider
     threads = threads_for(plan.device.threads)
-    return MeasuredOn(provider=provider, threads=threads, spin=plan.device.spin)
+    return MeasuredOn(provider=provider, threads=threads, spin=bool(plan.device.spin))
 
 
 def _flags_of(depth: Depth) -> tuple[Flag, ...]:
@@ -193,12 +194,20 @@ def _write(graph: ir.Model, plan: Plan, folder: Path) -> Candidate:
     return Candidate({name: folder / name for name in contents}, isa_of(graph.graph))
 
 
+def _require_reference(plan: Plan, failures: Mapping[Graph, str]) -> None:
+    reason = failures.get((max(plan.layers), plan.weights[0]))
+    if reason is not None:
+        raise ParityError(f"the reference cell {reference_id(plan)} failed: {reason}")
+
+
 def _latencies(
     graphs: Mapping[Graph, Candidate],
     shapes: Sequence[tuple[int, int]],
     conditions: Conditions,
+    failures: dict[Graph, str],
     on_progress: OnProgress,
 ) -> dict[Graph, tuple[LatencyPoint, ...]]:
+    """Return the points of every graph that loads; the others are added to the failures."""
     total = len(graphs) * len(shapes)
     done = 0
 
@@ -207,19 +216,25 @@ def _latencies(
         done += 1
         on_progress("latency", done, total)
 
-    return measure_latency(graphs, shapes, conditions, step)
+    results = measure_latency(graphs, shapes, conditions, step)
+    failures |= {name: str(found) for name, found in results.items() if isinstance(found, M2DError)}
+    return {name: found for name, found in results.items() if not isinstance(found, M2DError)}
 
 
 def _footprints(
     graphs: Mapping[Graph, Candidate],
     shapes: Sequence[tuple[int, int]],
     conditions: Conditions,
+    failures: dict[Graph, str],
     on_progress: OnProgress,
 ) -> dict[Graph, Footprint]:
     largest = max(shapes, key=lambda shape: shape[0] * shape[1])
     footprints = {}
     for done, (name, graph) in enumerate(graphs.items(), start=1):
-        footprints[name] = measure_footprint(graph, largest, conditions)
+        try:
+            footprints[name] = measure_footprint(graph, largest, conditions)
+        except M2DError as error:
+            failures[name] = str(error)
         on_progress("memory", done, len(graphs))
     return footprints
 

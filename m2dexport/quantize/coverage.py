@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from m2dexport.errors import M2DError
 from m2dexport.graph.edit import SMALL
 from m2dexport.precisions import WeightPrecision
 
+_NAMED = 3  # weights in a message
 _NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 #: Constants that codes are widened with; they are named after the same weight as the codes.
 _PARTS = ("scale", "offset")
@@ -58,6 +60,29 @@ def coverage(
         share_of_asked=_share(narrow, (size for name, size in wide.items() if name not in kept)),
         left=tuple(sorted(left, key=lambda name: (-wide[name], name))),
         kept=kept,
+    )
+
+
+def require_coverage(covered: Coverage, least: float, name: str) -> None:
+    """Refuse a graph of which too little was quantized.
+
+    Args:
+        covered: what ``coverage`` found.
+        least: the share of the weight bytes that were to be quantized, 0..1, that must be.
+        name: what the message calls the graph.
+
+    Raises:
+        M2DError: naming the largest weights that stayed in float32.
+    """
+    if covered.share_of_asked >= least:
+        return
+    left = [name for name in covered.left if name not in covered.kept]
+    named = ", ".join(left[:_NAMED]) or f"weights of fewer than {SMALL} values"
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    raise M2DError(
+        f"{name}: {covered.share_of_asked:.1%} of the weight bytes were quantized where "
+        f"{least:.0%} are needed; left in float32: {named}{more}; build --min-coverage accepts "
+        "less."
     )
 
 

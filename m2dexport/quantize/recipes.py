@@ -28,6 +28,10 @@ class Requirement:
     floor: float | None
     calibrated: bool = False  # fitted to calibration texts
     isas: tuple[Isa, ...] = ("portable",)  # processors that they can be made for
+    mixable: bool = False  # any of them can be put back into float32
+    faithful: bool = False  # some are put back where vectors would miss ``mixed.FLOOR``
+    batch_dependent: bool = False  # a text's vector depends on the texts beside it
+    made_by: tuple[str, ...] = ()  # packages that decide the codes, for the record
 
 
 def require_precision(

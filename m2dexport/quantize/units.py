@@ -31,7 +31,7 @@ def restore(quantized: ir.Model, original: ir.Model, kept: Collection[str]) -> i
     """Return a copy of a quantized graph with some of its weights restored.
 
     Args:
-        quantized: the result of ``quantize_weights`` on ``original``.
+        quantized: ``original``, quantized.
         original: the float32 graph.
         kept: names of weights; their MatMuls, and the biases after them, become the original's.
     """

@@ -28,13 +28,15 @@ from m2dexport.quantize.static import quantize_static
 
 PRECISIONS: Mapping[WeightPrecision, Requirement] = {
     "fp32": Requirement("1.17", floor=None),
-    "fp16": Requirement("1.17", floor=0.9999),
-    "bf16": Requirement("1.17", floor=0.9999),
-    "int8": Requirement("1.17", floor=0.98, calibrated=True, isas=("portable", "vnni")),
-    "int8-dynamic": Requirement("1.17", floor=0.95),
-    "int8-static": Requirement("1.17", floor=0.95, calibrated=True),
-    "int8-weight-only": Requirement("1.22", floor=0.995),
-    "int4-weight-only": Requirement("1.17", floor=0.9),
+    "fp16": Requirement("1.17", 0.9999),
+    "bf16": Requirement("1.17", 0.9999),
+    "int8": Requirement(
+        "1.17", 0.98, calibrated=True, isas=("portable", "vnni"), mixable=True, faithful=True
+    ),
+    "int8-dynamic": Requirement("1.17", 0.95, mixable=True, batch_dependent=True),
+    "int8-static": Requirement("1.17", 0.95, calibrated=True, made_by=("nncf",)),
+    "int8-weight-only": Requirement("1.22", 0.995, mixable=True),
+    "int4-weight-only": Requirement("1.17", 0.9, mixable=True),
 }
 
 
@@ -91,4 +93,4 @@ def files(model: ir.Model) -> dict[str, bytes]:
 
 def runner(model: ir.Model) -> Run:
     """Return what runs a graph, in one thread: the order of its sums does not change then."""
-    return partial(run.run, run.load(files(model), Device(threads=1)))
+    return partial(run.run, run.load(files(model), Device(threads=1), "portable"))

@@ -42,9 +42,7 @@ def require_device(device: Device) -> str:
     return provider
 
 
-def load(
-    files: Mapping[str, Path | bytes], device: Device = Device(), isa: Isa = "vnni"
-) -> ort.InferenceSession:
+def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> ort.InferenceSession:
     """Load an ONNX graph.
 
     Args:
@@ -79,7 +77,7 @@ def _options(device: Device, isa: Isa) -> ort.SessionOptions:
     options.intra_op_num_threads = threads_for(device.threads)
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(device.spin)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(bool(device.spin))))
     if isa != "portable" and _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
@@ -103,7 +101,7 @@ def run(
 
 
 def describe(session: ort.InferenceSession) -> dict[str, str]:
-    """Return what a session runs on: its providers, the first of them first asked."""
+    """Return what a session runs on: the engine with its version, and the execution provider."""
     return {"engine": f"onnxruntime {ort.__version__}", "provider": session.get_providers()[0]}
 
 

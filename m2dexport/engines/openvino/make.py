@@ -30,11 +30,11 @@ _OLDEST = "2026.4"
 
 PRECISIONS: Mapping[WeightPrecision, Requirement] = {
     "fp32": Requirement(_OLDEST, floor=None),
-    "fp16": Requirement(_OLDEST, floor=0.9999),
-    "bf16": Requirement(_OLDEST, floor=0.9999),
-    "int8": Requirement(_OLDEST, floor=0.98, calibrated=True),
-    "int8-weight-only": Requirement(_OLDEST, floor=0.995),
-    "int4-weight-only": Requirement(_OLDEST, floor=0.9),
+    "fp16": Requirement(_OLDEST, 0.9999),
+    "bf16": Requirement(_OLDEST, 0.9999),
+    "int8": Requirement(_OLDEST, 0.98, calibrated=True, mixable=True, faithful=True),
+    "int8-weight-only": Requirement(_OLDEST, 0.995, mixable=True),
+    "int4-weight-only": Requirement(_OLDEST, 0.9, mixable=True),
 }
 
 

@@ -48,9 +48,7 @@ def require_device(device: Device) -> str:
     return provider
 
 
-def load(
-    files: Mapping[str, Path | bytes], device: Device = Device(), isa: Isa = "portable"
-) -> Session:
+def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> Session:
     """Load an IR.
 
     Args:
