@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny_profile import cell, profile
 
 from m2dexport.errors import M2DError, UsageError
-from m2dexport.profile.select import frontier, select_cell
-from m2dexport.profile.target import Budget
+from m2dexport.profile.select import frontier, require_measured_for, select_cell
+from m2dexport.profile.target import Budget, load_target
 
 
 def test_the_best_cell_within_the_limits_is_selected_and_the_binding_limit_named() -> None:
@@ -90,3 +90,13 @@ def test_noise_is_no_difference() -> None:
     assert frontier([quick, same]) == {quick.id, same.id}
     worse = cell(4, quality=89.0, p50_ms=1.03)
     assert frontier([quick, worse]) == {quick.id}
+
+
+def test_a_target_of_another_engine_or_provider_is_refused_and_of_other_threads_warned() -> None:
+    measured = profile(cell())
+    require_measured_for(measured, load_target("edge-cpu"))
+    for name in ("edge-openvino", "server-gpu"):
+        with pytest.raises(UsageError, match="profile with that target first"):
+            require_measured_for(measured, load_target(name))
+    with pytest.warns(UserWarning, match="measured with 2 threads, and the target has 1"):
+        require_measured_for(measured, load_target("browser"))

@@ -15,6 +15,9 @@ __all__ = ["cli", "main"]
 
 def main() -> None:
     """Run the command line; a termination signal cleans up as an error does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no second one
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     escape_unprintable()
     cli()

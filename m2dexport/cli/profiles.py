@@ -103,10 +103,13 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
     """
     from m2dexport.cli.tables import print_selection
     from m2dexport.profile.schema import read_profile
-    from m2dexport.profile.select import select_cell
-    from m2dexport.profile.target import budget_from
+    from m2dexport.profile.select import require_measured_for, select_cell
+    from m2dexport.profile.target import budget_from, load_target
 
-    selection = select_cell(read_profile(profile), budget_from(target, **limits))
+    measured = read_profile(profile)
+    if target:
+        require_measured_for(measured, load_target(target))
+    selection = select_cell(measured, budget_from(target, **limits))
     if as_json:
         print_json({"cell": selection.cell.model_dump(mode="json"), "binding": selection.binding})
     else:

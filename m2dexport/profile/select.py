@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from m2dexport.errors import M2DError
+from m2dexport.engines import ENGINES
+from m2dexport.errors import M2DError, UsageError
 from m2dexport.profile.schema import Cell, Profile
-from m2dexport.profile.target import Budget
+from m2dexport.profile.target import Budget, Target
 
 _MEGA = 1e6
 
@@ -63,6 +65,27 @@ def frontier(cells: Sequence[Cell]) -> frozenset[str]:
         if not (no_worse & better).any():
             best.append(cell.id)
     return frozenset(best)
+
+
+def require_measured_for(profile: Profile, target: Target) -> None:
+    """Refuse to choose for a target that a profile was not measured for; warn of other threads.
+
+    Raises:
+        UsageError: when the profile's engine or provider is not the target's.
+    """
+    cell = profile.cells[0]
+    provider = target.provider or ENGINES[target.engine].provider
+    if (cell.engine, cell.device.provider) != (target.engine, provider):
+        raise UsageError(
+            f"the profile was measured with {cell.engine} on {cell.device.provider}, and the "
+            f"target runs {target.engine} on {provider}; profile with that target first."
+        )
+    if target.threads not in (None, cell.device.threads):
+        warnings.warn(
+            f"the profile was measured with {cell.device.threads} threads, and the target has "
+            f"{target.threads}.",
+            stacklevel=2,
+        )
 
 
 def select_cell(profile: Profile, budget: Budget) -> Selection:
