@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m2dexport.errors import M2DError, UsageError
@@ -17,6 +18,12 @@ from m2dexport.errors import M2DError, UsageError
 if sys.platform != "win32":
     import fcntl
 
+PROVENANCE = "m2dexport.json"  # in the folder of a sub-model: what it was cut from
+SPEC = "artifact.json"  # in the folder of an artifact: what a runtime must know
+
+_SUB_MODEL_KEYS = ("format", "sliced_from")
+_ARTIFACT_KEYS = ("format", "space_id")
+_ARTIFACT = {SPEC, "tokenizer.json", "ranges.json", "model.onnx", "model.xml", "model.bin"}
 _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _SUFFIXES = ("", ".txt", ".md")
@@ -77,8 +84,8 @@ def require_folder(path: Path, *, force: bool = False) -> None:
             raise _exists(path)
         if path.is_symlink() or not path.is_dir() or not _can_be_made_again(path):
             raise UsageError(
-                f"{path} is not an output of m2dexport, which replaces only its own; remove it, or "
-                "name another place with --out."
+                f"{path} holds what is not an output of m2dexport, which replaces only its own; "
+                "remove it, or name another place with --out."
             )
     _require_below_folder(path)
 
@@ -91,12 +98,24 @@ def _exists(path: Path) -> UsageError:
 
 def _can_be_made_again(folder: Path) -> bool:
     """Say whether a folder is empty, an artifact, a sub-model, or a grid of sub-models."""
-    if (folder / "m2dexport.json").is_file():
-        return True
-    with contextlib.suppress(OSError):
-        if b'"space_id"' in (folder / "artifact.json").read_bytes():
-            return True
-    return all((child / "m2dexport.json").is_file() for child in folder.iterdir())
+    children = set(folder.iterdir())
+    if _has_keys(folder / SPEC, _ARTIFACT_KEYS):
+        known = {folder / name for name in _ARTIFACT}
+        return children <= known.union(license_files(folder))
+    return _is_sub_model(folder) or all(map(_is_sub_model, children))
+
+
+def _is_sub_model(folder: Path) -> bool:
+    return _has_keys(folder / PROVENANCE, _SUB_MODEL_KEYS)
+
+
+def _has_keys(path: Path, keys: Sequence[str]) -> bool:
+    """Say whether a file holds a JSON object with some keys."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(stored, dict) and stored.keys() >= set(keys)
 
 
 def _require_below_folder(path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import pytest
 
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.files import (
+    PROVENANCE,
+    SPEC,
     atomic_file,
     atomic_folder,
     require_file,
@@ -23,8 +25,22 @@ from m2dexport.files import (
     scratch_folder,
     sha256_of,
 )
+from m2dexport.runtime.artifact import GRAPHS, RANGES, TOKENIZER
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock and no SIGKILL")
+
+
+ARTIFACT_JSON = '{"format": 2, "space_id": "m2d1-0"}'
+PROVENANCE_JSON = '{"format": 1, "sliced_from": "0"}'
+
+
+def folder_of(folder: Path, files: Mapping[str, str]) -> Path:
+    """Write files by their names within a folder."""
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
 
 
 def names(folder: Path) -> list[str]:
@@ -121,16 +137,41 @@ def test_creation_is_exclusive_on_a_file_system_without_links(tmp_path, monkeypa
 
 
 def test_force_replaces_an_artifact_a_sub_model_a_grid_and_an_empty_folder(tmp_path: Path) -> None:
-    for number, marker in enumerate(("artifact.json", "m2dexport.json", "1x8/m2dexport.json", "")):
-        out = tmp_path / str(number)
-        out.mkdir()
-        if marker:
-            (out / marker).parent.mkdir(exist_ok=True)
-            (out / marker).write_text('{"space_id": "m2d1-0"}')
+    artifact = dict.fromkeys((*GRAPHS, RANGES, TOKENIZER, "LICENSE"), "")
+    outputs = (
+        {SPEC: ARTIFACT_JSON, **artifact},
+        {PROVENANCE: PROVENANCE_JSON, "config.json": "{}"},
+        {f"1x8/{PROVENANCE}": PROVENANCE_JSON, f"2x8/{PROVENANCE}": PROVENANCE_JSON},
+        {},
+    )
+    for number, files in enumerate(outputs):
+        out = folder_of(tmp_path / str(number), files)
         with atomic_folder(out, force=True) as folder:
             (folder / "new").write_text("new")
         assert names(out) == ["new"]
     assert names(tmp_path) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {PROVENANCE: "{}"},
+        {PROVENANCE: "[]"},
+        {PROVENANCE: "not JSON", "thesis.txt": "mine"},
+        {PROVENANCE: "[" * 100_000},
+        {SPEC: '"space_id"'},
+        {SPEC: ARTIFACT_JSON, "thesis.txt": "mine"},
+        {SPEC: ARTIFACT_JSON, "model.onnx": "", "photos/1.png": ""},
+        {f"1x8/{PROVENANCE}": PROVENANCE_JSON, "thesis.txt": "mine"},
+        {f"1x8/{PROVENANCE}": PROVENANCE_JSON, f"2x8/{PROVENANCE}": "{}"},
+    ],
+)
+def test_force_keeps_a_folder_that_only_looks_like_an_output(
+    files: Mapping[str, str], tmp_path: Path
+) -> None:
+    out = folder_of(tmp_path / "out", files)
+    with pytest.raises(UsageError, match="holds what is not an output of m2dexport"):
+        require_folder(out, force=True)
 
 
 def test_force_keeps_what_m2dexport_did_not_make(tmp_path: Path) -> None:
@@ -150,7 +191,7 @@ def test_force_keeps_what_m2dexport_did_not_make(tmp_path: Path) -> None:
 
 def test_a_replacement_that_fails_keeps_the_old_folder(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out") as folder:
-        (folder / "m2dexport.json").write_text("old")
+        (folder / PROVENANCE).write_text(PROVENANCE_JSON)
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out", force=True) as folder:
         1 / 0  # noqa: B018
     with (
@@ -159,7 +200,7 @@ def test_a_replacement_that_fails_keeps_the_old_folder(tmp_path: Path) -> None:
     ):
         folder.rmdir()  # so that it cannot be moved into its place
     assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["m2dexport.json"]
+    assert names(tmp_path / "out") == [PROVENANCE]
 
 
 def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:

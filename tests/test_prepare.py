@@ -28,20 +28,28 @@ QUERY = "layers.0.self_attn.q_proj"
 SQUARE = {QUERY: (HIDDEN, HIDDEN)}
 
 
-def to_pickle(folder: Path) -> None:
-    """Store every safetensors file of a checkpoint as torch would have done."""
+def to_pickle(folder: Path, *, as_zip: bool = True) -> None:
+    """Store every safetensors file of a checkpoint as torch would have done; before 1.6 not zip."""
     for path in list(folder.rglob("model.safetensors")):
-        torch.save(safetensors.torch.load_file(path), path.parent / "pytorch_model.bin")
+        torch.save(
+            safetensors.torch.load_file(path),
+            path.parent / "pytorch_model.bin",
+            _use_new_zipfile_serialization=as_zip,
+        )
         path.unlink()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pickled_weights_convert_to_the_same_checkpoint(dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "as_zip"), [(torch.float32, True), (torch.bfloat16, True), (torch.float32, False)]
+)
+def test_pickled_weights_convert_to_the_same_checkpoint(
+    dtype: torch.dtype, as_zip: bool, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     head = [torch.nn.Linear(HIDDEN, 8)]
     folder = tiny_checkpoint(tmp_path / "x", head=head, dtype=dtype)
     before = open_checkpoint(folder).weights_sha256
-    to_pickle(folder)
+    to_pickle(folder, as_zip=as_zip)
     (folder / "checkpoint-500").mkdir()  # of a training, and no part of the model
     untouched = sorted(folder.rglob("*"))
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle.*--allow-pickle"):
@@ -53,18 +61,44 @@ def test_pickled_weights_convert_to_the_same_checkpoint(dtype: torch.dtype, tmp_
     slice_checkpoint(checkpoint, 2, 4, tmp_path / "sub")
 
 
-def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_pickle_that_runs_code_is_not_run(as_zip: bool, tmp_path: Path) -> None:
     class Intruder:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "intruder was here",)
 
     folder = tiny_checkpoint(tmp_path / "x")
     (folder / "model.safetensors").unlink()
-    torch.save({"embeddings": Intruder()}, folder / "pytorch_model.bin")
+    torch.save(
+        {"embeddings": Intruder()},
+        folder / "pytorch_model.bin",
+        _use_new_zipfile_serialization=as_zip,
+    )
     with pytest.raises(CheckpointError, match="holds more than tensors"):
         open_checkpoint(folder, allow_pickle=True)
     assert not (tmp_path / "intruder was here").exists()
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("name", ["README.md", "vocab.txt", "1_Pooling/notes.md"])
+def test_a_copy_is_made_again_when_a_file_of_it_changes(name: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "x")
+    (folder / name).write_text("old")
+    to_pickle(folder)
+    first = open_checkpoint(folder, allow_pickle=True).path
+    assert open_checkpoint(folder, allow_pickle=True).path == first
+    (folder / name).write_text("new")
+    assert (open_checkpoint(folder, allow_pickle=True).path / name).read_text() == "new"
+
+
+def test_what_is_not_copied_does_not_make_a_copy_again(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "x")
+    to_pickle(folder)
+    first = open_checkpoint(folder, allow_pickle=True).path
+    (folder / "checkpoint-500").mkdir()
+    (folder / "checkpoint-500" / "config.json").write_text("of another training")
+    (folder / "model.onnx").write_bytes(b"in another format")
+    assert open_checkpoint(folder, allow_pickle=True).path == first
 
 
 def test_only_what_modules_json_names_is_looked_at(tmp_path: Path) -> None:

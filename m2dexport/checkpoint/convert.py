@@ -11,11 +11,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from m2dexport.checkpoint.hf_config import CONFIG
 from m2dexport.checkpoint.jsonfile import read_object, write_json
 from m2dexport.checkpoint.lora import ADAPTER, ADAPTER_CONFIG, merged_tensors, read_adapter
 from m2dexport.checkpoint.st_modules import listed_modules
@@ -35,6 +37,9 @@ from m2dexport.checkpoint.towers import Tower
 from m2dexport.errors import CheckpointError, M2DError
 from m2dexport.files import atomic_folder, sha256_of
 
+OTHER_FORMATS = ("*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf")  # of weights, on the hub
+_UNREAD = (*OTHER_FORMATS, "*.bin", "*.pt")
+_SAFETENSORS = "*.safetensors*"  # and their index
 _PICKLED_ADAPTER = "adapter_model.bin"
 _FORMAT = 1  # of the folders in the cache; raised when what is written changes
 
@@ -73,12 +78,11 @@ def converted(folder: Path, found: Mapping[Path, Sequence[Path]]) -> Path:
     sources = [sha256_of(path) for paths in found.values() for path in paths]
 
     def write(copy: Path) -> None:
-        _copy_files(folder, copy, ("*.bin",))
         for target, paths in found.items():
             tensors = [tensor for path in paths for tensor in _unpickled(path)]
             write_tensors(copy / target.relative_to(folder), tensors)
 
-    return _made("safetensors", sources, [folder], write)
+    return _made("safetensors", sources, _files(folder), write)
 
 
 def merged(folder: Path, base: Path) -> Path:
@@ -94,14 +98,12 @@ def merged(folder: Path, base: Path) -> Path:
     adapter = read_adapter(folder)
     tensors = stored_tensors(base)
     sources = [sha256_of(folder / name) for name in (ADAPTER, ADAPTER_CONFIG)]
+    files = _files(base, _SAFETENSORS) | _files(folder, _SAFETENSORS, "adapter_*", CONFIG)
 
     def write(copy: Path) -> None:
-        for source in (base, folder):
-            _copy_files(source, copy, (WEIGHTS, INDEX, "model-*.safetensors", "adapter_*"))
-        shutil.copyfile(base / "config.json", copy / "config.json")
         write_tensors(copy / WEIGHTS, merged_tensors(tensors, adapter, folder))
 
-    return _made("merged", [*sources, *_stamps(tensors)], [base, folder], write)
+    return _made("merged", [*sources, *_stamps(tensors)], files, write)
 
 
 def extracted(folder: Path, tower: Tower) -> Path:
@@ -111,10 +113,10 @@ def extracted(folder: Path, tower: Tower) -> Path:
     text in the token that the model's code appends.
     """
     tensors = stored_tensors(folder)
+    files = _files(folder, _SAFETENSORS, "*processor_config.json")
 
     def write(copy: Path) -> None:
-        _copy_files(folder, copy, (WEIGHTS, INDEX, "model-*.safetensors", "*processor_config.json"))
-        write_json(copy / "config.json", dict(tower.config))
+        write_json(copy / CONFIG, dict(tower.config))
         names = tower.names(tensors)
         write_tensors(copy / WEIGHTS, [copied(tensors[old], new) for old, new in names.items()])
         if tower.latent_heads is not None:
@@ -122,7 +124,7 @@ def extracted(folder: Path, tower: Tower) -> Path:
             write_latent_modules(copy, tower.config["hidden_size"], tower.latent_heads, latent)
             append_eos(copy)
 
-    return _made("tower", _stamps(tensors), [folder], write)
+    return _made("tower", _stamps(tensors), files, write)
 
 
 def base_of(folder: Path) -> str | None:
@@ -137,20 +139,29 @@ def base_of(folder: Path) -> str | None:
 
 
 def _made(
-    kind: str, sources: Sequence[str], folders: Sequence[Path], write: Callable[[Path], None]
+    kind: str, sources: Sequence[str], files: Mapping[str, Path], write: Callable[[Path], None]
 ) -> Path:
-    """Return a folder of the cache, written unless it is there already.
+    """Return a folder of the cache, made unless it is there already.
 
-    Its name changes with the sources and with every JSON file of the folders. Of several processes
-    that write it at once, the first to finish is taken.
+    Of several processes that make it at once, the first to finish is taken.
+
+    Args:
+        kind: what its name starts with.
+        sources: what changes when the weights do.
+        files: what is copied, contents only (in a copy of a read-only file nothing could be
+            replaced): name in the folder -> file.
+        write: writes the rest.
     """
-    small = [sha256_of(path) for folder in folders for path in sorted(folder.rglob("*.json"))]
-    digest = hashlib.sha256(":".join([str(_FORMAT), *sources, *small]).encode())
+    copied_files = [f"{name}={sha256_of(path)}" for name, path in sorted(files.items())]
+    digest = hashlib.sha256(":".join([str(_FORMAT), *sources, *copied_files]).encode())
     target = cache_folder() / f"{kind}-{digest.hexdigest()[:32]}"
     if target.exists():
         return target
     try:
         with atomic_folder(target) as copy:
+            for name, path in files.items():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy / name)
             write(copy)
     except CheckpointError:
         raise
@@ -188,28 +199,26 @@ def _stamps(tensors: Mapping[str, StoredTensor]) -> list[str]:
     return sorted(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in stats)
 
 
-def _copy_files(source: Path, target: Path, skipped: Sequence[str]) -> None:
-    """Copy a checkpoint's files and those of its modules, without some of its top level.
+def _files(folder: Path, *skipped: str) -> dict[str, Path]:
+    """Return the files of a checkpoint and of its modules, by their names within its folder.
 
-    Contents only: in a copy of read-only files nothing could be replaced.
+    Weights in other formats, hidden files and, of the folder's top, ``skipped`` are left out.
     """
-    for part in dict.fromkeys([source, *(path for _, path in listed_modules(source))]):
-        if not part.is_dir():
-            continue  # what is missing is said when it is needed
-        copy = target / part.relative_to(source)
-        copy.mkdir(parents=True, exist_ok=True)
-        for path in part.iterdir():
-            left_out = part == source and any(fnmatch(path.name, p) for p in skipped)
-            if path.is_file() and not left_out and not path.name.startswith("."):
-                shutil.copyfile(path, copy / path.name)
+    found = {}
+    for part in dict.fromkeys([folder, *(path for _, path in listed_modules(folder))]):
+        left_out = (".*", *_UNREAD, *(skipped if part == folder else ()))
+        for path in part.iterdir() if part.is_dir() else ():  # a missing one is said when needed
+            if path.is_file() and not any(fnmatch(path.name, pattern) for pattern in left_out):
+                found[path.relative_to(folder).as_posix()] = path
+    return found
 
 
 def _unpickled(path: Path) -> Iterator[NewTensor]:
-
     import torch
 
+    mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # what a damaged archive makes torch raise is not documented
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors; it is not loaded."

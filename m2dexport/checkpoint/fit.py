@@ -11,9 +11,9 @@ from typing import Any
 
 from m2dexport.checkpoint.families import Layout
 from m2dexport.checkpoint.hf_config import model_class
+from m2dexport.checkpoint.tensors import FLOATS
 from m2dexport.errors import CheckpointError, one_line
 
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 # What may be missing from a checkpoint without touching its embeddings.
 _UNUSED = ("pooler.", "decoder.", "lm_head.")
 
@@ -38,7 +38,7 @@ def require_fit(folder: Path, config: Any, layout: Layout, *, own_code: bool) ->
 
     tensors = layout.tensors(layout.depth)
     for name, tensor in tensors.items():
-        if tensor.dtype not in _FLOATS and name.endswith((".weight", ".bias")):
+        if tensor.dtype not in FLOATS and name.endswith((".weight", ".bias")):
             raise CheckpointError(
                 f"{folder} stores {name} as {tensor.dtype}, so its weights are quantized; slice "
                 "the checkpoint that it was quantized from."

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m2dexport.checkpoint.convert import base_of, converted, extracted, merged, pickles
+from m2dexport.checkpoint.convert import (
+    OTHER_FORMATS,
+    base_of,
+    converted,
+    extracted,
+    merged,
+    pickles,
+)
 from m2dexport.checkpoint.hf_config import CONFIG
 from m2dexport.checkpoint.lora import ADAPTER_CONFIG
 from m2dexport.checkpoint.tensors import INDEX, WEIGHTS, stored_tensors
@@ -113,7 +120,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    ignored = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
+    ignored = ["onnx/*", "openvino/*", *OTHER_FORMATS]
     try:
         return Path(snapshot_download(hub_id, ignore_patterns=ignored))
     except HFValidationError as error:

@@ -45,7 +45,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 FLOAT_NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
@@ -203,11 +203,6 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     return flat.reshape(tensor.shape)
 
 
-def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Return every tensor of one safetensors file by name; for small files, such as a head's."""
-    return {name: read_tensor(tensor) for name, tensor in tensors_in(path).items()}
-
-
 def copied(
     tensor: StoredTensor, name: str, *, dtype: str | None = None, rows: int | None = None
 ) -> NewTensor:
@@ -223,7 +218,7 @@ def copied(
     if rows is not None and rows < tensor.shape[0]:
         size = tensor.size // tensor.shape[0] * rows
         tensor = replace(tensor, shape=(rows, *tensor.shape[1:]), size=size)
-    target = dtype if dtype and tensor.dtype in _FLOATS else tensor.dtype
+    target = dtype if dtype and tensor.dtype in FLOATS else tensor.dtype
     if target == tensor.dtype:
         return NewTensor(name, target, tensor.shape, lambda: blocks_of(tensor))
     return NewTensor(name, target, tensor.shape, lambda: _converted(tensor, target))
@@ -246,7 +241,7 @@ def selected(
         axis: 0 for rows (or the values of a vector), 1 for the columns of a matrix.
         dtype: as for ``copied``.
     """
-    target = dtype if dtype and tensor.dtype in _FLOATS else tensor.dtype
+    target = dtype if dtype and tensor.dtype in FLOATS else tensor.dtype
     shape = (len(index), *tensor.shape[1:]) if axis == 0 else (tensor.shape[0], len(index))
 
     def blocks() -> Iterator[NDArray[Any]]:
