@@ -14,13 +14,8 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from tiny import HIDDEN, LAYERS, MAX_LENGTH, TEXTS, tiny_checkpoint, tiny_tokenizer
 
-from m2dexport.checkpoint.open import (
-    Dense,
-    LayerNormHead,
-    Pooling,
-    depth_sizes,
-    open_checkpoint,
-)
+from m2dexport.checkpoint.open import depth_sizes, open_checkpoint
+from m2dexport.checkpoint.st_modules import Dense, LayerNormHead, Pooling
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.slice.slicing import slice_checkpoint
 

@@ -27,6 +27,7 @@ from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
 from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
+from m2dexport.reference.backbone import Backbone
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import load
@@ -144,6 +145,14 @@ def test_stretched_rotary_positions_are_kept(kind: str, tmp_path: Path) -> None:
     if kind != "linear":  # which is as yarn is, to a graph
         graph = vector_graph(graph_from_checkpoint(sub, (1,)), DIM)
         assert_graph_agrees(graph, sub, expected, texts=texts)
+
+
+def test_a_pass_that_fails_leaves_no_hook_behind(tmp_path: Path) -> None:
+    backbone = Backbone(open_checkpoint(tiny_checkpoint(tmp_path / "x", "llama")), "sdpa")
+    beyond, mask = torch.tensor([[10**6]]), torch.ones(1, 1, dtype=torch.int64)
+    with pytest.raises(IndexError):
+        backbone(beyond, mask)
+    assert not backbone.transformer.norm._forward_pre_hooks
 
 
 def test_an_enlarged_table_of_positions_is_kept_with_its_maximum_length(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import by_hand
 import numpy as np
 import pytest
+import safetensors.torch
 import sentence_transformers
 import torch
 import transformers
@@ -229,6 +230,16 @@ def test_a_half_precision_checkpoint_keeps_its_bits(dtype: torch.dtype, tmp_path
     parent = open_checkpoint(tiny_checkpoint(tmp_path / "parent", dtype=dtype))
     sub = slice_checkpoint(parent, LAYERS, HIDDEN, tmp_path / "sub")
     assert sub.weights_sha256 == parent.weights_sha256 == sub.sliced_from
+
+
+def test_float8_weights_become_the_dtype_asked_for(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "parent")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    sub = slice_checkpoint(open_checkpoint(folder), 2, 16, tmp_path / "sub", Cut(dtype="fp16"))
+    assert {tensor.dtype for tensor in stored_tensors(sub.path).values()} == {"F16"}
+    assert json.loads((sub.path / "config.json").read_text())["dtype"] == "float16"
 
 
 def test_shards_are_put_together(bert: Path, tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_reordering_brings_a_prefix_of_the_shipped_checkpoint_closer_to_it(tmp_p
         ("bert", {"heads": [5]}, "--heads 5 is not between 1 and 4, the heads of layer 1"),
         ("bert", {"heads": [0]}, "--heads 0 is not between 1 and 4"),
         ("bert", {"ffn": [48, 49, 48]}, "--ffn 49 is not between 1 and 48, .* of layer 2"),
-        ("bert", {"ffn": [8, 8]}, "--ffn names 2 widths for 3 layers; give one, or one a layer"),
+        ("bert", {"ffn": [8, 8]}, "--ffn names 2 widths for 3 layers; give one, or one per layer"),
         ("qwen3", {"heads": [3]}, "--heads 3 splits a key-value group of 2 heads; choose a multi"),
         ("t5", {"ffn": [8]}, "the heads and feed-forward channels of t5 can be neither cut nor so"),
         ("deberta-v2", {"reorder": CALIBRATION}, "channels of deberta-v2 can be neither cut"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import read_texts
 from m2dexport.reference.pooler import Reference
-from m2dexport.slice.pruning import Pruning, plan_pruning
+from m2dexport.slice.pruning import PruningPlan, plan_pruning
 from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.slice.vocabulary import token_use
 from m2dexport.vectors.quality import evaluate
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measured(
-    checkpoint: Checkpoint, tasks: list[Task], pruning: Pruning | None, layers: int, dim: int
+    checkpoint: Checkpoint, tasks: list[Task], pruning: PruningPlan | None, layers: int, dim: int
 ) -> tuple[int, list[float]]:
     """Return a sub-model's number of pieces, MB, and tokens per text and quality by task."""
     with tempfile.TemporaryDirectory() as temporary:

@@ -16,15 +16,16 @@ from typing import Any, Literal
 from m2dexport.checkpoint.tensors import StoredTensor
 from m2dexport.errors import CheckpointError
 
-Unit = Literal["heads", "kv_heads", "ffn"]  # query heads, key-value heads, feed-forward channels
+#: Of a layer: query heads, key-value heads, feed-forward channels.
+Part = Literal["heads", "kv_heads", "ffn"]
 
 
 @dataclass(frozen=True)
 class Block:
     """What a nested width cuts of one layer: linear modules, by their names within the layer."""
 
-    rows: Mapping[str, tuple[Unit, ...]]  # module -> the units of its outputs, fused ones in order
-    columns: Mapping[Unit, str]  # unit -> the module that takes it in
+    rows: Mapping[str, tuple[Part, ...]]  # module -> the parts of its outputs, fused ones in order
+    columns: Mapping[Part, str]  # part -> the module that takes it in
     heads_key: str = "num_attention_heads"  # config keys
     kv_heads_key: str | None = None  # None: every head has keys and values of its own
     head_dim_key: str | None = None  # None: the config knows only hidden_size / heads
@@ -148,24 +149,24 @@ class Layout:
     """The tensors of a bare model as found in its files, by the name that the bare model gives."""
 
     family: Family
-    depth: int
+    layers: int  # N
     outside: Mapping[str, StoredTensor]  # embeddings, norms, pooler: what every depth needs
-    layers: tuple[Mapping[str, StoredTensor], ...]  # one entry per layer, or per group of layers
+    inside: tuple[Mapping[str, StoredTensor], ...]  # one entry per layer, or per group of layers
 
-    def tensors(self, depth: int) -> dict[str, StoredTensor]:
-        """Return the tensors that a sub-model of ``depth`` layers holds, by name, sorted."""
-        per_group = self.depth // len(self.layers)  # 1 where layers have weights of their own
+    def tensors(self, layers: int) -> dict[str, StoredTensor]:
+        """Return the tensors that a sub-model of the first ``layers`` layers holds, by name."""
+        per_group = self.layers // len(self.inside)  # 1 where layers have weights of their own
         found = dict(self.outside)
-        for layer in self.layers[: -(-depth // per_group)]:
+        for layer in self.inside[: -(-layers // per_group)]:
             found.update(layer)
         return dict(sorted(found.items()))
 
 
-def family_of(model_type: str, names: Iterable[str], depth: int) -> Family:
+def family_of(model_type: str, names: Iterable[str], layers: int) -> Family:
     """Return the row of a model type, or a family inferred from the tensor names.
 
     Raises:
-        CheckpointError: when the type has no row and no single list of ``depth`` entries is found.
+        CheckpointError: when the type has no row and no single list of ``layers`` entries is found.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
@@ -175,13 +176,13 @@ def family_of(model_type: str, names: Iterable[str], depth: int) -> Family:
     for name in bare:
         for match in re.finditer(r"(?<=\.)(\d+)\.", name):
             found.setdefault(name[: match.start()], set()).add(int(match.group(1)))
-    lists = [prefix for prefix, seen in found.items() if seen == set(range(depth))]
+    lists = [prefix for prefix, seen in found.items() if seen == set(range(layers))]
     # A list inside a layer ("layers.0.experts.") is not a candidate: the list that holds it is.
     outer = [p for p in lists if not any(q != p and p.startswith(q) for q in lists)]
     if len(outer) != 1:
         raise CheckpointError(
             f"model type {model_type!r} is not in the table of families, and its weights show "
-            f"{len(outer)} lists of {depth} layers where one is needed."
+            f"{len(outer)} lists of {layers} layers where one is needed."
         )
     keys = {"num_hidden_layers": None}
     if model:  # n_layer, in the families of GPT-2's time
@@ -212,7 +213,7 @@ def _inferred_norm(names: Iterable[str], layers: str) -> str | None:
     return next((n.removesuffix(".weight") for n in names if pattern.fullmatch(n)), None)
 
 
-def locate(family: Family, tensors: Mapping[str, StoredTensor], depth: int, where: Path) -> Layout:
+def locate(family: Family, tensors: Mapping[str, StoredTensor], layers: int, where: Path) -> Layout:
     """Return the tensors of the bare model, split into layers and the rest.
 
     Task heads (a language-model head, a classifier) and stored buffers are left out.
@@ -220,7 +221,7 @@ def locate(family: Family, tensors: Mapping[str, StoredTensor], depth: int, wher
     Args:
         family: the family's row.
         tensors: every tensor of the checkpoint.
-        depth: the number of layers that the config states.
+        layers: the number of layers that the config states.
         where: the checkpoint's folder, for messages.
 
     Raises:
@@ -245,11 +246,11 @@ def locate(family: Family, tensors: Mapping[str, StoredTensor], depth: int, wher
         elif not name.startswith(family.drop):
             outside[name] = tensor
     whole = sorted(inside) == list(range(len(inside)))
-    if not whole or (len(inside) != depth if family.groups_key is None else depth % len(inside)):
+    if not whole or (len(inside) != layers if family.groups_key is None else layers % len(inside)):
         raise CheckpointError(
-            f"{where} says {depth} layers in config.json and holds {len(inside)} in its weights."
+            f"{where} says {layers} layers in config.json and holds {len(inside)} in its weights."
         )
-    return Layout(family, depth, outside, tuple(inside[i] for i in sorted(inside)))
+    return Layout(family, layers, outside, tuple(inside[i] for i in sorted(inside)))
 
 
 def _has_list(name: str, prefix: str) -> bool:

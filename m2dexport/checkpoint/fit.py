@@ -36,7 +36,7 @@ def require_fit(folder: Path, config: Any, layout: Layout, *, own_code: bool) ->
     """
     import torch
 
-    tensors = layout.tensors(layout.depth)
+    tensors = layout.tensors(layout.layers)
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS and name.endswith((".weight", ".bias")):
             raise CheckpointError(

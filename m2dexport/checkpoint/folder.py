@@ -20,25 +20,27 @@ from m2dexport.data import default_checkpoint
 from m2dexport.errors import CheckpointError, UsageError, one_line
 
 
-def checkpoint_folder(model: str | Path | None, *, allow_pickle: bool, assumed: list[str]) -> Path:
+def checkpoint_folder(model: str | Path | None, *, allow_pickle: bool) -> tuple[Path, list[str]]:
     """Return a local folder of a text model in safetensors, made from what was named if need be.
 
     Args:
         model: a folder, a hub id, or None for the checkpoint that ships.
         allow_pickle: read pickled weights with torch's restricted unpickler.
-        assumed: sentences about what was taken or left out are appended to it.
+
+    Returns:
+        The folder, and sentences about what was taken or left out.
 
     Raises:
         UsageError: when there is neither such a folder nor such a hub id.
         CheckpointError: when it cannot be turned into an ordinary checkpoint.
     """
-    return _prepared(_local_folder(model), allow_pickle, assumed, ())
+    return _prepared(_local_folder(model), allow_pickle, ())
 
 
 def _prepared(
-    origin: Path, allow_pickle: bool, assumed: list[str], adapters: tuple[Path, ...]
-) -> Path:
-    """Return the folder, or one made from it: a text model in safetensors without an adapter.
+    origin: Path, allow_pickle: bool, adapters: tuple[Path, ...]
+) -> tuple[Path, list[str]]:
+    """Return what ``checkpoint_folder`` does, for a local folder.
 
     ``adapters`` are those that were found on the way to this folder, their base model.
     """
@@ -52,11 +54,11 @@ def _prepared(
                 f"{origin / ADAPTER_CONFIG} names {base_name!r} as its base model, which leads "
                 "back to the same adapter; name the model that it was trained on."
             )
-        merged_folder = merged(folder, _prepared(base, allow_pickle, assumed, adapters))
-        assumed.append(f"the adapter was merged into {base} at {merged_folder}.")
-        return merged_folder
+        base_folder, notes = _prepared(base, allow_pickle, adapters)
+        merged_folder = merged(folder, base_folder)
+        return merged_folder, [*notes, f"the adapter was merged into {base} at {merged_folder}."]
     if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        return folder  # what is missing is said when it is needed
+        return folder, []  # what is missing is said when it is needed
     stored = list(stored_tensors(folder))
     wrapped = next((name for name in stored if ".base_layer." in name), None)
     if wrapped is not None:
@@ -66,9 +68,8 @@ def _prepared(
         )
     tower = find_tower(folder, stored)
     if tower is None:
-        return folder
-    assumed.append(f"{tower.note}.")
-    return extracted(folder, tower)
+        return folder, []
+    return extracted(folder, tower), [f"{tower.note}."]
 
 
 def _base_folder(adapter: Path, name: str) -> Path:

@@ -137,9 +137,9 @@ def is_native(model_type: str) -> bool:
 
 
 def cut_config(
-    raw: Mapping[str, Any], family: Family, depth: int, layers: int, *, own_code: bool
+    raw: Mapping[str, Any], family: Family, whole: int, layers: int, *, own_code: bool
 ) -> dict[str, Any]:
-    """Return config.json for the first ``layers`` of ``depth`` layers.
+    """Return config.json for the first ``layers`` of ``whole`` layers.
 
     Lists with one entry per layer are cut, too: a list left at full length makes transformers
     raise, or give a layer the wrong kind of attention.
@@ -152,25 +152,25 @@ def cut_config(
     new.update(dict.fromkeys(keys, layers))
     per_layer = family.per_layer
     if family.inferred:
-        per_layer = tuple(key for key, value in raw.items() if _per_layer(key, value, depth))
+        per_layer = tuple(key for key, value in raw.items() if _per_layer(key, value, whole))
     for key in per_layer:
         if isinstance(raw.get(key), list):
             new[key] = raw[key][:layers]
     if family.groups_key:
-        new[family.groups_key] = _groups(raw, family.groups_key, depth, layers)
+        new[family.groups_key] = _groups(raw, family.groups_key, whole, layers)
     if not own_code:
         new["architectures"] = [bare_class(raw["model_type"]).__name__]  # task heads are left out
         new.pop("auto_map", None)  # transformers' own code is what was measured
     return new
 
 
-def _per_layer(key: str, value: Any, depth: int) -> bool:
-    return "layer" in key and isinstance(value, list) and len(value) == depth
+def _per_layer(key: str, value: Any, whole: int) -> bool:
+    return "layer" in key and isinstance(value, list) and len(value) == whole
 
 
-def _groups(raw: Mapping[str, Any], key: str, depth: int, layers: int) -> int:
+def _groups(raw: Mapping[str, Any], key: str, whole: int, layers: int) -> int:
     groups = int(raw.get(key, 1))
-    size = depth // groups
+    size = whole // groups
     if layers > size and layers % size:
         raise CheckpointError(
             f"{groups} groups of {size} layers share weights, so --layers {layers} would change "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,8 @@ from m2dexport.checkpoint.st_modules import (
     Dense,
     Head,
     LatentAttention,
-    LayerNormHead,
     Modules,
     Pooling,
-    PoolingMode,
     pooling_from_name,
     read_modules,
     read_sentence_config,
@@ -37,24 +35,10 @@ from m2dexport.checkpoint.tokenizer import read_tokenizer, token_beyond
 from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on_raw_states
 from m2dexport.checkpoint.widths import Widths, read_widths
 from m2dexport.errors import CheckpointError, UsageError
-from m2dexport.files import license_files
+from m2dexport.files import PROVENANCE, license_files
 from m2dexport.precisions import Similarity
 
-__all__ = [
-    "Checkpoint",
-    "Dense",
-    "DepthSize",
-    "FinalNorm",
-    "Head",
-    "LayerNormHead",
-    "Pooling",
-    "PoolingMode",
-    "depth_sizes",
-    "open_checkpoint",
-]
-
 FinalNorm = Literal["none", "applied", "skipped"]
-PROVENANCE = "m2dexport.json"
 _UNLIMITED = 1_000_000  # tokenizers without a limit store 1e30 or 2**63 as model_max_length
 
 
@@ -123,7 +107,7 @@ class Checkpoint:
             layout=replace(
                 layout,
                 outside=_moved(layout.outside, there),
-                layers=tuple(_moved(layer, there) for layer in layout.layers),
+                inside=tuple(_moved(layer, there) for layer in layout.inside),
             ),
         )
 
@@ -169,39 +153,41 @@ def open_checkpoint(
         >>> open_checkpoint("all-MiniLM-L6-v2").layers
         6
     """
-    assumed: list[str] = []
-    folder = checkpoint_folder(model, allow_pickle=allow_pickle, assumed=assumed)
+    folder, notes = checkpoint_folder(model, allow_pickle=allow_pickle)
     modules = read_modules(folder)
     if not (modules.transformer / CONFIG).is_file():
         raise CheckpointError(
             f"{modules.transformer} has no {CONFIG}, so it is not the folder of a checkpoint."
         )
-    chosen = _choose_pooling(folder, modules, pooling, assumed)
+    chosen = _choose_pooling(folder, modules, pooling)
+    if modules.pooling is None:
+        notes.append(f"pooling is {pooling}, as declared; the checkpoint does not store it.")
     config = read_config(modules.transformer, trust_remote_code=trust_remote_code)
     own_code = trust_remote_code and has_own_code(modules.transformer)
-    described = _describe(folder, replace(modules, pooling=chosen), config, own_code, assumed)
+    described = _describe(folder, replace(modules, pooling=chosen), config, own_code, notes)
     if trained is None:
         return described
     return replace(described, trained=parse_grid(trained, described.layers, described.dim))
 
 
 def _describe(
-    folder: Path, modules: Modules, config: Any, own_code: bool, assumed: list[str]
+    folder: Path, modules: Modules, config: Any, own_code: bool, notes: Sequence[str]
 ) -> Checkpoint:
     transformer = modules.transformer
     layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
     layout = _layout(transformer, config.model_type, layers)
     require_fit(transformer, config, layout, own_code=own_code)
     family, pooling = layout.family, cast(Pooling, modules.pooling)
-    assumed.extend(_notes(config, family, folder, transformer))
     dim = _width_after(modules.head, hidden * len(pooling.modes))
     provenance = read_object(folder / PROVENANCE)
     stated = read_sentence_config(folder, pooling)
+    assumed = [*notes, *_notes(config, family, folder, transformer)]
     if stated.similarity != "cosine" and not modules.normalized:
         assumed.append(
             f"vectors are compared by {stated.similarity} and not normalised: sub-models keep "
             "their norms; build and profile need one that slice --normalize made."
         )
+    max_length, limits = _max_length(modules, config, family)
     return Checkpoint(
         path=transformer,
         model_type=str(config.model_type),
@@ -219,9 +205,9 @@ def _describe(
         final_norm=_final_norm(family, config, modules),
         prompts=stated.prompts,
         default_prompt=stated.default_prompt,
-        max_length=_max_length(modules, config, family, assumed),
+        max_length=max_length,
         trained=_trained_grid(folder, provenance, (layers, dim)),
-        assumed=tuple(assumed),
+        assumed=(*assumed, *limits),
         sliced_from=provenance.get("sliced_from"),
         licenses=license_files(folder),
         layout=layout,
@@ -253,9 +239,7 @@ def _moved(
     return {name: replace(tensor, path=there(tensor.path)) for name, tensor in tensors.items()}
 
 
-def _choose_pooling(
-    folder: Path, modules: Modules, declared: str | None, assumed: list[str]
-) -> Pooling:
+def _choose_pooling(folder: Path, modules: Modules, declared: str | None) -> Pooling:
     if declared is None and modules.pooling is None:
         raise CheckpointError(
             f"{folder} does not store how it pools (it has no modules.json); say it with "
@@ -267,8 +251,6 @@ def _choose_pooling(
     if modules.pooling is not None and modules.pooling.modes != chosen.modes:
         stored = "+".join(modules.pooling.modes)
         raise UsageError(f"--pooling {declared} contradicts {folder}, which stores {stored}.")
-    if modules.pooling is None:
-        assumed.append(f"pooling is {declared}, as declared; the checkpoint does not store it.")
     return modules.pooling or chosen
 
 
@@ -347,8 +329,11 @@ def _steady_positions(config: Any) -> int | None:
     return next((int(limit) for limit in limits if limit), None)
 
 
-def _max_length(modules: Modules, config: Any, family: Family, assumed: list[str]) -> int:
-    """Return the longest input in tokens: what is stored, within the positions that exist."""
+def _max_length(modules: Modules, config: Any, family: Family) -> tuple[int, list[str]]:
+    """Return the longest input in tokens, and a sentence on it where none is stored as such.
+
+    It is what is stored, within the positions that exist.
+    """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and family.position_offset:
         positions -= int(config.pad_token_id or 0) + 1
@@ -359,12 +344,10 @@ def _max_length(modules: Modules, config: Any, family: Family, assumed: list[str
     known = [n for n in (stored, positions) if isinstance(n, int | float) and 0 < n < _UNLIMITED]
     steady = _steady_positions(config)
     if steady is not None and steady < min(known, default=_UNLIMITED):
-        assumed.append(
+        return steady, [
             f"the maximum length is {steady} tokens, as stored for longrope: beyond it, a text's "
             "positions would depend on the longest text of its batch."
-        )
-        return steady
+        ]
     if not known:
-        assumed.append("the maximum length is 512 tokens, as the checkpoint stores none.")
-        return 512
-    return int(min(known))
+        return 512, ["the maximum length is 512 tokens, as the checkpoint stores none."]
+    return int(min(known)), []

@@ -59,7 +59,7 @@ class Pooling:
     """How token states become one vector."""
 
     modes: tuple[PoolingMode, ...]  # concatenated in this order
-    include_prompt: bool = True  # False: pools the text alone; only without prompts to leave out
+    include_prompt: bool = True  # False: leaves prompts out; only read without prompts
 
 
 @dataclass(frozen=True)

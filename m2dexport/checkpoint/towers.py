@@ -1,6 +1,6 @@
 """Text models inside larger ones: vision-language checkpoints, and NV-Embed's transformer.
 
-What is found here, ``prepare`` writes out as an ordinary text checkpoint.
+``checkpoint.convert`` writes what is found here out as an ordinary text checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TABLE = "embed_tokens.weight"  # the token table stands at the top of every tex
 _LATENT = "latent_attention_model."
 _OTHER_TOWERS = ("vision_config", "visual_config", "audio_config")
 
-# Model types whose text tower computes, for text alone, what its plain family does; tested one by
+# Model types whose text tower computes, for text only, what its plain family does; tested one by
 # one. The three position axes of Qwen's towers are equal where there is no image.
 _TEXT_TOWERS = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "llava", "llava_next", "mistral3"),
@@ -36,7 +36,7 @@ _REASONS = {
 class Tower:
     """A text model within a larger one."""
 
-    config: Mapping[str, Any]  # config.json of the text model alone
+    config: Mapping[str, Any]  # config.json of the text model only
     prefix: str  # what its tensors' names start with in the larger model
     note: str  # a sentence: what was left behind
     latent_heads: int | None = None  # attention heads of NV-Embed's latent attention

@@ -19,11 +19,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.checkpoint.families import FAMILIES, Block, Family, Layout, Unit, bare_class
+from m2dexport.checkpoint.families import FAMILIES, Block, Family, Layout, Part, bare_class
 from m2dexport.checkpoint.tensors import NewTensor, copied, selected
 from m2dexport.errors import CheckpointError, UsageError
 
-Positions = Mapping[Unit, NDArray[np.int64]]  # rows or columns of each unit to keep, in new order
+Positions = Mapping[Part, NDArray[np.int64]]  # rows or columns of each part to keep, in new order
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ def read_widths(layout: Layout, config: Any, where: Path) -> Widths | None:
     heads = int(getattr(config, block.heads_key))
     group = heads // int(getattr(config, block.kv_heads_key)) if block.kv_heads_key else 1
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    found: dict[Unit, list[int]] = {"heads": [], "kv_heads": [], "ffn": []}
-    for number, layer in enumerate(layout.layers):
+    found: dict[Part, list[int]] = {"heads": [], "kv_heads": [], "ffn": []}
+    for number, layer in enumerate(layout.inside):
         prefix = f"{layout.family.layers[0]}{number}."
         shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in layer.items()}
         try:
             attended = shapes[f"{block.columns['heads']}.weight"][1]
-            sizes: dict[Unit, int] = {
+            sizes: dict[Part, int] = {
                 "heads": attended,
                 "kv_heads": attended // group,
                 "ffn": shapes[f"{block.columns['ffn']}.weight"][1],
             }
             fits = all(
-                shapes[f"{module}.weight"][0] == sum(sizes[unit] for unit in units)
-                for module, units in block.rows.items()
+                shapes[f"{module}.weight"][0] == sum(sizes[part] for part in parts)
+                for module, parts in block.rows.items()
             )
         except (KeyError, IndexError):
             fits = False
@@ -110,7 +110,7 @@ def narrowed(
     Args:
         widths: of the layers that are kept.
         model_type: of the checkpoint, for messages.
-        heads: query heads to keep, one number for all layers or one a layer; None keeps all.
+        heads: query heads to keep, one number for all layers or one per layer; None keeps all.
         ffn: likewise, feed-forward channels.
 
     Raises:
@@ -150,7 +150,7 @@ def _checked(
     counts = tuple(asked) * (len(known) if len(asked) == 1 else 1)
     if len(counts) != len(known):
         raise UsageError(
-            f"{option} names {len(counts)} widths for {len(known)} layers; give one, or one a "
+            f"{option} names {len(counts)} widths for {len(known)} layers; give one, or one per "
             "layer."
         )
     for layer, (count, most) in enumerate(zip(counts, known, strict=True), start=1):
@@ -201,19 +201,19 @@ def _cuts(
     kept = _positions(source, target, layer, importance)
     sizes = _sizes(source, layer)
     cuts: dict[str, tuple[NDArray[np.int64], int]] = {}
-    for module, units in block.rows.items():
-        offsets = np.cumsum([0, *(sizes[unit] for unit in units)])
-        rows = [kept[unit] + offset for unit, offset in zip(units, offsets, strict=False)]
+    for module, parts in block.rows.items():
+        offsets = np.cumsum([0, *(sizes[part] for part in parts)])
+        rows = [kept[part] + offset for part, offset in zip(parts, offsets, strict=False)]
         for parameter in ("weight", "bias"):
             name = f"{family.layers[0]}{layer}.{module}.{parameter}"
             cuts[name] = np.concatenate(rows), 0
-    for unit, module in block.columns.items():
-        cuts[f"{family.layers[0]}{layer}.{module}.weight"] = kept[unit], 1
+    for part, module in block.columns.items():
+        cuts[f"{family.layers[0]}{layer}.{module}.weight"] = kept[part], 1
     return cuts
 
 
-def _sizes(widths: Widths, layer: int) -> dict[Unit, int]:
-    """Return how many rows or columns the units of one layer take."""
+def _sizes(widths: Widths, layer: int) -> dict[Part, int]:
+    """Return how many rows or columns the parts of one layer take."""
     return {
         "heads": widths.heads[layer] * widths.head_dim,
         "kv_heads": widths.kv_heads[layer] * widths.head_dim,
@@ -226,7 +226,7 @@ def _positions(
 ) -> Positions:
     if importance is None:
         sizes = _sizes(target, layer)
-        return {unit: np.arange(size) for unit, size in sizes.items()}
+        return {part: np.arange(size) for part, size in sizes.items()}
     by_group = importance.heads[layer].reshape(source.kv_heads[layer], source.group)
     groups = _descending(by_group.sum(axis=1))
     within = np.stack([_descending(row) for row in by_group])[groups]

@@ -169,7 +169,7 @@ def _cut(
 
 def _print_slices(sub_models: Sequence[Checkpoint], as_json: bool) -> None:
     from m2dexport.checkpoint.jsonfile import read_object
-    from m2dexport.checkpoint.open import PROVENANCE
+    from m2dexport.files import PROVENANCE
 
     pruned = [read_object(n.path / PROVENANCE).get("vocabulary") for n in sub_models]
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from typing import Any, cast
@@ -49,12 +50,12 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]
         raw: list[torch.Tensor] = []
         norm = self.transformer.get_submodule(self._norm_name) if self._norm_name else None
         hook = norm.register_forward_pre_hook(lambda _, args: raw.append(args[0])) if norm else None
-        outputs = self.transformer(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
-        )
-        if hook is None or norm is None:
+        with hook or contextlib.nullcontext():
+            outputs = self.transformer(
+                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+            )
+        if norm is None:
             return (*outputs.hidden_states[1:-1], outputs.last_hidden_state)
-        hook.remove()
         states = (*outputs.hidden_states[1:-1], raw[-1])
         return tuple(norm(state) for state in states) if self._applied else states
 

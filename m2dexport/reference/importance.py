@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 
-from m2dexport.checkpoint.families import Block, Unit
+from m2dexport.checkpoint.families import Block, Part
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.checkpoint.widths import Importance, Widths
 from m2dexport.data import texts_sha256
 from m2dexport.reference.backbone import Backbone
+from m2dexport.reference.tokens import token_batch
 
 
 def importance_of(
@@ -22,7 +23,7 @@ def importance_of(
 
     A unit adds its activation times its columns of the output projection, ``W[:, unit] a[unit]``,
     and leaving it out changes the hidden state by just that. Minitron
-    (https://arxiv.org/abs/2407.14679) ranks heads and channels by the activation alone; the weights
+    (https://arxiv.org/abs/2407.14679) ranks heads and channels by the activation only; the weights
     that carry it on join it here, as in Wanda's score of single weights
     (https://arxiv.org/abs/2306.11695).
 
@@ -34,23 +35,27 @@ def importance_of(
     family, widths = checkpoint.layout.family, cast(Widths, checkpoint.widths)
     columns = cast(Block, family.block).columns
     backbone = Backbone(checkpoint, attention="sdpa")
-    sums: list[dict[Unit, Any]] = [{"heads": 0, "ffn": 0} for _ in range(checkpoint.layers)]
+    sums: list[dict[Part, Any]] = [{"heads": 0, "ffn": 0} for _ in range(checkpoint.layers)]
     real = torch.ones(0, dtype=torch.bool)  # of the batch at hand: which tokens are not padding
 
-    def adder(layer: int, unit: Unit, size: int) -> Callable[..., None]:
+    def adder(layer: int, part: Part, size: int) -> Callable[..., None]:
         def add(module: torch.nn.Linear, inputs: tuple[torch.Tensor]) -> None:
             energies = _energies(inputs[0][real], module.weight, size)
-            sums[layer][unit] += energies.sum(dim=0, dtype=torch.float64)
+            sums[layer][part] += energies.sum(dim=0, dtype=torch.float64)
 
         return add
 
-    sizes: dict[Unit, int] = {"heads": widths.head_dim, "ffn": 1}
+    sizes: dict[Part, int] = {"heads": widths.head_dim, "ffn": 1}
     for layer in range(checkpoint.layers):
-        for unit, size in sizes.items():
-            name = f"{family.layers[0]}{layer}.{columns[unit]}"
+        for part, size in sizes.items():
+            name = f"{family.layers[0]}{layer}.{columns[part]}"
             module = backbone.transformer.get_submodule(name)
-            module.register_forward_pre_hook(adder(layer, unit, size))
-    for input_ids, attention_mask in _batches(checkpoint, texts, batch_size):
+            module.register_forward_pre_hook(adder(layer, part, size))
+    tokenizer = open_tokenizer(checkpoint.path)
+    ordered = sorted(texts, key=len)  # texts of about one length take little padding
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        input_ids, attention_mask = token_batch(tokenizer, batch, checkpoint.max_length)
         real = attention_mask.bool()
         with torch.inference_mode():
             backbone(input_ids, attention_mask)
@@ -59,23 +64,6 @@ def importance_of(
         ffn=tuple(layer["ffn"].numpy() for layer in sums),
         texts_sha256=texts_sha256(texts),
     )
-
-
-def _batches(
-    checkpoint: Checkpoint, texts: Sequence[str], batch_size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield token ids and masks of texts of about one length, which takes little padding."""
-    tokenizer = open_tokenizer(checkpoint.path)
-    ordered = sorted(texts, key=len)
-    for start in range(0, len(ordered), batch_size):
-        batch = tokenizer(
-            ordered[start : start + batch_size],
-            padding=True,
-            truncation=True,
-            max_length=checkpoint.max_length,
-            return_tensors="pt",
-        )
-        yield batch["input_ids"], batch["attention_mask"]
 
 
 def _energies(inputs: torch.Tensor, weight: torch.Tensor, size: int) -> torch.Tensor:

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m2dexport.checkpoint.open import Checkpoint, Dense, PoolingMode
-from m2dexport.checkpoint.st_modules import Head
+from m2dexport.checkpoint.open import Checkpoint
+from m2dexport.checkpoint.st_modules import Dense, Head, PoolingMode
 from m2dexport.checkpoint.tensors import read_tensor, stored_tensors
 from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.latent import latent_attention
 from m2dexport.reference.backbone import Backbone
+from m2dexport.reference.tokens import token_batch
 
 _ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
     "identity": torch.nn.Identity,
@@ -74,29 +75,13 @@ class Reference:
         """
         rows: dict[int, list[NDArray[np.float32]]] = {depth: [] for depth in self.depths}
         for start in range(0, len(texts), batch_size):
-            batch = self._tokenized([prompt + text for text in texts[start : start + batch_size]])
+            prompted = [prompt + text for text in texts[start : start + batch_size]]
+            batch = token_batch(self._tokenizer, prompted, self.checkpoint.max_length)
             with torch.inference_mode():
                 vectors = self._model(*batch)
             for depth, vector in zip(self.depths, vectors, strict=True):
                 rows[depth].append(vector.float().numpy())
         return {depth: np.concatenate(parts) for depth, parts in rows.items()}
-
-    def _tokenized(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return padded ids and mask; a text without any token is one pad token, as at run time."""
-        batch = self._tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.checkpoint.max_length,
-            return_tensors="pt",
-        )
-        ids, mask = batch["input_ids"].long(), batch["attention_mask"].long()
-        if ids.shape[1] == 0:
-            ids = torch.full((len(texts), 1), self._tokenizer.pad_token_id)
-            mask = torch.zeros_like(ids)
-        first = -1 if self._tokenizer.padding_side == "left" else 0
-        mask[mask.sum(dim=1) == 0, first] = 1
-        return ids, mask
 
 
 def pool(state: torch.Tensor, attention_mask: torch.Tensor, mode: PoolingMode) -> torch.Tensor:

@@ -21,11 +21,12 @@ from m2dexport.slice.vocabulary import prune_vocabulary, token_use
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """A smaller vocabulary for a checkpoint."""
+class PruningPlan:
+    """What is left of a checkpoint's vocabulary, and what the checkpoint must change for it."""
 
     tokenizer: Mapping[str, Any]  # tokenizer.json
     rows: tuple[int, ...]  # of the token table, to be kept: the old id of each new one
+    rows_before: int  # of the token table
     config: Mapping[str, Any]  # new values of config.json
     report: Mapping[str, Any]  # pieces, and tokens per text by name of the texts, before and after
 
@@ -37,10 +38,10 @@ class Pruning:
 
 def plan_pruning(
     checkpoint: Checkpoint, texts: Sequence[str] | None = None, size: int | None = None
-) -> Pruning:
+) -> PruningPlan:
     """Return what is left of a checkpoint's vocabulary.
 
-    Every text counts alone and behind each of the checkpoint's prompts. Where positions are
+    Every text counts by itself and behind each of the checkpoint's prompts. Where positions are
     learned, all pieces up to the padding token stay: RoBERTa and its kind count from its id.
 
     Args:
@@ -75,16 +76,17 @@ def plan_pruning(
         name: [token_use(t, found).per_text for t in (tokenizer, pruned.tokenizer)]
         for name, found in sets.items()
     }
-    return Pruning(
+    return PruningPlan(
         pruned.tokenizer,
         rows,
+        checkpoint.vocab_size,
         {key: _mapped(value, new) for key, value in token_ids.items()} | {"vocab_size": len(rows)},
         {"pieces": [checkpoint.vocab_size, len(rows)], "tokens_per_text": tokens},
     )
 
 
 def pruned_tensors(
-    pruning: Pruning, tensors: Sequence[NewTensor], outside: Mapping[str, StoredTensor]
+    pruning: PruningPlan, tensors: Sequence[NewTensor], outside: Mapping[str, StoredTensor]
 ) -> list[NewTensor]:
     """Return tensors to be written, the token tables with the rows that are left.
 
@@ -93,11 +95,12 @@ def pruned_tensors(
         tensors: all tensors.
         outside: what the checkpoint stores outside of its layers, token tables included.
     """
-    before = pruning.report["pieces"][0]
     tables = {
         name: tensor
         for name, tensor in outside.items()
-        if len(tensor.shape) == 2 and tensor.shape[0] == before and "position" not in name
+        if len(tensor.shape) == 2
+        and tensor.shape[0] == pruning.rows_before
+        and "position" not in name
     }
     rows = np.array(pruning.rows, dtype=np.int64)
     return [

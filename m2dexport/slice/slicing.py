@@ -13,12 +13,7 @@ from typing import Any, Literal, cast
 from m2dexport.checkpoint.families import bare_class
 from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config
 from m2dexport.checkpoint.jsonfile import read_json, write_json
-from m2dexport.checkpoint.open import (
-    PROVENANCE,
-    Checkpoint,
-    FinalNorm,
-    open_checkpoint,
-)
+from m2dexport.checkpoint.open import Checkpoint, FinalNorm, open_checkpoint
 from m2dexport.checkpoint.st_modules import Modules, read_lowercase
 from m2dexport.checkpoint.st_write import write_modules
 from m2dexport.checkpoint.tensors import FLOAT_NAMES, WEIGHTS, write_tensors
@@ -32,8 +27,8 @@ from m2dexport.checkpoint.widths import (
     width_config,
 )
 from m2dexport.errors import CheckpointError, UsageError
-from m2dexport.files import atomic_folder
-from m2dexport.slice.pruning import Pruning, pruned_tensors
+from m2dexport.files import PROVENANCE, atomic_folder
+from m2dexport.slice.pruning import PruningPlan, pruned_tensors
 
 _FORMAT = 1
 _SENTENCE_CONFIG = "config_sentence_transformers.json"
@@ -62,7 +57,7 @@ class Cut:
     dtype: str | None = None  # "fp32", "fp16" or "bf16"; None keeps the stored type of each tensor
     final_norm: FinalNormChoice | None = None  # of pre-LN families: applied to the last layer?
     normalize: bool = False  # a dot-product model's vectors, which otherwise keep their norms
-    pruning: Pruning | None = None  # the part of the vocabulary to keep, from ``plan_pruning``
+    pruning: PruningPlan | None = None  # the part of the vocabulary to keep, from ``plan_pruning``
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class _Plan:
     widths: Widths | None  # None: of a family whose layers are not in the table
     trained: bool | None  # None: the trained grid is unknown
     normalize: bool  # end in Normalize
-    pruning: Pruning | None
+    pruning: PruningPlan | None
 
 
 def slice_checkpoint(
@@ -90,11 +85,10 @@ def slice_checkpoint(
 ) -> Checkpoint:
     """Write the sub-model of the first ``layers`` layers and ``dim`` dims, and describe it.
 
-    The folder loads with ``AutoModel.from_pretrained`` (hidden states) and
-    ``SentenceTransformer(path)`` (the vector, normalised unless the checkpoint's similarity is one
-    that sees norms, such as dot), unless a ``LoadingWarning`` says that
-    only m2dexport loads it, and can be sliced again. Tensors are copied from file to file in blocks
-    of 16 MiB.
+    The folder can be sliced again, and loads with ``AutoModel.from_pretrained`` (hidden states) and
+    ``SentenceTransformer(path)`` (the vector), unless a ``LoadingWarning`` says that only m2dexport
+    loads it. Vectors are normalised unless the checkpoint's similarity is one that sees norms, such
+    as dot. Tensors are copied from file to file in blocks of 16 MiB.
 
     Args:
         checkpoint: what to cut.

@@ -37,7 +37,7 @@ _NEVER_USED = "[unused"  # rows that BERT keeps free
 
 
 @dataclass(frozen=True)
-class PrunedVocabulary:
+class PrunedTokenizer:
     """A tokenizer with fewer pieces, and the rows of the token table that they have."""
 
     tokenizer: dict[str, Any]  # tokenizer.json
@@ -71,7 +71,7 @@ def prune_vocabulary(
     used: Mapping[int, int],
     size: int | None = None,
     keep: Iterable[int] = (),
-) -> PrunedVocabulary:
+) -> PrunedTokenizer:
     """Return a tokenizer with the pieces that are used, or with the most useful ``size`` ones.
 
     Texts that use no other pieces tokenize as before. Pieces keep their order. A size is filled
@@ -216,7 +216,7 @@ def _by_rank(model: Mapping[str, Any], ids: Mapping[str, int], ranks: Ranks) -> 
 
 def _rewritten(
     tokenizer: Mapping[str, Any], kept: set[str], outside: Mapping[str, int]
-) -> PrunedVocabulary:
+) -> PrunedTokenizer:
     model = dict(tokenizer["model"])
     if isinstance(model["vocab"], list):
         rows = [i for i, (piece, _) in enumerate(model["vocab"]) if piece in kept]
@@ -245,7 +245,7 @@ def _rewritten(
         raise CheckpointError(
             "the vocabulary cannot be pruned: its added tokens are not numbered after its pieces."
         )
-    return PrunedVocabulary(changed, tuple(rows))
+    return PrunedTokenizer(changed, tuple(rows))
 
 
 def _processor_ids(processor: Mapping[str, Any] | None) -> Iterator[int]:
