@@ -14,10 +14,10 @@ import pytest
 from tiny_artifact import GRAPH, letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spec
 
 from m2dexport.errors import UsageError
+from m2dexport.files import SPEC
 from m2dexport.precisions import BIT_ORDERS, ISAS
 from m2dexport.runtime.artifact import (
     RANGES,
-    SPEC,
     TOKENIZER,
     read_ranges,
     read_spec,

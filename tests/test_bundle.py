@@ -18,12 +18,12 @@ import pytest
 from tiny_artifact import GRAPH, tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
 from m2dexport.errors import BundleError, M2DError, UsageError
+from m2dexport.files import SPEC
 from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
 from m2dexport.runtime import archive, golden
 from m2dexport.runtime.archive import GOLDEN, MANIFEST, manifest_of, open_bundle, write_archive
 from m2dexport.runtime.artifact import (
     RANGES,
-    SPEC,
     TOKENIZER,
     space_id_of_artifact,
     spec_from_json,

@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from m2dexport.engines import ENGINES, Device
+from m2dexport.files import SPEC
 from m2dexport.graph.vector import coded_graph
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime.artifact import (
     FORMAT,
     RANGES,
-    SPEC,
     TOKENIZER,
     ArtifactSpec,
     space_id_of_artifact,

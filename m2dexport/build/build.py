@@ -28,7 +28,7 @@ from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import ParityError, UsageError
-from m2dexport.files import atomic_folder, license_files, require_folder
+from m2dexport.files import SPEC, atomic_folder, license_files, require_folder
 from m2dexport.graph.vector import coded_graph, full_width
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
@@ -38,7 +38,6 @@ from m2dexport.quantize.saturation import isa_of
 from m2dexport.quantize.units import sha256_of_weights
 from m2dexport.runtime.artifact import (
     RANGES,
-    SPEC,
     TOKENIZER,
     ArtifactSpec,
     read_file,

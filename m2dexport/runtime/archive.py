@@ -21,12 +21,12 @@ from typing import Annotated, BinaryIO
 
 from m2dexport.engines import ENGINES
 from m2dexport.errors import BundleError, M2DError, UsageError, one_line
+from m2dexport.files import SPEC
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime.artifact import (
     GRAPHS,
     RANGES,
     SMALL_LIMIT,
-    SPEC,
     TOKENIZER,
     ArtifactSpec,
     SpaceId,

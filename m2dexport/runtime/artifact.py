@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
+from m2dexport.files import SPEC
 from m2dexport.precisions import BitOrder, Isa, Similarity, VectorPrecision, WeightPrecision
 from m2dexport.strict import (
     Matching,
@@ -38,7 +39,6 @@ FORMAT = 2
 GRAPHS = frozenset(name for engine in ENGINES.values() for name in engine.files)
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
-SPEC = "artifact.json"
 
 SMALL_LIMIT = 1 << 28  # bytes of any file but the graph
 

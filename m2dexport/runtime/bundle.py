@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import BundleError, UsageError, one_line
-from m2dexport.files import atomic_file, license_files, require_file
+from m2dexport.files import SPEC, atomic_file, license_files, require_file
 from m2dexport.runtime import artifact, golden
 from m2dexport.runtime.archive import (
     GOLDEN,
@@ -22,7 +22,7 @@ from m2dexport.runtime.archive import (
     read_manifest,
     write_archive,
 )
-from m2dexport.runtime.artifact import RANGES, SPEC, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.golden import MAX_DIFFERENCE, Golden
 from m2dexport.strict import shown

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
 from m2dexport.errors import BundleError, M2DError, UsageError
+from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import ArtifactSpec
@@ -215,7 +216,7 @@ def encoder_from_files(
         BundleError: when a file cannot be read.
     """
     try:
-        spec = artifact.spec_from_json(files[artifact.SPEC], artifact.SPEC)
+        spec = artifact.spec_from_json(files[SPEC], SPEC)
         tokenizer_json = _decoded(files[artifact.TOKENIZER], path)
         graph = {name: files[name] for name in ENGINES[spec.engine].files}
         ranges = ranges_from_json(files[artifact.RANGES]) if artifact.RANGES in files else None

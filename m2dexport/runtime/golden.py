@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.errors import BundleError
+from m2dexport.files import SPEC
 from m2dexport.runtime.archive import GOLDEN
-from m2dexport.runtime.artifact import SPEC, ArtifactSpec
+from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.strict import Within, read_json, shown
 from m2dexport.vectors.codecs import Ranges, code_dtype, code_width, decode_vectors
