@@ -266,8 +266,14 @@ def test_a_character_that_bert_splits_off_never_continues_a_word() -> None:
     [
         (models.WordLevel({"a": 0, "?": 1}, unk_token="?"), "of the kind WordLevel cannot"),
         (models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>"), "marks the inside or the end"),
-        (models.WordPiece({"a": 0, "ab": 1, "?": 2}, unk_token="?"), "its piece 'ab' is no piece"),
-        (models.Unigram([("?", 0.0), ("a", -1.0), ("ab", -1.0)], 0), "its piece 'ab' is no piece"),
+        (
+            models.WordPiece({"a": 0, "ab": 1, "?": 2}, unk_token="?"),
+            "its piece 'ab' is not a piece",
+        ),
+        (
+            models.Unigram([("?", 0.0), ("a", -1.0), ("ab", -1.0)], 0),
+            "its piece 'ab' is not a piece",
+        ),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_with_the_reason(model: Any, message: str) -> None:
