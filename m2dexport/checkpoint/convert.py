@@ -80,7 +80,9 @@ def converted(folder: Path, found: Mapping[Path, Sequence[Path]]) -> Path:
     def write(copy: Path) -> None:
         for target, paths in found.items():
             tensors = [tensor for path in paths for tensor in _unpickled(path)]
-            write_tensors(copy / target.relative_to(folder), tensors)
+            made = copy / target.relative_to(folder)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(made, tensors)
 
     return _made("safetensors", sources, _files(folder), write)
 
