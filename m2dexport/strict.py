@@ -191,7 +191,7 @@ def _read_plain(kind: Any, value: Any, path: str) -> Any:
         number = type(value) in (int, float) and abs(value) <= _MOST_INT
         _require(number and math.isfinite(value), value, "a number", path)
     elif kind is str:
-        text = isinstance(value, str) and len(value) <= _MOST_TEXT and _is_unicode(value)
+        text = isinstance(value, str) and len(value) <= _MOST_TEXT and is_unicode(value)
         _require(text, value, "text", path)
     else:  # of what JSON lacks, such as a Path or null, there is only null
         _require(False, value, "null", path)
@@ -210,7 +210,8 @@ def _require(holds: bool, value: Any, wanted: object, path: str) -> None:
         raise _WrongValue(f"{path or 'the content'} is {shown(value)} where {wanted} is needed")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Say whether a text can be encoded: whether it is free of half surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:

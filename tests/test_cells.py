@@ -22,7 +22,7 @@ from m2dexport.profile.plan import Plan, within_length
 from m2dexport.profile.schema import MeasuredOn, Profile
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.quantize.recipes import Requirement
-from m2dexport.vectors.tasks import StsTask
+from m2dexport.vectors.pairs import StsTask
 
 TEXTS = calibration_texts()[:120]
 TASK = StsTask("sts", TEXTS[:8], TEXTS[8:16], tuple(range(8)), "")

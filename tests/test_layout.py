@@ -21,6 +21,7 @@ ORDER = (
     "progress",
     "precisions",
     "cores",
+    "batches",
     "strict",
     "data",
     "checkpoint",

@@ -32,7 +32,7 @@ from m2dexport.quantize.tables import quantize_tables
 from m2dexport.quantize.units import restore, units_of
 from m2dexport.runtime import encoder as runtime
 from m2dexport.runtime.artifact import read_spec
-from m2dexport.vectors.tasks import StsTask
+from m2dexport.vectors.pairs import StsTask
 
 TEXTS = calibration_texts()[:120]
 TOKENS = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)

@@ -35,8 +35,9 @@ from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.tables import quantize_tables
 from m2dexport.quantize.units import restore, units_of
 from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import read_spec
-from m2dexport.runtime.bundle import open_bundle, verify_bundle, write_bundle
+from m2dexport.runtime.bundle import verify_bundle, write_bundle
 from m2dexport.vectors.codecs import LEVELS
 from m2dexport.vectors.tasks import load_task
 

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2dexport.vectors.ranking import NO_ROW, exact, nearest, rank, rescore
+from m2dexport.vectors.ranking import NO_ROW, nearest, rank, rescore, rounded
 
 
 def test_the_best_come_first_and_ties_go_by_row() -> None:
@@ -64,10 +64,10 @@ def test_products_are_exact_whatever_the_order_of_their_sums() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((40, 1024)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    values = exact(vectors)
+    values = rounded(vectors)
     assert np.abs(values - vectors).max() <= 2.0**-27
     products = nearest(vectors[:1], [vectors], 40)
-    for row, product in zip(products.rows[0], products.products[0], strict=True):
+    for row, product in zip(products.rows[0], products.similarity[0], strict=True):
         terms = zip(values[0].tolist(), values[row].tolist(), strict=True)
         assert product == sum(Fraction(a) * Fraction(b) for a, b in terms)
     backwards = values[:, ::-1] @ values[:, ::-1].T

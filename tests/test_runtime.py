@@ -13,11 +13,12 @@ import pytest
 from onnx import numpy_helper
 from tiny_artifact import tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
+from m2dexport.batches import encode_tokens
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.runtime.bundle import write_bundle
-from m2dexport.runtime.encoder import Encoder, encode_tokens, load
+from m2dexport.runtime.encoder import Encoder, load
 
 TEXTS = ["a guitar", "", "a much longer text than the others", "今日", "b", "find a guitar"]
 

@@ -100,7 +100,7 @@ def test_a_query_that_was_not_stored_may_stay_float32(precision: VectorPrecision
     np.testing.assert_allclose(found, QUERIES @ decoded.T, atol=1e-6)
 
 
-def test_candidates_of_bits_are_ranked_anew_by_longer_codes() -> None:
+def test_candidates_of_bits_are_ranked_again_by_longer_codes() -> None:
     bits, int8 = codec_of("ubinary"), codec_of("int8")
     coarse = bits.search(coded(QUERIES, bits), coded(DOCUMENTS, bits), top=40)
     queries, documents = coded(QUERIES, int8), coded(DOCUMENTS, int8)

@@ -23,7 +23,7 @@ from m2dexport.runtime import streams
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder, load
 from m2dexport.runtime.streams import encode_stream
-from m2dexport.runtime.vector_files import read_space_id, require_vectors_of
+from m2dexport.runtime.vector_files import require_vectors_of
 
 TEXTS = ["a guitar", "", "今日 é", "find a much longer text than sixteen tokens", "b"]
 
@@ -61,11 +61,14 @@ def test_lines_become_rows_of_a_npy_file(encoder: Encoder, lines: Path, tmp_path
 
 def test_a_npy_file_tells_its_space(encoder: Encoder, lines: Path, tmp_path: Path) -> None:
     encode_stream(encoder, lines, tmp_path / "v.npy")
-    assert read_space_id(tmp_path / "v.npy") == encoder.spec.space_id
+    with (tmp_path / "v.npy").open("rb") as stream:
+        _, space_id, spec = (np.load(stream) for _ in range(3))
+    assert (str(space_id), str(spec)) == (encoder.spec.space_id, encoder.spec.to_json())
     np.save(tmp_path / "plain.npy", np.zeros((2, 3)))
-    assert read_space_id(tmp_path / "plain.npy") is None
+    with pytest.raises(UsageError, match=r"plain\.npy does not name the space of its vectors"):
+        require_vectors_of(tmp_path / "plain.npy", encoder.spec, "edge.m2d")
     with pytest.raises(UsageError, match=r"texts\.txt is not a \.npy file"):
-        read_space_id(lines)
+        require_vectors_of(lines, encoder.spec, "edge.m2d")
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.jsonl"])

@@ -24,8 +24,9 @@ from m2dexport.profile.target import load_target
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.encoder import load
 from m2dexport.vectors import codecs
+from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import evaluate
-from m2dexport.vectors.tasks import StsTask, Task, load_task
+from m2dexport.vectors.tasks import Task, load_task
 
 CALIBRATION = calibration_texts()[:120]
 PLAN = Plan(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tiny import tiny_checkpoint
 
+from m2dexport.batches import encode_tokens
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
@@ -31,7 +32,6 @@ from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.int8 import quantize_matmuls
 from m2dexport.quantize.rounding import round_weights
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.runtime.encoder import encode_tokens
 from m2dexport.runtime.tokenizer import load_tokenizer
 from m2dexport.vectors.codecs import normalize
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.batches import encode_tokens
 from m2dexport.build.build import Artifact, build_artifact, quantize_artifact
 from m2dexport.build.mixed import FLOOR, Fidelity
 from m2dexport.build.recipe import Recipe
@@ -38,12 +39,13 @@ from m2dexport.precisions import (
 )
 from m2dexport.profile.machine import read_machine
 from m2dexport.profile.plan import Plan, default_plan
-from m2dexport.runtime.encoder import Encoder, encode_tokens, load
+from m2dexport.runtime.encoder import Encoder, load
 from m2dexport.vectors import codecs
+from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.ranking import rank
-from m2dexport.vectors.retrieval import TOP
-from m2dexport.vectors.tasks import RetrievalTask, StsTask, Task, load_task
+from m2dexport.vectors.retrieval import TOP, RetrievalTask
+from m2dexport.vectors.tasks import Task, load_task
 
 Floats = NDArray[np.float32]
 

@@ -33,10 +33,11 @@ from m2dexport.vectors.codecs import (
     normalize,
     truncate,
 )
+from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import comparable, score_pairs, score_ranking
 from m2dexport.vectors.ranking import rank, rescore
 from m2dexport.vectors.retrieval import TOP
-from m2dexport.vectors.tasks import StsTask, Task, load_task
+from m2dexport.vectors.tasks import Task, load_task
 
 Floats = NDArray[np.float32]
 

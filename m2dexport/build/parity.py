@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.batches import encode_tokens
 from m2dexport.errors import ParityError
-from m2dexport.runtime.encoder import encode_tokens
 from m2dexport.vectors.codecs import Ranges, encode_vectors
 
 Floats = NDArray[np.float32]

@@ -125,20 +125,16 @@ def verify(
       m2dexport verify edge.m2d --vectors vectors.npy
     """
     from m2dexport.engines import Device
-    from m2dexport.runtime.bundle import spec_of, verify_artifact, verify_bundle
-    from m2dexport.runtime.vector_files import require_vectors_of
+    from m2dexport.runtime.bundle import verify_artifact, verify_bundle
 
     check = verify_artifact if bundle_path.is_dir() else verify_bundle
-    report = check(bundle_path, Device(**device))
-    facts, sentences = asdict(report), [report.sentence()]
-    if vectors:
-        count = require_vectors_of(vectors, spec_of(bundle_path), bundle_path)
-        facts["vectors"] = {"path": vectors, "count": count, "space_id": report.space_id}
-        sentences.append(f"{vectors}: {count} vectors of this space")
+    report = check(bundle_path, Device(**device), vectors)
     if as_json:
-        print_json(facts)
+        print_json(asdict(report))
     else:
-        click.echo("\n".join(sentences))
+        click.echo(report.sentence())
+        if report.vectors:
+            click.echo(report.vectors.sentence())
 
 
 @cli.command()

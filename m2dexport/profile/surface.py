@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from m2dexport.batches import encode_tokens
 from m2dexport.build.mixed import close_gap, floor_texts, reaches_floor
 from m2dexport.build.parity import (
     PROBES,
@@ -38,7 +39,6 @@ from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage, require_coverage
 from m2dexport.quantize.recipes import Requirement
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.runtime.encoder import encode_tokens
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.quality import evaluate

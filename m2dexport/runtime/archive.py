@@ -24,7 +24,7 @@ from m2dexport.errors import BundleError, M2DError, UsageError, one_line
 from m2dexport.files import SPEC
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime.artifact import (
-    GRAPHS,
+    GRAPH_FILES,
     RANGES,
     SMALL_LIMIT,
     TOKENIZER,
@@ -47,7 +47,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
 REQUIRED = frozenset({SPEC, GOLDEN, MANIFEST, TOKENIZER})
-KNOWN = REQUIRED | GRAPHS | {RANGES}
+KNOWN = REQUIRED | GRAPH_FILES | {RANGES}
 
 _LIMIT = (1 << 32) - 1  # of a ZIP archive without the 64-bit extension
 _MOST_ENTRIES = 16
@@ -182,17 +182,17 @@ def open_bundle(path: Path) -> dict[str, bytes]:
             files = _read_archive(stream, path)
     except _UNREADABLE as error:
         reason = one_line(getattr(error, "strerror", None) or error)
-        raise BundleError(f"{path} cannot be read as a bundle: {reason}; copy it anew.") from error
+        raise BundleError(f"{path} cannot be read as a bundle: {reason}; copy it again.") from error
     manifest = read_manifest(files, path)
     _check_names(files, manifest, path)
     for name, entry in manifest.files.items():
         if len(files[name]) != entry.size:
             raise BundleError(
                 f"{path}: {name} has {len(files[name]):,} bytes where the manifest says "
-                f"{entry.size:,}; copy the bundle anew."
+                f"{entry.size:,}; copy the bundle again."
             )
         if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
-            raise BundleError(f"{path}: {name} does not match its sha256; copy the bundle anew.")
+            raise BundleError(f"{path}: {name} does not match its sha256; copy the bundle again.")
     return files
 
 
@@ -221,7 +221,7 @@ def _require_plain_end(stream: BinaryIO, path: Path) -> int:
     stream.seek(max(0, size - _END.size))
     tail = stream.read(_END.size)
     if len(tail) < _END.size or not tail.startswith(b"PK\5\6"):
-        raise BundleError(f"{path} is not a bundle, or its end is missing; copy it anew.")
+        raise BundleError(f"{path} is not a bundle, or its end is missing; copy it again.")
     entries, directory_size = _END.unpack(tail)[4:6]
     if entries > _MOST_ENTRIES or directory_size > size or directory_size > 1 << 16:
         raise BundleError(f"{path} lists {entries} files; a bundle has at most {len(KNOWN)}.")
@@ -241,7 +241,7 @@ def _require_plain_entry(info: zipfile.ZipInfo, path: Path) -> None:
         raise BundleError(
             f"{path}: {shown(name)} is compressed; a bundle stores files as they are."
         )
-    if info.file_size > SMALL_LIMIT and name not in GRAPHS:
+    if info.file_size > SMALL_LIMIT and name not in GRAPH_FILES:
         raise BundleError(f"{path}: {shown(name)} is larger than {SMALL_LIMIT:,} bytes.")
 
 
@@ -253,7 +253,7 @@ def _require_canonical(
     This also refuses overlapping and surplus content: the sizes add up to the archive's own.
     """
     entries = [_Entry(info.orig_filename, info.file_size, info.CRC) for info in infos]
-    damaged = BundleError(f"{path} is damaged or was not written by m2dexport; copy it anew.")
+    damaged = BundleError(f"{path} is damaged or was not written by m2dexport; copy it again.")
     if [entry.name for entry in entries] != sorted(entry.name for entry in entries):
         raise damaged
     headers, directory = _layout(entries)
@@ -308,9 +308,9 @@ def _check_names(files: Mapping[str, bytes], manifest: Manifest, path: Path) -> 
     listed = set(manifest.files) | {MANIFEST}
     engine = next((key for key, each in ENGINES.items() if each.files[0] in files), "onnx")
     required = REQUIRED | set(ENGINES[engine].files)
-    for name in sorted(GRAPHS & set(files) - required):
+    for name in sorted(GRAPH_FILES & set(files) - required):
         raise BundleError(f"{path} holds {shown(name)} beside the graph of engine {engine}.")
     for name in sorted((required | listed) - set(files)):
-        raise BundleError(f"{path} lacks {shown(name)}; build the bundle anew.")
+        raise BundleError(f"{path} lacks {shown(name)}; build the bundle again.")
     for name in sorted(set(files) - listed):
         raise BundleError(f"{path} holds {shown(name)}, which its manifest does not list.")

@@ -31,38 +31,20 @@ from m2dexport.strict import (
     parse_json,
     read_value,
     require_format,
+    shown,
 )
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE, Ranges, ranges_from_json, require_codec
 
 FORMAT = 2
-#: Engine -> the files of its graph, the one that names the others first.
-GRAPHS = frozenset(name for engine in ENGINES.values() for name in engine.files)
+#: The names that a graph's files have, of all engines.
+GRAPH_FILES = frozenset(name for engine in ENGINES.values() for name in engine.files)
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
 
-SMALL_LIMIT = 1 << 28  # bytes of any file but the graph
+SMALL_LIMIT = 1 << 28  # bytes of any file but the graph, and of a graph that is read at once
 
 SpaceId = Annotated[str, Matching("m2d1-[0-9a-f]{32}", "a space_id")]
 Version = Annotated[str, Matching(r"\d{1,4}(\.\d{1,6}){0,3}", "a version")]
-
-#: The fields of a specification that decide what its vectors mean, beside weights and tokenizer.
-_DECIDING = (
-    "layers",
-    "dim",
-    "weights",
-    "isa",
-    "fitted_to",
-    "kept_sha256",
-    "vectors",
-    "codec",
-    "bit_order",
-    "pooling",
-    "final_norm",
-    "prompts",
-    "default_prompt",
-    "max_length",
-)
-
 
 _Count = Annotated[int, Within(1, 1 << 20)]
 
@@ -77,7 +59,7 @@ class ArtifactSpec:
     layers: _Count
     dim: _Count
     weights: WeightPrecision
-    isa: Isa  # where its 8-bit products are exact at full speed (``weights.saturation``)
+    isa: Isa  # where its 8-bit products are exact at full speed (``quantize.saturation``)
     vectors: VectorPrecision
     codec: int  # codecs.CODEC_VERSION when it was made
     bit_order: BitOrder  # of packed vectors; "big" for the others
@@ -121,9 +103,12 @@ def spec_from_json(text: bytes | str, where: object) -> ArtifactSpec:
     require_codec(spec.codec, where)
     if spec.engine not in ENGINES:
         known = ", ".join(ENGINES)
-        raise UsageError(f"{where} is for the engine {spec.engine!r}; this version has {known}.")
+        raise UsageError(
+            f"{where} is for the engine {shown(spec.engine)}; this version has {known}."
+        )
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:
-        raise UsageError(f"{where} has a default prompt {spec.default_prompt!r} without its text.")
+        prompt = shown(spec.default_prompt)
+        raise UsageError(f"{where} has the default prompt {prompt} without its text.")
     return spec
 
 
@@ -149,15 +134,36 @@ def read_file(folder: Path, name: str) -> bytes:
     Raises:
         UsageError: when there is no regular file of that name, or it is too large to be one.
     """
-    require_file(folder, name)
+    require_part(folder, name)
     path = folder / name
-    if name not in GRAPHS and path.stat().st_size > SMALL_LIMIT:
-        raise UsageError(f"{path} is larger than {SMALL_LIMIT:,} bytes; build the artifact anew.")
+    if name not in GRAPH_FILES and path.stat().st_size > SMALL_LIMIT:
+        raise UsageError(f"{path} is larger than {SMALL_LIMIT:,} bytes; build the artifact again.")
     return path.read_bytes()
 
 
-def require_file(folder: Path, name: str) -> None:
-    """Refuse an artifact folder without a file of that name.
+def graph_files(folder: Path, engine: str) -> dict[str, Path | bytes]:
+    """Return the files of an artifact folder's graph by name, for ``Encoder``.
+
+    They are read once, so that what runs is what was examined. A graph of over 256 MiB stays in its
+    files, which ``Encoder`` maps into memory.
+
+    Args:
+        folder: the artifact.
+        engine: a key of ``ENGINES``.
+
+    Raises:
+        UsageError: when one of them is missing.
+    """
+    names = ENGINES[engine].files
+    for name in names:
+        require_part(folder, name)
+    if sum((folder / name).stat().st_size for name in names) > SMALL_LIMIT:
+        return {name: folder / name for name in names}
+    return {name: read_file(folder, name) for name in names}
+
+
+def require_part(folder: Path, name: str) -> None:
+    """Refuse an artifact folder that lacks a file of that name.
 
     Raises:
         UsageError: when there is none, or it is a pipe, which would wait for a writer.
@@ -184,29 +190,32 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
         raise UsageError(f"{SPEC} does not give the hash of its weights (provenance.sub_model).")
     decides: dict[str, Any] = {
         "weights_sha256": spec.provenance["sub_model"],
-        "layers": spec.layers,
-        "dim": spec.dim,
-        "weights": spec.weights,
-        "vectors": spec.vectors,
         "ranges": ranges.sha256() if ranges else None,
-        "pooling": spec.pooling,
-        "final_norm": spec.final_norm,
-        "prompts": spec.prompts,
-        "default_prompt": spec.default_prompt,
         "tokenizer": _sha256(parse_json(tokenizer_json, TOKENIZER)),
-        "max_length": spec.max_length,
+        **{name: getattr(spec, name) for name in _deciding_fields(spec)},
     }
-    if spec.weights == "int8" and spec.isa != "portable":  # the others' codes do not depend on it
-        decides["isa"] = spec.isa
-    if spec.fitted_to is not None:
-        decides["fitted_to"] = spec.fitted_to
-    if spec.kept_sha256 is not None:
-        decides["kept_sha256"] = spec.kept_sha256
-    if spec.vectors != "float32":
-        decides["codec"] = spec.codec
-    if spec.vectors in PER_BYTE:
-        decides["bit_order"] = spec.bit_order
     return f"m2d1-{_sha256(decides)[:32]}"
+
+
+def _deciding_fields(spec: ArtifactSpec) -> list[str]:
+    """Return the fields that decide what an artifact's vectors mean, beside those of its files."""
+    decides = {
+        "layers": True,
+        "dim": True,
+        "weights": True,
+        "isa": spec.weights == "int8" and spec.isa != "portable",  # other codes do not depend on it
+        "fitted_to": spec.fitted_to is not None,
+        "kept_sha256": spec.kept_sha256 is not None,
+        "vectors": True,
+        "codec": spec.vectors != "float32",
+        "bit_order": spec.vectors in PER_BYTE,
+        "pooling": True,
+        "final_norm": True,
+        "prompts": True,
+        "default_prompt": True,
+        "max_length": True,
+    }
+    return [name for name, does in decides.items() if does]
 
 
 def require_same_space(
@@ -225,8 +234,9 @@ def require_same_space(
     """
     if first.space_id == second.space_id:
         return
-    pairs = {name: (getattr(first, name), getattr(second, name)) for name in _DECIDING}
-    parts = [f"{name} ({a!r}, {b!r})" for name, (a, b) in pairs.items() if a != b]
+    names = dict.fromkeys([*_deciding_fields(first), *_deciding_fields(second)])
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
+    parts = [f"{name} ({shown(a)}, {shown(b)})" for name, (a, b) in pairs.items() if a != b]
     # Other layers or dims are other weights, too, and other vectors have other ranges.
     if not parts:
         one_model = first.provenance.get("sub_model") == second.provenance.get("sub_model")

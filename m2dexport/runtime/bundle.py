@@ -25,19 +25,9 @@ from m2dexport.runtime.archive import (
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.golden import MAX_DIFFERENCE, Golden
+from m2dexport.runtime.vector_files import require_vectors_of
 from m2dexport.strict import shown
-from m2dexport.vectors.codecs import LEVELS, Ranges, ranges_from_json
-
-__all__ = [
-    "ArtifactReport",
-    "BundleInfo",
-    "VerifyReport",
-    "open_bundle",
-    "spec_of",
-    "verify_artifact",
-    "verify_bundle",
-    "write_bundle",
-]
+from m2dexport.vectors.codecs import LEVELS
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,19 @@ class BundleInfo:
 
 
 @dataclass(frozen=True)
+class IndexReport:
+    """A file of vectors that was found to be of a bundle's or an artifact's space."""
+
+    path: Path
+    count: int  # vectors
+    space_id: str
+
+    def sentence(self) -> str:
+        """Return the report as one line."""
+        return f"{self.path}: {self.count} vectors of this space"
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """What a bundle was found to be on this machine."""
 
@@ -59,10 +62,11 @@ class VerifyReport:
     files: int  # checked by size and sha256
     texts: int  # golden texts tokenized and, up to 1,024 tokens, run
     metric: str  # max_difference, min_cosine (decoded vectors) or min_equal_bits
-    worst: float  # of all texts, each alone and in a batch
+    worst: float  # of all texts, each by itself and in a batch
     limit: float
     reason: str  # why the limit is what it is
     equal_codes: float | None  # share of equal codes, 0..1; None for float32
+    vectors: IndexReport | None  # of an index; None: none was named
 
     def sentence(self) -> str:
         """Return the report as one line."""
@@ -82,6 +86,7 @@ class ArtifactReport:
     space_id: str
     files: int  # that belong together
     texts: int  # run; an artifact holds no vectors to compare theirs with
+    vectors: IndexReport | None  # of an index; None: none was named
 
     def sentence(self) -> str:
         """Return the report as one line."""
@@ -114,10 +119,9 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     require_file(out, force=force)
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
-    ranges = _ranges(files)
-    devices = [replace(spec.device, threads=threads) for threads in (1, 2)]
-    encoders = [encoder_from_files(files, folder, device) for device in devices]
-    files[GOLDEN] = golden.golden_json(*golden.golden_of(encoders[0], encoders[1], ranges))
+    device = replace(spec.device, threads=1)
+    encoder = encoder_from_files(files, folder, device)
+    files[GOLDEN] = golden.golden_json(*golden.golden_of(encoder))
     licenses = {
         path.name: path.read_text(encoding="utf-8", errors="replace")
         for path in license_files(folder)
@@ -125,26 +129,31 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     files[MANIFEST] = manifest_of(files, spec, licenses).to_json()
     with atomic_file(out, force=force) as temporary:
         write_archive(temporary, files)
-        _verify(open_bundle(temporary), out, devices[0])
+        _verify(open_bundle(temporary), out, device)
     return BundleInfo(out, out.stat().st_size, spec.space_id, tuple(sorted(files)))
 
 
-def verify_bundle(path: str | Path, device: Device = Device()) -> VerifyReport:
+def verify_bundle(
+    path: str | Path, device: Device = Device(), vectors: Path | None = None
+) -> VerifyReport:
     """Check every byte of a bundle, its space_id, and its golden texts by running them here.
 
     Args:
         path: the bundle.
         device: what to run it on; what it leaves open is as the artifact says.
+        vectors: a .npy or .jsonl file of an index, whose vectors must be of the bundle's space.
 
     Raises:
-        UsageError: when there is no such file.
+        UsageError: when there is no such file, or ``vectors`` are of another space.
         BundleError: when anything does not match, naming what.
     """
     path = Path(path)
-    return _verify(open_bundle(path), path, device)
+    return _verify(open_bundle(path), path, device, vectors)
 
 
-def verify_artifact(folder: Path, device: Device = Device()) -> ArtifactReport:
+def verify_artifact(
+    folder: Path, device: Device = Device(), vectors: Path | None = None
+) -> ArtifactReport:
     """Check what can be checked of an artifact folder, which has no golden texts.
 
     That is its files, its graph, its tokenizer, its ranges and its space_id, and that texts run.
@@ -152,39 +161,30 @@ def verify_artifact(folder: Path, device: Device = Device()) -> ArtifactReport:
     Args:
         folder: the artifact.
         device: what to run it on; what it leaves open is as the artifact says.
+        vectors: a .npy or .jsonl file of an index, whose vectors must be of the artifact's space.
 
     Raises:
-        UsageError: when ``folder`` is not an artifact.
+        UsageError: when ``folder`` is not an artifact, or ``vectors`` are of another space.
         BundleError: when its files do not belong together.
         M2DError: when it does not run.
     """
     files = _artifact_files(folder, artifact.read_spec(folder))
     encoder = encoder_from_files(files, folder, device)
-    _require_one_space(encoder, files, _ranges(files), folder)
+    _require_one_space(encoder, files, folder)
     texts = len(encoder.encode(golden.TEXTS))
-    return ArtifactReport(folder, encoder.spec.space_id, len(files), texts)
+    index = _index_report(vectors, encoder.spec, folder)
+    return ArtifactReport(folder, encoder.spec.space_id, len(files), texts, index)
 
 
-def spec_of(path: Path) -> ArtifactSpec:
-    """Return the specification of a bundle or an artifact folder.
-
-    Raises:
-        UsageError: when the folder is not an artifact.
-        BundleError: when the archive is damaged.
-    """
-    if path.is_dir():
-        return artifact.read_spec(path)
-    return artifact.spec_from_json(open_bundle(path)[SPEC], path)
-
-
-def _verify(files: Mapping[str, bytes], path: Path, device: Device) -> VerifyReport:
+def _verify(
+    files: Mapping[str, bytes], path: Path, device: Device, vectors: Path | None = None
+) -> VerifyReport:
     encoder = encoder_from_files(files, path, device)
-    ranges = _ranges(files)
-    _require_one_space(encoder, files, ranges, path)
+    _require_one_space(encoder, files, path)
     _require_manifest(encoder, files, path)
     rows, tolerance = golden.golden_from_json(files[GOLDEN], encoder.spec)
     _require_ids(encoder, rows, path)
-    found = golden.compare(encoder, rows, tolerance.metric, ranges)
+    found = golden.compare(encoder, rows, tolerance.metric)
     if not tolerance.holds(found.worst):
         reason = one_line(tolerance.reason)
         raise BundleError(
@@ -202,31 +202,27 @@ def _verify(files: Mapping[str, bytes], path: Path, device: Device) -> VerifyRep
         limit=tolerance.limit,
         reason=tolerance.reason,
         equal_codes=found.equal_codes,
+        vectors=_index_report(vectors, encoder.spec, path),
     )
+
+
+def _index_report(vectors: Path | None, spec: ArtifactSpec, path: Path) -> IndexReport | None:
+    if vectors is None:
+        return None
+    return IndexReport(vectors, require_vectors_of(vectors, spec, path), spec.space_id)
 
 
 def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
     ranges = [RANGES] if spec.vectors in LEVELS else []
     names = [SPEC, TOKENIZER, *ENGINES[spec.engine].files, *ranges]
     for name in names:
-        artifact.require_file(folder, name)
+        artifact.require_part(folder, name)
     return {name: artifact.read_file(folder, name) for name in names}
 
 
-def _ranges(files: Mapping[str, bytes]) -> Ranges | None:
-    if RANGES not in files:
-        return None
-    try:
-        return ranges_from_json(files[RANGES])
-    except UsageError as error:
-        raise BundleError(f"{RANGES} cannot be read: {error}") from error
-
-
-def _require_one_space(
-    encoder: Encoder, files: Mapping[str, bytes], ranges: Ranges | None, path: Path
-) -> None:
+def _require_one_space(encoder: Encoder, files: Mapping[str, bytes], path: Path) -> None:
     """Refuse files that are whole one by one and do not belong together."""
-    spec = encoder.spec
+    spec, ranges = encoder.spec, encoder.ranges
     if (spec.vectors in LEVELS) != (ranges is not None):
         raise BundleError(f"{path}: {RANGES} and vectors={spec.vectors} do not go together.")
     if ranges is not None and len(ranges.low) != spec.dim:
@@ -238,20 +234,22 @@ def _require_one_space(
     if spec.space_id != expected:
         raise BundleError(
             f"{path} is of space {spec.space_id} by its {SPEC}, and its content makes {expected}: "
-            "a prompt, the tokenizer or the ranges changed; build it anew."
+            "a prompt, the tokenizer or the ranges changed; build it again."
         )
-    for name, values in _expected_ranges(spec, ranges).items():
+    for name, values in _expected_ranges(encoder).items():
         if not np.array_equal(encoder.graph_ranges.get(name, ()), values):
             raise BundleError(
                 f"{path}: {RANGES} does not hold the ranges that the graph codes with ({name}); "
-                "build it anew."
+                "build it again."
             )
 
 
-def _expected_ranges(spec: ArtifactSpec, ranges: Ranges | None) -> dict[str, NDArray[Any]]:
+def _expected_ranges(encoder: Encoder) -> dict[str, NDArray[Any]]:
+    """Return what the graph must code with, float32 (dim,), by its names there."""
+    ranges = encoder.ranges
     if ranges is None:
         return {}
-    return {"range_low": ranges.low, "range_step": ranges.step(spec.vectors)}
+    return {"range_low": ranges.low, "range_step": ranges.step(encoder.spec.vectors)}
 
 
 def _require_manifest(encoder: Encoder, files: Mapping[str, bytes], path: Path) -> None:
@@ -262,7 +260,8 @@ def _require_manifest(encoder: Encoder, files: Mapping[str, bytes], path: Path) 
         values = [getattr(manifest, field.name) for manifest in (found, expected)]
         if values[0] != values[1]:
             raise BundleError(
-                f"{path}: {MANIFEST} and {SPEC} disagree about {field.name}; build the bundle anew."
+                f"{path}: {MANIFEST} and {SPEC} disagree about {field.name}; build the bundle "
+                "again."
             )
 
 

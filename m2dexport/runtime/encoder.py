@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.batches import encode_tokens
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
-from m2dexport.errors import BundleError, M2DError, UsageError
+from m2dexport.errors import BundleError, M2DError, UsageError, one_line
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import open_bundle
@@ -21,9 +22,6 @@ from m2dexport.runtime.tokenizer import Tokens, load_tokenizer, require_room, to
 from m2dexport.runtime.tokenizer_guard import require_plain_tokenizer
 from m2dexport.vectors.codecs import Ranges, code_dtype, code_width, ranges_from_json
 from m2dexport.vectors.search import Codec
-
-#: A batch holds at most this many tokens, padding included: longer texts make smaller batches.
-_TOKENS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Encoder:
     Args:
         spec: the artifact's specification.
         tokenizer_json: content of its tokenizer.json.
-        graph: the files of its graph by name, as paths or contents.
+        graph: the files of its graph by name, as contents, or as paths of files too large to read.
         device: what to run it on; what it leaves open is as the artifact says.
         ranges: the frozen ranges of int8 and int4 vectors; needed to use the codes.
 
@@ -67,11 +65,14 @@ class Encoder:
         self._tokenizer = load_tokenizer(tokenizer_json)
         require_room(self._tokenizer)
         files = [graph[name] for name in ENGINES[spec.engine].files]
+        states = _states(files)
         content = examine_graph(spec.engine, files)
         self._rows = table_rows(content)
         #: "range_low" and "range_step" of int8 and int4 vectors, as the graph has them.
         self.graph_ranges = ranges_of(content)
         self._session = self._engine.load(graph, device.or_else(spec.device), spec.isa)
+        if _states(files) != states:
+            raise M2DError("the graph changed while it was loaded; load it again.")
 
     @property
     def codec(self) -> Codec:
@@ -126,7 +127,7 @@ class Encoder:
         rows = encode_tokens(self.run, [tokens[i].ids for i in good], self.spec.pad_id, size)
         if rows is not None:
             vectors[good] = rows
-        return Encoded(vectors, sum(each.cut for each in tokens), self.spec.space_id, failed)
+        return Encoded(vectors, sum(each.truncated for each in tokens), self.spec.space_id, failed)
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[Any]:
         """Return the final vectors of int64 (batch, sequence) ids and mask, one row per text.
@@ -142,12 +143,12 @@ class Encoder:
         if vectors.shape != shape or vectors.dtype != dtype:
             raise M2DError(
                 f"the graph returns {vectors.dtype} of shape {vectors.shape} where vectors="
-                f"{spec.vectors} of {spec.dim} dims are {dtype} of shape {shape}; build it anew."
+                f"{spec.vectors} of {spec.dim} dims are {dtype} of shape {shape}; build it again."
             )
         if not np.isfinite(vectors).all():
             raise M2DError(
-                "the graph returns NaN or infinite values, which are no vectors; build the "
-                "artifact anew, in another precision if it is fp16."
+                "the graph returns vectors with NaN or infinite values; build the artifact again, "
+                "in another precision if it is fp16."
             )
         return vectors
 
@@ -171,7 +172,7 @@ class Encoder:
         if not name:
             return ""
         if name not in self.spec.prompts:
-            known = ", ".join(sorted(self.spec.prompts)) or "none"
+            known = one_line(", ".join(sorted(self.spec.prompts)) or "none")
             raise UsageError(f"this model has no prompt named {name!r}; it has: {known}.")
         return self.spec.prompts[name]
 
@@ -195,9 +196,7 @@ def load(path: str | Path, device: Device = Device()) -> Encoder:
     if path.is_dir():
         spec = artifact.read_spec(path)
         tokenizer_json = _decoded(artifact.read_file(path, artifact.TOKENIZER), path)
-        for name in ENGINES[spec.engine].files:
-            artifact.require_file(path, name)
-        graph = {name: path / name for name in ENGINES[spec.engine].files}
+        graph = artifact.graph_files(path, spec.engine)
         return Encoder(spec, tokenizer_json, graph, device, artifact.read_ranges(path))
     return encoder_from_files(open_bundle(path), path, device)
 
@@ -227,55 +226,14 @@ def encoder_from_files(
     return Encoder(spec, tokenizer_json, graph, device, ranges)
 
 
+def _states(files: Sequence[Path | bytes]) -> list[tuple[int, ...]]:
+    """Return what differs once a file is replaced or written to, of those that are paths."""
+    found = [file.stat() for file in files if isinstance(file, Path)]
+    return [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
+
+
 def _decoded(content: bytes, path: Path) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise BundleError(f"{path}: {artifact.TOKENIZER} is not UTF-8; make it anew.") from error
-
-
-def encode_tokens(
-    run: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]],
-    ids: Sequence[Sequence[int]],
-    pad_id: int,
-    batch_size: int,
-) -> NDArray[Any] | None:
-    """Run token ids in batches of similar length; one output row per text, in the given order.
-
-    Args:
-        run: from int64 (batch, sequence) ids and mask to an array of ``batch`` rows.
-        ids: the token ids of each text.
-        pad_id: the id that fills a batch up to its longest text.
-        batch_size: texts run together at most.
-
-    Returns:
-        The rows, or None when there are no texts.
-    """
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-    result: NDArray[Any] | None = None
-    for batch in _batches(order, ids, batch_size):
-        # A text without any token (a decoder's empty string) is one pad token: there must be
-        # something to pool.
-        width = max(1, len(ids[batch[0]]))
-        input_ids = np.full((len(batch), width), pad_id, dtype=np.int64)
-        mask = np.zeros((len(batch), width), dtype=np.int64)
-        for row, index in enumerate(batch):
-            length = len(ids[index])
-            input_ids[row, :length] = ids[index]
-            mask[row, : max(1, length)] = 1
-        rows = run(input_ids, mask)
-        if result is None:
-            result = np.empty((len(ids), *rows.shape[1:]), dtype=rows.dtype)
-        result[batch] = rows
-    return result
-
-
-def _batches(
-    order: Sequence[int], ids: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[list[int]]:
-    start = 0
-    while start < len(order):
-        longest = max(1, len(ids[order[start]]))
-        size = max(1, min(batch_size, _TOKENS_PER_BATCH // longest))
-        yield list(order[start : start + size])
-        start += size
+        raise BundleError(f"{path}: {artifact.TOKENIZER} is not UTF-8; build it again.") from error

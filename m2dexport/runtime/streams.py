@@ -28,6 +28,7 @@ from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_file, require_file
 from m2dexport.runtime.encoder import Encoded, Encoder
 from m2dexport.runtime.vector_files import JSONL
+from m2dexport.strict import is_unicode
 
 _CHUNK, _CHUNK_CHARACTERS = 1024, 1 << 22  # texts held in memory at a time, and their length
 _NAMED = 10  # texts without a vector that are named one by one
@@ -262,10 +263,10 @@ def _row(line: str, where: str) -> _Row:
         raise UsageError(f"{where} is not JSON: {one_line(error)}.") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise UsageError(f'{where} is not an object with a "text" string.')
-    try:
-        value["text"].encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{where} holds half of a surrogate pair, which is not text.") from error
+    if not is_unicode(value["text"]):
+        raise UsageError(
+            f"{where} holds half of a surrogate pair, which is not text; mend or remove that line."
+        )
     try:
         # NaN and infinite numbers, which Python reads, are not JSON.
         names = (json.dumps(value["id"], allow_nan=False),) if "id" in value else ()

@@ -35,7 +35,7 @@ class Tokens:
     """The tokens of a text."""
 
     ids: list[int]  # specials included
-    cut: bool  # whether the text was longer than the maximum length
+    truncated: bool  # whether the text was longer than the maximum length
 
 
 def load_tokenizer(tokenizer_json: str) -> tokenizers.Tokenizer:
@@ -55,7 +55,7 @@ def require_room(tokenizer: tokenizers.Tokenizer) -> None:
     Raises:
         M2DError: naming both numbers.
     """
-    added, (most, _) = tokenizer.num_special_tokens_to_add(False), _limit(tokenizer)
+    added, most = tokenizer.num_special_tokens_to_add(False), _limit(tokenizer)
     if added >= most:
         raise M2DError(
             f"tokenizer.json adds {added} special tokens and cuts at {most}; choose a larger "
@@ -75,15 +75,15 @@ def tokenize(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], prefix: str)
         UsageError: when ``texts`` holds something else than strings.
         M2DError: when the tokenizers library fails.
     """
-    longest, _ = _limit(tokenizer)
+    longest = _limit(tokenizer)
     size = _PER_TOKEN * longest + _MARGIN
     found: list[Tokens] = []
     for group in _groups(texts, size + len(prefix)):
-        parts = [_part(tokenizer, prefix, text, size) for text in group]
+        parts = [_part(prefix, text, size) for text in group]
         encodings = _encoded(tokenizer, parts)
         for text, part, encoding in zip(group, parts, encodings, strict=True):
             whole = len(part) == len(prefix) + len(text)
-            if whole or _decided(tokenizer, encoding, part):
+            if whole or _decided(encoding, part):
                 found.append(Tokens(encoding.ids, not whole or bool(encoding.overflowing)))
             else:
                 found.append(_tokens_of_long(tokenizer, prefix, text, size * _GROWTH))
@@ -92,21 +92,21 @@ def tokenize(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], prefix: str)
 
 def _tokens_of_long(tokenizer: tokenizers.Tokenizer, prefix: str, text: str, size: int) -> Tokens:
     """Return the tokens of a text from ever longer parts, until they are decided."""
-    longest, _ = _limit(tokenizer)
+    longest = _limit(tokenizer)
     most = max(_MOST, _MOST_PER_TOKEN * longest)
     while True:
-        part = _part(tokenizer, prefix, text, min(size, most))
+        part = _part(prefix, text, min(size, most))
         (encoding,) = _encoded(tokenizer, [part])
         whole = len(part) == len(prefix) + len(text)
-        if whole or size >= most or _decided(tokenizer, encoding, part):
+        if whole or size >= most or _decided(encoding, part):
             return Tokens(encoding.ids, not whole or bool(encoding.overflowing))
         size *= _GROWTH
 
 
-def _limit(tokenizer: tokenizers.Tokenizer) -> tuple[int, bool]:
-    """Return the maximum length in tokens, and whether the end of a longer text is cut off."""
+def _limit(tokenizer: tokenizers.Tokenizer) -> int:
+    """Return the maximum length in tokens."""
     settings = tokenizer.truncation or {}
-    return int(settings["max_length"]), str(settings["direction"]).lower() == "right"
+    return int(settings["max_length"])
 
 
 def _groups(texts: Sequence[str], most: int) -> Iterator[list[str]]:
@@ -126,22 +126,15 @@ def _groups(texts: Sequence[str], most: int) -> Iterator[list[str]]:
         yield group
 
 
-def _part(tokenizer: tokenizers.Tokenizer, prefix: str, text: str, size: int) -> str:
-    """Return a text behind its prefix, or the side of it that is kept, cut between words."""
+def _part(prefix: str, text: str, size: int) -> str:
+    """Return a text behind its prefix, or the beginning of it, cut between words."""
     if len(text) <= size:
         return prefix + text
-    _, right = _limit(tokenizer)
-    if right:
-        ends = [
-            match.start() for match in re.finditer(r"(?<=\S)(?=\s)", text[size - _SEARCHED : size])
-        ]
-        return prefix + text[: size - _SEARCHED + ends[-1] if ends else size]
-    start = len(text) - size
-    begins = re.search(r"(?<=\S)(?=\s)", text[start : start + _SEARCHED])
-    return text[start + begins.start() if begins else start :]
+    ends = [match.start() for match in re.finditer(r"(?<=\S)(?=\s)", text[size - _SEARCHED : size])]
+    return prefix + text[: size - _SEARCHED + ends[-1] if ends else size]
 
 
-def _decided(tokenizer: tokenizers.Tokenizer, encoding: tokenizers.Encoding, part: str) -> bool:
+def _decided(encoding: tokenizers.Encoding, part: str) -> bool:
     """Say whether the tokens that are kept lie far enough from where the part was cut."""
     spans = [
         span
@@ -150,9 +143,7 @@ def _decided(tokenizer: tokenizers.Tokenizer, encoding: tokenizers.Encoding, par
     ]
     if len(encoding.overflowing) < 2 or not spans:
         return False
-    _, right = _limit(tokenizer)
-    rest = len(part) - spans[-1][1] if right else spans[0][0]
-    return bool(rest >= _MARGIN)
+    return bool(len(part) - spans[-1][1] >= _MARGIN)
 
 
 def _encoded(tokenizer: tokenizers.Tokenizer, parts: list[str]) -> list[tokenizers.Encoding]:

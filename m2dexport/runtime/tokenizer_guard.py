@@ -77,7 +77,9 @@ def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
         _require_model(stored.get("model"))
         _require_specials(stored.get("post_processor"))
     except _Refused as refused:
-        raise M2DError(f"{TOKENIZER} cannot be used: {refused}; build the artifact anew.") from None
+        raise M2DError(
+            f"{TOKENIZER} cannot be used: {refused}; build the artifact again."
+        ) from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise M2DError(f"{TOKENIZER} cannot be used: it is not a tokenizer.") from error
 
@@ -90,15 +92,17 @@ def _require_settings(stored: Any, max_length: int) -> None:
     if stored.get("padding") is not None:
         raise _Refused("it pads, and an artifact's tokenizer never does")
     cut = stored.get("truncation")
-    if cut is None or cut != {
-        "direction": cut["direction"],
+    needed = {
+        "direction": "Right",
         "max_length": max_length,
         "strategy": "LongestFirst",
         "stride": 0,
-    }:
-        raise _Refused(f"it must cut texts at {max_length} tokens without stride, not {shown(cut)}")
-    if cut["direction"] not in ("Right", "Left"):
-        raise _Refused(f"it cuts at {shown(cut['direction'])}, not Right or Left")
+    }
+    if cut != needed:
+        raise _Refused(
+            f"it must cut texts at {max_length} tokens, at their end and without stride, "
+            f"not {shown(cut)}"
+        )
 
 
 def _steps(step: Any, stage: str, left: int = _MOST_STEPS) -> Iterator[Any]:

@@ -19,15 +19,6 @@ from m2dexport.vectors.codecs import code_dtype, code_width
 JSONL = (".jsonl", ".ndjson")
 
 
-def read_space_id(path: Path) -> str | None:
-    """Return the space_id behind the vectors of a .npy file, None when there is none.
-
-    Raises:
-        UsageError: when it is not a .npy file.
-    """
-    return _read_npy(path).space_id
-
-
 def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
     """Refuse a file of vectors, an index for instance, that another bundle made.
 
@@ -57,7 +48,7 @@ def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
     if (found.shape[1:], found.dtype) != ((width,), dtype):
         raise UsageError(
             f"{path} holds {found.dtype} of shape {found.shape} where vectors of {bundle} are "
-            f"{width} values of {dtype}; encode it anew."
+            f"{width} values of {dtype}; encode it again."
         )
     return found.shape[0]
 
@@ -68,8 +59,7 @@ class _Npy:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    space_id: str | None
-    spec: str | None  # artifact.json
+    spec: str | None  # artifact.json, the second string behind the vectors
 
 
 def _read_npy(path: Path) -> _Npy:
@@ -90,7 +80,7 @@ def _read_npy(path: Path) -> _Npy:
         raise UsageError(f"{path} is not a .npy file of vectors: {one_line(error)}.") from error
     except tokenize.TokenError as error:
         raise UsageError(f"{path} is not a .npy file of vectors.") from error
-    return _Npy(shape, dtype, *[*strings, None, None][:2])
+    return _Npy(shape, dtype, strings[1] if len(strings) > 1 else None)
 
 
 def _npy_header(stream: BinaryIO, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -1,4 +1,6 @@
-"""Vector precision: the codes of a normalised vector, in numpy only.
+"""Vector precision, as functions: the codes of normalised vectors, in numpy only.
+
+``search.Codec`` applies them to the vectors of one artifact.
 
 ======================  ======================================================================
 precision               stored
@@ -144,6 +146,22 @@ def normalize(vectors: Floats) -> Floats:
 def truncate(vectors: Floats, dim: int) -> Floats:
     """Return the leading ``dim`` values, normalised after the cut."""
     return normalize(vectors[:, :dim])
+
+
+def cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the cosine of each row of ``a`` with the same row of ``b``, float64 (rows,).
+
+    ``a @ b / (|a| * |b|)`` in float64, so that 1 - cosine is right to about 1e-15; 0 where a row
+    is zero.
+
+    Args:
+        a: (rows, dim), of any length.
+        b: likewise.
+    """
+    first, second = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    found: NDArray[np.float64] = (first * second).sum(axis=1) / np.where(norms > 0, norms, 1)
+    return found
 
 
 def encode_vectors(

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import io
 import re
-import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
+from m2dexport.strict import shown
 from m2dexport.vectors.texts import TextSet, as_number, digest_of, number_of, read_jsonl, text_of
 
 #: The names of each column, without case, spaces and punctuation.
@@ -85,7 +85,7 @@ def _jsonl_pairs(path: Path) -> Iterator[_Pair]:
             columns = _columns(list(item), path, line)
             keys = [list(item)[column] for column in columns]
         if missing := [key for key in keys if key not in item]:
-            raise UsageError(f"{path}, line {line} has no {missing[0]!r}.")
+            raise UsageError(f"{path}, line {line} has no {shown(missing[0])}.")
         yield line, item[keys[0]], item[keys[1]], item[keys[2]]
 
 
@@ -114,11 +114,11 @@ def _columns(names: Sequence[str], path: Path, line: int) -> list[int]:
         columns = [column for column, name in enumerate(plain) if name in known]
         if not columns:
             raise UsageError(
-                f"{path}, line {line} has no {wanted} among {reprlib.repr(list(names))}; "
+                f"{path}, line {line} has no {wanted} among {shown(list(names))}; "
                 "name the columns score, sentence1 and sentence2."
             )
         if len(columns) > 1:
-            first, second = (reprlib.repr(names[column]) for column in columns[:2])
+            first, second = (shown(names[column]) for column in columns[:2])
             raise UsageError(
                 f"{path}, line {line}: two columns could be the {wanted}, {first} and {second}; "
                 "remove one."

@@ -14,7 +14,7 @@ from scipy import stats
 from m2dexport.precisions import VectorPrecision
 from m2dexport.vectors.codecs import Ranges, encode_vectors, truncate
 from m2dexport.vectors.pairs import StsTask
-from m2dexport.vectors.ranking import Rows, exact, rank, rescore
+from m2dexport.vectors.ranking import Rows, rank, rescore, rounded
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
 from m2dexport.vectors.search import Codec
 from m2dexport.vectors.tasks import Task
@@ -35,7 +35,7 @@ def evaluate(
     """Return metric -> points for one dim and vector precision.
 
     Retrieval with one-bit codes is scored rescored, too: ``ndcg@10+int8x4`` is that of the best
-    4 x 10 documents by Hamming distance, ranked anew by the product of the float query with int8
+    4 x 10 documents by Hamming distance, ranked again by the product of the float query with int8
     documents, which must be stored beside the bits; ``ndcg@10+ubinaryx4`` with the bits themselves.
 
     Args:
@@ -108,7 +108,7 @@ def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
 
 
 def _paired(first: Floats, second: Floats) -> NDArray[np.float64]:
-    products: NDArray[np.float64] = (exact(first) * exact(second)).sum(axis=1)
+    products: NDArray[np.float64] = (rounded(first) * rounded(second)).sum(axis=1)
     return products
 
 

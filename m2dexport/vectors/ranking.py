@@ -1,4 +1,4 @@
-"""Exact search in numpy: the best documents of each query, and candidates ranked anew.
+"""Exact search in numpy: the best documents of each query, and candidates ranked again.
 
 Products are exact, so a ranking does not depend on the number of threads, the BLAS library or where
 in a matrix a document stands, and equal documents tie. Values are rounded to multiples of 2^-26:
@@ -28,11 +28,13 @@ _GRAIN = 1 << 26
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The best documents of each query, best first, ties by row."""
+class Found:
+    """The nearest documents of each query, best first, ties by row."""
 
-    rows: Rows  # (queries, count)
-    products: NDArray[np.float64]  # (queries, count)
+    rows: Rows  # (queries, count) rows of the documents; ``NO_ROW`` where there are no more
+    #: (queries, count): float64 dot products; of ``Codec.search``, float32 cosines. -inf where
+    #: there are no more.
+    similarity: NDArray[np.floating]
 
 
 def rank(queries: Floats, documents: Floats, count: int, leave_out: Rows | None = None) -> Rows:
@@ -74,14 +76,14 @@ def rescore(queries: Floats, documents: Floats, candidates: Rows, count: int) ->
 
 def nearest_among(
     queries: Floats, vectors_of: Callable[[Rows], Floats], candidates: Rows, count: int
-) -> Nearest:
+) -> Found:
     """Return the best candidates of each query, as ``rescore`` describes them.
 
     Args:
         queries: float32 (queries, dim), of length 1 or whole numbers.
         vectors_of: from rows of documents to their vectors, likewise.
         candidates: rows of documents, (queries, candidates).
-        count: how many to keep. A place without a candidate has a product of -inf.
+        count: how many to keep. A place without a candidate has a similarity of -inf.
     """
     kept = min(count, candidates.shape[1])
     rows = np.empty((len(queries), kept), dtype=np.intp)
@@ -89,13 +91,13 @@ def nearest_among(
     for index, (query, choice) in enumerate(zip(queries, candidates, strict=True)):
         there = choice != NO_ROW
         values = np.full(len(choice), -np.inf)
-        values[there] = exact(vectors_of(choice[there])) @ exact(query)
+        values[there] = rounded(vectors_of(choice[there])) @ rounded(query)
         order = np.argsort(-values, kind="stable")[:kept]
         rows[index], products[index] = choice[order], values[order]
-    return Nearest(rows, products)
+    return Found(rows, products)
 
 
-def nearest(queries: Floats, blocks: Iterable[Floats], count: int) -> Nearest:
+def nearest(queries: Floats, blocks: Iterable[Floats], count: int) -> Found:
     """Return the best documents of each query from documents that come in blocks.
 
     Args:
@@ -107,14 +109,14 @@ def nearest(queries: Floats, blocks: Iterable[Floats], count: int) -> Nearest:
     products = np.empty((len(queries), 0), dtype=np.float64)
     first_row = 0
     for block in blocks:
-        found = _nearest_of_block(queries, exact(block), count)
+        found = _nearest_of_block(queries, rounded(block), count)
         rows = np.concatenate([rows, found.rows + first_row], axis=1)
-        products = np.concatenate([products, found.products], axis=1)
+        products = np.concatenate([products, found.similarity], axis=1)
         order = np.argsort(-products, axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(rows, order, axis=1)
         products = np.take_along_axis(products, order, axis=1)
         first_row += len(block)
-    return Nearest(rows, products)
+    return Found(rows, products)
 
 
 def block_rows(dim: int) -> int:
@@ -122,8 +124,8 @@ def block_rows(dim: int) -> int:
     return max(1, min(_DOCUMENT_BLOCK, _BLOCK_VALUES // max(1, dim)))
 
 
-def exact(vectors: Floats) -> NDArray[np.float64]:
-    """Return vectors as float64 multiples of 2^-26, whose products are exact in any order."""
+def rounded(vectors: Floats) -> NDArray[np.float64]:
+    """Return float64 (rows, dim) vectors in multiples of 2^-26: products are exact in any order."""
     values = vectors.astype(np.float64)
     values *= _GRAIN
     np.rint(values, out=values)
@@ -131,15 +133,15 @@ def exact(vectors: Floats) -> NDArray[np.float64]:
     return values
 
 
-def _nearest_of_block(queries: Floats, documents: NDArray[np.float64], count: int) -> Nearest:
+def _nearest_of_block(queries: Floats, documents: NDArray[np.float64], count: int) -> Found:
     count = min(count, len(documents))
     rows = np.empty((len(queries), count), dtype=np.intp)
     products = np.empty((len(queries), count), dtype=np.float64)
     for start in range(0, len(queries), _QUERY_BLOCK):
-        block = exact(queries[start : start + _QUERY_BLOCK]) @ documents.T
+        block = rounded(queries[start : start + _QUERY_BLOCK]) @ documents.T
         lowest = np.partition(block, len(documents) - count, axis=1)[:, len(documents) - count]
         for row, values in enumerate(block, start=start):
             tied = np.flatnonzero(values >= lowest[row - start])  # by row; ties may be too many
             order = np.argsort(-values[tied], kind="stable")[:count]
             rows[row], products[row] = tied[order], values[tied[order]]
-    return Nearest(rows, products)
+    return Found(rows, products)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import reprlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
+from m2dexport.strict import shown
 from m2dexport.vectors.ranking import NO_ROW
 from m2dexport.vectors.texts import TextSet, as_number, digest_of, read_jsonl, text_of
 
@@ -131,10 +131,10 @@ def _texts_by_id(path: Path) -> dict[str, str]:
     for line, item in read_jsonl(path, ("_id", "text")):
         name = _id(item["_id"])
         if name is None:
-            raise UsageError(f"{path}, line {line}: {reprlib.repr(item['_id'])} is not an _id.")
+            raise UsageError(f"{path}, line {line}: {shown(item['_id'])} is not an _id.")
         if name in texts:
             raise UsageError(
-                f"{path}, line {line}: the _id {reprlib.repr(name)} is that of line "
+                f"{path}, line {line}: the _id {shown(name)} is that of line "
                 f"{line_of[name]}, too; give each text an _id of its own."
             )
         title = text_of(item.get("title") or "", path, line)
@@ -156,11 +156,11 @@ def _relevance(
     for one in _judgements(qrels):
         where = f"{qrels}, line {one.line}"
         if one.query not in queries:
-            raise UsageError(f"{where}: {reprlib.repr(one.query)} is not the _id of a query.")
+            raise UsageError(f"{where}: {shown(one.query)} is not the _id of a query.")
         pair = one.query, one.document
         if gains.setdefault(pair, one.gain) != one.gain:
             raise UsageError(
-                f"{where} judges {reprlib.repr(pair)} as {one.gain:g}, and a line before it as "
+                f"{where} judges {shown(pair)} as {one.gain:g}, and a line before it as "
                 f"{gains[pair]:g}; remove one."
             )
         rows.setdefault(one.document, len(rows))
@@ -173,7 +173,7 @@ def _relevance(
     if missing := list(rows)[len(row_of) :]:
         warnings.warn(
             f"{qrels} judges documents that {corpus} lacks ({len(missing)}, such as "
-            f"{reprlib.repr(missing[0])}); relevant ones count as not found.",
+            f"{shown(missing[0])}); relevant ones count as not found.",
             MissingDocumentsWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""Using stored vectors: what their codes stand for, how alike they are, which are nearest.
+"""Using stored vectors: ``Codec`` decodes, compares and searches them.
 
 Codes themselves must not be multiplied: products of int8 overflow, and those of ranged or packed
 codes mean nothing. Here they are decoded, some at a time.
@@ -7,7 +7,7 @@ codes mean nothing. Here they are decoded, some at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,27 +26,20 @@ from m2dexport.vectors.codecs import (
 from m2dexport.vectors.ranking import (
     NO_ROW,
     Floats,
+    Found,
     Rows,
     block_rows,
-    exact,
     nearest,
     nearest_among,
+    rounded,
 )
 
 _SIGNS: tuple[VectorPrecision, ...] = ("ubinary", "binary")
 
 
 @dataclass(frozen=True)
-class Found:
-    """The nearest documents of each query, best first, ties by row."""
-
-    rows: Rows  # (queries, top) rows of the documents; -1 where there are no more
-    similarity: Floats  # (queries, top), as ``Codec.similarity``; -inf where there are no more
-
-
-@dataclass(frozen=True)
 class Codec:
-    """How vectors are stored, and what can be done with their codes.
+    """How one artifact's vectors are stored, and what can be done with their codes.
 
     Raises:
         UsageError: when int8 or int4 come without ranges, or with ranges of another dim.
@@ -91,7 +84,7 @@ class Codec:
         result = np.empty((len(left), len(second)), dtype=np.float32)
         row = 0
         for block in self._blocks(second):
-            result[:, row : row + len(block)] = exact(left) @ exact(block).T * scale
+            result[:, row : row + len(block)] = rounded(left) @ rounded(block).T * scale
             row += len(block)
         return result
 
@@ -102,11 +95,11 @@ class Codec:
         top: int = 10,
         candidates: Rows | None = None,
     ) -> Found:
-        """Return the documents that are most similar to each query.
+        """Return the documents that are most similar to each query, with float32 cosines.
 
         Every document is compared, a block at a time: memory does not grow with their number, and
         ``documents`` may be a memory map. With ``candidates``, only those are: so what was found
-        by short codes is ranked anew by longer ones.
+        by short codes is ranked again by longer ones.
 
         Args:
             queries: codes, or float32 (queries, dim) vectors that were not stored.
@@ -135,7 +128,7 @@ class Codec:
             found = nearest_among(
                 left, lambda rows: self.comparable(documents[rows]), candidates, top
             )
-        return Found(found.rows, (found.products * scale).astype(np.float32))
+        return replace(found, similarity=(found.similarity * scale).astype(np.float32))
 
     def comparable(self, codes: NDArray[Any]) -> Floats:
         """Return what products of codes are taken of, float32 (texts, dim).

@@ -9,8 +9,6 @@ from m2dexport.errors import UsageError
 from m2dexport.vectors.pairs import StsTask, load_pairs
 from m2dexport.vectors.retrieval import RetrievalTask, folder_of_judgements, load_retrieval
 
-__all__ = ["RetrievalTask", "StsTask", "Task", "default_tasks", "load_task"]
-
 Task = StsTask | RetrievalTask
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
+from m2dexport.strict import is_unicode, shown
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,12 @@ def text_of(value: object, path: Path, line: int) -> str:
         UsageError: when it is not a string, or holds half of a surrogate pair.
     """
     if not isinstance(value, str):
-        raise UsageError(f"{path}, line {line}: {reprlib.repr(value)} is not a text.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
+        raise UsageError(f"{path}, line {line}: {shown(value)} is not a text.")
+    if not is_unicode(value):
         raise UsageError(
             f"{path}, line {line} holds half of a surrogate pair, which is not text; "
             "mend or remove that line."
-        ) from error
+        )
     return value
 
 
@@ -75,7 +73,7 @@ def number_of(value: object, path: Path, line: int) -> float:
     """
     number = as_number(value)
     if number is None:
-        raise UsageError(f"{path}, line {line}: the score {reprlib.repr(value)} is not a number.")
+        raise UsageError(f"{path}, line {line}: the score {shown(value)} is not a number.")
     return number
 
 
