@@ -94,6 +94,8 @@ def test_space_id_follows_the_bit_order_of_packed_vectors_only() -> None:
         ({"provenance": {"sub_model": "other"}}, "the trained weights"),
         ({}, "tokenizer;"),
         ({"vectors": "int8"}, "vectors ('float32', 'int8')"),
+        ({"prompts": {"query": "x" * 10_000}}, "prompts ({"),
+        ({"isa": "vnni", "provenance": {"sub_model": "other"}}, "the trained weights;"),
     ],
 )
 def test_what_tells_two_spaces_apart_is_named(change: dict[str, Any], told: str) -> None:
@@ -103,6 +105,7 @@ def test_what_tells_two_spaces_apart_is_named(change: dict[str, Any], told: str)
     with pytest.raises(UsageError, match=re.escape(told)) as refused:
         require_same_space(index, bundle, "v.npy", "edge.m2d")
     assert "v.npy (space m2d1-a) and edge.m2d (space m2d1-b)" in str(refused.value)
+    assert len(str(refused.value)) < 500
 
 
 def test_space_id_of_a_known_space_is_pinned() -> None:
@@ -172,6 +175,7 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
         ({"prompts": {"\ud800": "a"}}, r"a key of prompts is '\\ud800' where text"),
         ({"prompts": []}, r"prompts is \[\] where an object is needed"),
         ({"default_prompt": "answer"}, "default prompt 'answer'"),
+        ({"default_prompt": "answer" * 10_000}, "default prompt 'answer.*' without its text"),
         ({"trained": "yes"}, "trained is 'yes' where true or false is needed"),
         ({"pooling": "mean"}, "pooling is 'mean' where a list is needed"),
         ({"pooling": [["mean"]]}, r"pooling\[0\] is \['mean'\] where text is needed"),

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from tiny_artifact import GRAPH, tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
+from m2dexport.engines import Device
+from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import BundleError, M2DError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
@@ -519,3 +521,18 @@ def test_files_too_large_for_an_archive_are_refused(
     monkeypatch.setattr(archive, "_LIMIT", 1 << 17)
     with pytest.raises(Exception, match="choose a smaller cell"):
         write_archive(tmp_path / "a", {"a": bytes(1 << 17)})
+
+
+def test_a_bundle_is_measured_with_one_thread_on_any_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes would follow the number of cores, else."""
+    threads, original = [], engine.load
+
+    def spy(files: Any, device: Device, isa: Any) -> Any:
+        threads.append(device.threads)
+        return original(files, device, isa)
+
+    monkeypatch.setattr(engine, "load", spy)
+    write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "a.m2d")
+    assert set(threads) == {1}

@@ -24,6 +24,7 @@ from m2dexport.vectors.codecs import (
     bytes_per_vector,
     calibrate_ranges,
     clipping_rate,
+    cosines,
     decode_vectors,
     encode_vectors,
     held_out_clipping_rate,
@@ -267,3 +268,12 @@ def test_calibration_refuses_few_constant_and_broken_vectors() -> None:
     broken[7, 1] = np.nan
     with pytest.raises(UsageError, match="NaN"):
         calibrate_ranges(broken)
+
+
+def test_the_cosine_of_each_row_is_that_of_its_direction() -> None:
+    first = np.array([[3, 4], [1e-20, 0], [1, 1], [0, 0]], dtype=np.float32)
+    second = np.array([[4, 3], [1e-20, 0], [-2, -2], [1, 0]], dtype=np.float32)
+    np.testing.assert_allclose(cosines(first, second), [0.96, 1, -1, 0], atol=1e-15)
+    turned = np.array([[1, 2.0**-20]], dtype=np.float32)
+    turn = 1 - cosines(turned, np.array([[1, 0]], dtype=np.float32))
+    np.testing.assert_allclose(turn, 2.0**-41, rtol=1e-3)  # which float32 would round to 0

@@ -13,10 +13,10 @@ import pytest
 from onnx import numpy_helper
 from tiny_artifact import tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
-from m2dexport.batches import encode_tokens
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import M2DError, UsageError
+from m2dexport.runtime import artifact
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder, load
 
@@ -66,26 +66,6 @@ def test_batches_hold_texts_of_similar_length(
     shapes = batch_shapes(monkeypatch)
     encoder.encode(["a"] * 3 + ["a a a a a a"] * 3, batch_size=3)
     assert shapes == [(3, 8), (3, 3)]
-
-
-def test_long_texts_make_smaller_batches() -> None:
-    shapes: list[tuple[int, ...]] = []
-
-    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        shapes.append(ids.shape)
-        return mask.sum(axis=1, keepdims=True)
-
-    rows = encode_tokens(run, [[1] * 5000, [1] * 4000, [1] * 10], 0, 32)
-    assert rows is not None
-    assert rows.tolist() == [[5000], [4000], [10]]
-    assert shapes[0] == (1, 5000)
-    assert shapes[1] == (2, 4000)
-
-
-def test_a_text_without_tokens_is_one_pad_token() -> None:
-    seen = []
-    encode_tokens(lambda ids, mask: seen.append((ids, mask)) or ids, [[]], 7, 32)  # type: ignore[func-returns-value]
-    assert [array.tolist() for array in seen[0]] == [[[7]], [[1]]]
 
 
 def test_a_prompt_is_put_in_front_of_each_text(tmp_path: Path) -> None:
@@ -181,7 +161,7 @@ def test_nan_and_infinite_vectors_are_refused(tmp_path: Path) -> None:
         broken = np.full_like(numpy_helper.to_array(table), value)
         table.raw_data = broken.tobytes()
         onnx.save(graph, folder / "model.onnx")
-        with pytest.raises(M2DError, match="returns NaN or infinite values"):
+        with pytest.raises(M2DError, match="returns vectors with NaN or infinite values"):
             load(folder).encode(["a"])
 
 
@@ -256,3 +236,27 @@ def test_loading_turns_telemetry_off(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     loaded(tmp_path)
     assert called
+
+
+@pytest.mark.parametrize("limit", [1 << 28, 100], ids=["read", "by path"])
+def test_the_graph_that_runs_is_the_one_that_was_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """A file that is replaced between the two is not run, whether it is read or too large to be."""
+    folder = tiny_artifact(tmp_path / "artifact")
+    expected = load(folder).encode(TEXTS)
+    monkeypatch.setattr(artifact, "GRAPH_LIMIT", limit)
+    original = engine.load
+
+    def swap(*arguments: object) -> object:
+        other = tmp_path / "other.onnx"
+        other.write_bytes(tiny_graph(12, "float32", None, seed=1))
+        other.replace(folder / "model.onnx")
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, "load", swap)
+    if limit == 100:
+        with pytest.raises(M2DError, match="the graph changed while it was loaded"):
+            load(folder)
+    else:
+        np.testing.assert_array_equal(load(folder).encode(TEXTS), expected)

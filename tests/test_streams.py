@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -382,6 +383,21 @@ def test_verify_says_that_an_index_is_of_this_space(encoder, lines, tmp_path: Pa
             facts = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
             assert facts["vectors"]["count"] == len(TEXTS)
             assert facts["vectors"]["space_id"] == encoder.spec.space_id == facts["space_id"]
+
+
+def test_verify_reads_a_bundle_once(encoder, lines, tmp_path: Path, monkeypatch) -> None:
+    path = write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "edge.m2d").path
+    encode_stream(encoder, lines, tmp_path / "v.npy")
+    opened, original = [], Path.open
+
+    def spy(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(self)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", spy)
+    arguments = ["verify", str(path), "--vectors", str(tmp_path / "v.npy")]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    assert (opened.count(path), opened.count(tmp_path / "v.npy")) == (1, 1)
 
 
 def test_a_pipe_in_the_place_of_an_index_is_not_waited_for(encoder, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ QWEN = (
         (truncation(max_length=17), "must cut texts at 16 tokens"),
         (truncation(stride=20), "without stride"),
         (truncation(strategy="OnlyFirst"), "must cut"),
-        (truncation(direction="Left"), "at their end .* 'direction': 'Left'"),
+        (truncation(direction="Left"), "at their end .*'direction': 'Left'"),
         ({"normalizer": replaced({"String": "a"}, "a" * 10**6)}, "many times longer"),
         ({"normalizer": replaced({"String": ""}, "a")}, "replaces nothing"),
         ({"normalizer": replaced({"Regex": ""}, "a" * 10**6)}, "many times longer"),

@@ -41,7 +41,8 @@ GRAPH_FILES = frozenset(name for engine in ENGINES.values() for name in engine.f
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
 
-SMALL_LIMIT = 1 << 28  # bytes of any file but the graph, and of a graph that is read at once
+SMALL_LIMIT = 1 << 28  # bytes of any file but the graph
+GRAPH_LIMIT = 1 << 28  # bytes of a graph that is read at once
 
 SpaceId = Annotated[str, Matching("m2d1-[0-9a-f]{32}", "a space_id")]
 Version = Annotated[str, Matching(r"\d{1,4}(\.\d{1,6}){0,3}", "a version")]
@@ -157,7 +158,7 @@ def graph_files(folder: Path, engine: str) -> dict[str, Path | bytes]:
     names = ENGINES[engine].files
     for name in names:
         require_part(folder, name)
-    if sum((folder / name).stat().st_size for name in names) > SMALL_LIMIT:
+    if sum((folder / name).stat().st_size for name in names) > GRAPH_LIMIT:
         return {name: folder / name for name in names}
     return {name: read_file(folder, name) for name in names}
 
