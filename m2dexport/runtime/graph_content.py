@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.strict import shown
+
 
 class UnsafeGraph(Exception):
     """A graph that is malformed or must not be run; the message ends a sentence."""
@@ -53,7 +55,7 @@ def require_size(shape: tuple[int, ...], bits: int, found: int, name: str) -> No
         UnsafeGraph: naming the constant.
     """
     if len(shape) > 8 or any(not 0 <= size < 1 << 40 for size in shape):
-        raise UnsafeGraph(f"the constant {name} has an impossible shape")
+        raise UnsafeGraph(f"the constant {shown(name)} has an impossible shape")
     needed = -(-math.prod(shape) * bits // 8)
     if needed != found:
-        raise UnsafeGraph(f"the constant {name} needs {needed:,} bytes and stores {found:,}")
+        raise UnsafeGraph(f"the constant {shown(name)} needs {needed:,} bytes and stores {found:,}")

@@ -184,7 +184,7 @@ def _constant(tensor: _Message, name: str) -> Constant:
     if len(stored) > 1:
         raise UnsafeGraph(f"the constant {shown(name)} has its values twice")
     data = _data(tensor, stored[0], bits) if stored else memoryview(b"")
-    require_size(tuple(shape), bits, len(data), shown(name))
+    require_size(tuple(shape), bits, len(data), name)
     return Constant(tuple(shape), np.dtype(dtype) if dtype else None, data)
 
 
@@ -212,14 +212,16 @@ def _message(data: memoryview, kind: str) -> _Message:
     """Return the fields of a message by name, with their values in order."""
     known, found = _FIELDS[kind], _Message()
     for number, value in _fields(data):
-        if number not in known:
-            name = _REFUSED[kind].get(number, f"field {number}")
-            raise UnsafeGraph(f"it holds {name} of {kind}, which m2dexport never writes")
-        name = known[number]
-        values = found.setdefault(name.rstrip("*"), [])
-        if values and not name.endswith("*"):
+        name = known.get(number)
+        if name is None:
+            refused = _REFUSED[kind].get(number, f"field {number}")
+            raise UnsafeGraph(f"it holds {refused} of {kind}, which m2dexport never writes")
+        if name[-1] == "*":
+            found.setdefault(name[:-1], []).append(value)
+            continue
+        if name in found:
             raise UnsafeGraph(f"{name} of {kind} is there twice")
-        values.append(value)
+        found[name] = [value]
         if name in _TEXTS and isinstance(value, memoryview):
             _decoded(value)
     return found

@@ -94,15 +94,15 @@ def _names(layers: Sequence[ElementTree.Element]) -> dict[str, str]:
 
 
 def _constant(layer: ElementTree.Element, weights: memoryview) -> Constant:
-    name = shown(layer.get("name"))
+    name = layer.get("name", "")
     data = layer.find("data")
     kind = None if data is None else data.get("element_type")
     if data is None or kind is None or kind not in _TYPES:
-        raise UnsafeGraph(f"the constant {name} has the type {shown(kind)}")
+        raise UnsafeGraph(f"the constant {shown(name)} has the type {shown(kind)}")
     offset, size = _number(data.get("offset")), _number(data.get("size"))
     shape = tuple(_number(part) for part in data.get("shape", "").split(",") if part.strip())
     if offset + size > len(weights):
-        raise UnsafeGraph(f"the constant {name} lies outside model.bin")
+        raise UnsafeGraph(f"the constant {shown(name)} lies outside model.bin")
     bits, dtype = _TYPES[kind]
     require_size(shape, bits, size, name)
     return Constant(shape, np.dtype(dtype) if dtype else None, weights[offset : offset + size])
