@@ -20,6 +20,7 @@ from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
 from m2dexport.runtime.tokenizer import Tokens, load_tokenizer, require_room, tokenize
 from m2dexport.runtime.tokenizer_guard import require_plain_tokenizer
+from m2dexport.strict import shown
 from m2dexport.vectors.codecs import Ranges, code_dtype, code_width, ranges_from_json
 from m2dexport.vectors.search import Codec
 
@@ -28,7 +29,7 @@ from m2dexport.vectors.search import Codec
 class Encoded:
     """Vectors and what a caller should know about how they came about."""
 
-    vectors: NDArray[Any]  # a row per text, as codecs.encode_vectors describes it
+    vectors: NDArray[Any]  # (texts, width), as codecs.encode_vectors describes a row
     truncated: int  # how many texts were longer than the maximum length
     space_id: str  # vectors of another space must not be compared with these
     failed: Mapping[int, str]  # why a text has no vector, by its number; its row holds zeros
@@ -173,7 +174,7 @@ class Encoder:
             return ""
         if name not in self.spec.prompts:
             known = one_line(", ".join(sorted(self.spec.prompts)) or "none")
-            raise UsageError(f"this model has no prompt named {name!r}; it has: {known}.")
+            raise UsageError(f"this model has no prompt named {shown(name)}; it has: {known}.")
         return self.spec.prompts[name]
 
 

@@ -144,7 +144,7 @@ def normalize(vectors: Floats) -> Floats:
 
 
 def truncate(vectors: Floats, dim: int) -> Floats:
-    """Return the leading ``dim`` values, normalised after the cut."""
+    """Return the leading ``dim`` values of (texts, width) vectors, normalised after the cut."""
     return normalize(vectors[:, :dim])
 
 
@@ -261,14 +261,15 @@ def require_ranges(precision: VectorPrecision, ranges: Ranges | None, dim: int) 
 
 
 def clipping_rate(vectors: Floats, ranges: Ranges) -> float:
-    """Return the share of values outside the ranges, 0..1."""
+    """Return the share of the values of (texts, dim) vectors outside the ranges, 0..1."""
     return float(np.mean((vectors < ranges.low) | (vectors > ranges.high)))
 
 
 def held_out_clipping_rate(vectors: Floats) -> float:
     """Return the share of an unseen text's values that its ranges will clip, 0..1.
 
-    One in five of the calibration vectors is held out, and measured against ranges of the others.
+    One in five of the calibration vectors, (texts, dim), is held out and measured against ranges of
+    the others.
     """
     held_out = np.arange(len(vectors)) % _HOLD_OUT == 0
     seen = vectors[~held_out]

@@ -78,7 +78,8 @@ def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | Non
 def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float]:
     """Return the rank and linear correlation of people's scores with the pairs' dot products.
 
-    Both are 0 when all products or all scores are equal, where no correlation exists.
+    Both are 0 when all products or all scores are equal, where no correlation exists. The vectors
+    are ``comparable`` ones, float32 (pairs, dim).
     """
     similarity = np.concatenate(
         [
