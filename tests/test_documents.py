@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -203,6 +204,40 @@ def run(line: str, where: str) -> None:
 def test_the_python_page_names_all_that_the_package_offers() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     assert [name for name in m2dexport.__all__ if f"`{name}`" not in text] == []
+
+
+def test_the_architecture_page_names_every_module_under_its_package() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    chapter = text.partition("\n## The packages\n")[2].partition("\n## ")[0]
+    paragraphs = re.findall(r"^\*\*(.+?)\*\*(.*?)(?=^\*\*|\Z)", chapter, re.M | re.S)
+    named = {title: set(re.findall(r"`([a-z_0-9]+)`", body)) for title, body in paragraphs}
+    package = Path(m2dexport.__file__).parent
+    there: dict[str, set[str]] = {"Top level.": set(), "data/": set()}
+    for path in package.rglob("*.py"):
+        first, *others = path.relative_to(package).with_suffix("").parts
+        if others:
+            there.setdefault(f"{first}/", set()).update({*others} - {"__init__"})
+        elif not first.startswith("__"):
+            there["Top level."].add(first)
+    assert named == there
+
+
+def test_the_picture_of_the_architecture_names_no_node_by_a_word_of_mermaid() -> None:
+    """Such a word is a syntax error, and the page then shows one instead of the picture."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture = re.search(r"```mermaid\n(.*?)```", text, re.S)[1]
+    arrows = [line for line in picture.splitlines() if "-->" in line]
+    assert arrows
+    names = re.sub(r"\[.*?\]|\(.*?\)|--[^->]+-->|-->", " ", " ".join(arrows)).split()
+    assert not {"graph", "subgraph", "end", "class", "click", "style", "default"} & {*names}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_module_and_function_that_a_document_names_exists(document: Path) -> None:
+    packages = "|".join(module.name for module in pkgutil.iter_modules(m2dexport.__path__))
+    name = rf"`(?:m2dexport\.)?((?:{packages})\.(?!json)[\w.]+)`"
+    for found in re.findall(name, document.read_text(encoding="utf-8")):
+        pkgutil.resolve_name(f"m2dexport.{found}")
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
