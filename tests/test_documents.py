@@ -243,6 +243,15 @@ def test_every_module_and_function_that_a_document_names_exists(document: Path) 
         pkgutil.resolve_name(f"m2dexport.{found}")
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_test_that_a_document_names_exists(document: Path) -> None:
+    files = list((ROOT / "tests").glob("test_*.py"))
+    there = {path.name for path in files}
+    there.update(*(re.findall(r"^def (test_\w+)", path.read_text(), re.M) for path in files))
+    named = re.findall(r"\btest_\w+(?:\.py)?\b(?!\.sh)", document.read_text(encoding="utf-8"))
+    assert [name for name in named if name not in there] == []
+
+
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
