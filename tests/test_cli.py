@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import m2d
 from sentence_transformers import SentenceTransformer
 from tiny_artifact import tiny_artifact
 from tiny_profile import cell, profile
@@ -32,10 +33,6 @@ COMMANDS = (
     ("select", "bundle", "verify", "encode"),
 )
 TEXTS = ["A man is playing a guitar.", "", "naïve café 😀", "a long text " * 60]
-
-
-def m2d(*arguments: object, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
 
 
 def succeeds(*arguments: object, stdin: str | None = None) -> Result:
