@@ -243,8 +243,8 @@ def test_tables_that_cost_too_much_are_an_error_that_says_how_much(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--weights", "int8", "--max-drop", "-1"), "--max-drop -1 is no number of points"),
-        (("--weights", "int8", "--max-drop", "nan"), "--max-drop nan is no number of points"),
+        (("--weights", "int8", "--max-drop", "-1"), "--max-drop -1 is not a number of points"),
+        (("--weights", "int8", "--max-drop", "nan"), "--max-drop nan is not a number of points"),
         (("--weights", "fp16", "--max-drop", "1"), "--max-drop goes with --weights int8, "),
         (("--weights", "int8", "--eval", "pairs.tsv"), "--eval goes with --max-drop"),
     ],
