@@ -12,7 +12,15 @@ import pytest
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from tiny import HIDDEN, LAYERS, MAX_LENGTH, TEXTS, tiny_checkpoint, tiny_tokenizer
+from tiny import (
+    HIDDEN,
+    LAYERS,
+    MAX_LENGTH,
+    TEXTS,
+    edit_json,
+    tiny_checkpoint,
+    tiny_tokenizer,
+)
 
 from m2dexport.checkpoint.open import depth_sizes, open_checkpoint
 from m2dexport.checkpoint.st_modules import Dense, LayerNormHead, Pooling
@@ -29,11 +37,6 @@ CARD = """
   {config}
   ```
 """
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**stored, **changes}))
 
 
 def write_modules(folder: Path, *types: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tiny_artifact import unit_vectors
 
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
@@ -35,11 +36,6 @@ from m2dexport.vectors.codecs import (
 
 Floats = NDArray[np.float32]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "codecs.json").read_text())
-
-
-def unit_vectors(seed: int, texts: int, dim: int) -> Floats:
-    rng = np.random.default_rng(seed)
-    return normalize(rng.standard_normal((texts, dim)).astype(np.float32))
 
 
 def float_graph(dim: int) -> ir.Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -22,7 +23,7 @@ from tiny import tiny_checkpoint
 
 import m2dexport
 from m2dexport.cli import cli
-from m2dexport.data import default_checkpoint
+from m2dexport.data import default_checkpoint, read_texts
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.profile import latency, plan, sweep
 
@@ -30,6 +31,8 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md"]
+#: Of the calibration texts that ship: enough for ``int8``, and a fifth of the time.
+FEW = 200
 #: A block that cannot run here says why, in a comment on the line above it.
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```(?P<language>sh|python)\n(?P<text>.*?)^```$",
@@ -135,6 +138,7 @@ def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr("m2dexport.checkpoint.folder.default_checkpoint", lambda: stand_in)
     monkeypatch.setattr("m2dexport.vectors.tasks.default_task_paths", lambda: evaluation)
     monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
+    monkeypatch.setattr("m2dexport.data.read_texts", lambda path: read_texts(path)[:FEW])
     monkeypatch.setattr(plan, "default_plan", plan_of_one_size)
     monkeypatch.setattr(sweep, "measure_latency", quick_latency)
     (tmp_path / "my-checkpoint").symlink_to(stand_in)
@@ -203,6 +207,49 @@ def run(line: str, where: str) -> None:
 def test_the_python_page_names_all_that_the_package_offers() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     assert [name for name in m2dexport.__all__ if f"`{name}`" not in text] == []
+
+
+def test_the_architecture_page_names_every_module_under_its_package() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    chapter = text.partition("\n## The packages\n")[2].partition("\n## ")[0]
+    paragraphs = re.findall(r"^\*\*(.+?)\*\*(.*?)(?=^\*\*|\Z)", chapter, re.M | re.S)
+    named = {title: set(re.findall(r"`([a-z_0-9]+)`", body)) for title, body in paragraphs}
+    package = Path(m2dexport.__file__).parent
+    there: dict[str, set[str]] = {"Top level.": set(), "data/": set()}
+    for path in package.rglob("*.py"):
+        first, *others = path.relative_to(package).with_suffix("").parts
+        if others:
+            there.setdefault(f"{first}/", set()).update({*others} - {"__init__"})
+        elif not first.startswith("__"):
+            there["Top level."].add(first)
+    assert named == there
+
+
+def test_the_picture_of_the_architecture_names_no_node_by_a_word_of_mermaid() -> None:
+    """Such a word is a syntax error, and the page then shows one instead of the picture."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture = re.search(r"```mermaid\n(.*?)```", text, re.S)[1]
+    arrows = [line for line in picture.splitlines() if "-->" in line]
+    assert arrows
+    names = re.sub(r"\[.*?\]|\(.*?\)|--[^->]+-->|-->", " ", " ".join(arrows)).split()
+    assert not {"graph", "subgraph", "end", "class", "click", "style", "default"} & {*names}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_module_and_function_that_a_document_names_exists(document: Path) -> None:
+    packages = "|".join(module.name for module in pkgutil.iter_modules(m2dexport.__path__))
+    name = rf"`(?:m2dexport\.)?((?:{packages})\.(?!json)[\w.]+)`"
+    for found in re.findall(name, document.read_text(encoding="utf-8")):
+        pkgutil.resolve_name(f"m2dexport.{found}")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_test_that_a_document_names_exists(document: Path) -> None:
+    files = list((ROOT / "tests").glob("test_*.py"))
+    there = {path.name for path in files}
+    there.update(*(re.findall(r"^def (test_\w+)", path.read_text(), re.M) for path in files))
+    named = re.findall(r"\btest_\w+(?:\.py)?\b(?!\.sh)", document.read_text(encoding="utf-8"))
+    assert [name for name in named if name not in there] == []
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import transformers
 from numpy.typing import NDArray
 from packaging.version import Version
 from sentence_transformers import SentenceTransformer
-from tiny import FAMILIES, HIDDEN, TEXTS, tiny_checkpoint
+from tiny import FAMILIES, HIDDEN, TEXTS, edit_json, tiny_checkpoint
 
 from m2dexport.build.build import build_artifact
 from m2dexport.checkpoint import families
@@ -159,10 +158,8 @@ def test_an_enlarged_table_of_positions_is_kept_with_its_maximum_length(tmp_path
     """As in E5-4k: positions interpolated to more rows than the family was trained with."""
     config = {"max_position_embeddings": 300, "num_hidden_layers": 2}
     folder = tiny_checkpoint(tmp_path / "x", config=config)
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 300}))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["model_max_length"] = 300
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    edit_json(folder / "sentence_bert_config.json", max_seq_length=300)
+    edit_json(folder / "tokenizer_config.json", model_max_length=300)
     sub = slice_checkpoint(open_checkpoint(folder), 1, DIM, tmp_path / "sub")
     assert sub.max_length == 300
     texts = ["a cat " * 200, "the", "a cat " * 60]
@@ -247,8 +244,7 @@ def test_a_decoder_with_instructions_for_queries_is_bundled_as_it_embeds(
         tmp_path / "x", "qwen3", config=config, pooling=mode, padding_side=side, prompts=prompts
     )
     if not end:
-        stored = json.loads((folder / "tokenizer.json").read_text())
-        (folder / "tokenizer.json").write_text(json.dumps({**stored, "post_processor": None}))
+        edit_json(folder / "tokenizer.json", post_processor=None)
     ids = open_tokenizer(folder)("the").input_ids
     assert (ids[-1] == open_tokenizer(folder).eos_token_id) == end
     checkpoint = open_checkpoint(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from click.testing import CliRunner, Result
+from command_line import m2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,6 @@ from m2dexport.build.build import make_artifact, quantize_artifact
 from m2dexport.build.mixed import Fidelity, fewest
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
-from m2dexport.cli import cli
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime.make import PRECISIONS, quantize, runner
@@ -40,10 +39,6 @@ IDS = np.array([[5, 9, 20, 31, 7], [8, 6, 11, 0, 0]])
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 DEPTH = ("--layers", 1, "--dim", 64)
 MIXED = ("--vectors", "float32", "--allow-batch-dependent")
-
-
-def m2d(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +243,8 @@ def test_tables_that_cost_too_much_are_an_error_that_says_how_much(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--weights", "int8", "--max-drop", "-1"), "--max-drop -1 is no number of points"),
-        (("--weights", "int8", "--max-drop", "nan"), "--max-drop nan is no number of points"),
+        (("--weights", "int8", "--max-drop", "-1"), "--max-drop -1 is not a number of points"),
+        (("--weights", "int8", "--max-drop", "nan"), "--max-drop nan is not a number of points"),
         (("--weights", "fp16", "--max-drop", "1"), "--max-drop goes with --weights int8, "),
         (("--weights", "int8", "--eval", "pairs.tsv"), "--eval goes with --max-drop"),
     ],

@@ -11,8 +11,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import tiny_checkpoint
 from tiny_artifact import tiny_artifact, tiny_spec
 
@@ -25,7 +23,6 @@ from m2dexport.errors import CheckpointError, M2DError, MissingExtra, ParityErro
 from m2dexport.graph.edit import table_users
 from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.quantize.activations import CalibrationTokens
-from m2dexport.quantize.codes import BLOCK, pack_nibbles, quantize_blocks, symmetric_int8
 from m2dexport.quantize.dynamic import quantize_dynamic as quantize_dynamic_here
 from m2dexport.runtime import encoder as runtime
 from m2dexport.runtime.artifact import read_spec
@@ -156,39 +153,3 @@ def test_8_bit_blocks_state_the_onnxruntime_that_knows_them(fp32, tmp_path: Path
     artifact = quantized(fp32("bert"), tmp_path / "a", "int8-weight-only")
     stored = json.loads((artifact.path / "artifact.json").read_text(encoding="utf-8"))
     assert stored["min_engine"] == "1.22"
-
-
-floats = st.floats(-100, 100, width=32)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    st.integers(1, 3).flatmap(
-        lambda n: st.integers(1, 70).flatmap(
-            lambda k: st.lists(floats, min_size=n * k, max_size=n * k).map(
-                lambda values: np.array(values, dtype=np.float32).reshape(n, k)
-            )
-        )
-    ),
-    st.sampled_from([4, 8]),
-)
-def test_a_block_errs_by_less_than_its_range_allows(rows, bits) -> None:
-    blocks = quantize_blocks(rows, bits)
-    width = rows.shape[1]
-    padded = np.pad(rows, ((0, 0), (0, -width % BLOCK))).reshape(len(rows), -1, BLOCK)
-    values = (blocks.codes.astype(np.float32) - blocks.zero) * blocks.scale
-    largest = np.abs(padded).max(axis=-1)
-    mean_square = np.sqrt(np.square(values - padded).mean(axis=-1))
-    assert (mean_square <= largest * (0.005 if bits == 8 else 0.15) + 1e-6).all()
-
-
-@given(st.lists(st.integers(0, 15), min_size=2, max_size=40).filter(lambda c: len(c) % 2 == 0))
-def test_packed_nibbles_hold_the_first_of_a_pair_below(codes) -> None:
-    packed = pack_nibbles(np.array(codes, dtype=np.uint8))
-    assert [n for byte in packed.tolist() for n in (byte & 15, byte >> 4)] == codes
-
-
-def test_a_channel_of_zeros_stays_zero() -> None:
-    codes, scale = symmetric_int8(np.zeros((3, 4), dtype=np.float32), axis=0)
-    assert not codes.any()
-    assert (scale > 0).all()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tiny_artifact import unit_vectors
 
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS, BitOrder, VectorPrecision
@@ -19,16 +20,11 @@ Floats = NDArray[np.float32]
 DIM = 50  # not divisible by 8
 
 
-def unit_vectors(seed: int, texts: int, dim: int = DIM) -> Floats:
-    rng = np.random.default_rng(seed)
-    return normalize(rng.standard_normal((texts, dim)).astype(np.float32))
-
-
-RANGES = calibrate_ranges(unit_vectors(9, 2000))
-QUERIES = unit_vectors(1, 20)
+RANGES = calibrate_ranges(unit_vectors(9, 2000, DIM))
+QUERIES = unit_vectors(1, 20, DIM)
 #: The first twenty lie near the queries, in the other order.
 DOCUMENTS = normalize(
-    np.concatenate([QUERIES[::-1] + unit_vectors(2, 20) / 2, unit_vectors(3, 280)])
+    np.concatenate([QUERIES[::-1] + unit_vectors(2, 20, DIM) / 2, unit_vectors(3, 280, DIM)])
 )
 
 

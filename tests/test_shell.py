@@ -22,7 +22,7 @@ from m2dexport.runtime.bundle import write_bundle
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX's streams and users")
 
 
-def m2d(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+def process(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "m2dexport", *map(str, arguments)]
     options.setdefault("stdout", subprocess.PIPE)
@@ -77,7 +77,7 @@ def test_a_shell_completes_commands() -> None:
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("verify", "--help")])
 def test_help_on_a_full_device_is_one_sentence(arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
-        ran = m2d(*arguments, stdout=full)
+        ran = process(*arguments, stdout=full)
     assert (ran.returncode, ran.stderr) == (1, "Error: No space left on device.\n")
 
 
@@ -85,8 +85,8 @@ def test_help_on_a_full_device_is_one_sentence(arguments: tuple[str, ...]) -> No
 @pytest.mark.parametrize("command", ["verify", "encode"])
 def test_output_on_a_full_device_is_one_sentence(command: str, packed: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        ran = m2d(command, packed, stdout=full, stdin=subprocess.DEVNULL)
-        ran = m2d(command, packed, stdout=full, input="find a guitar\n")
+        ran = process(command, packed, stdout=full, stdin=subprocess.DEVNULL)
+        ran = process(command, packed, stdout=full, input="find a guitar\n")
     assert ran.returncode == 1
     assert "No space left on device" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
@@ -98,7 +98,7 @@ def test_a_reader_that_has_left_is_met_with_silence(packed: Path) -> None:
         read, write = os.pipe()
         os.close(read)
         with open(write, "w") as nobody:  # noqa: PTH123
-            ran = m2d(*arguments, stdout=nobody, input="find a guitar\n")
+            ran = process(*arguments, stdout=nobody, input="find a guitar\n")
         assert (ran.returncode, ran.stderr) == (1, "")
 
 
@@ -207,7 +207,7 @@ def test_bundles_are_used_without_a_trace_outside(tmp_path: Path, packed: Path) 
     folders = {name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")}
     environment = {**kept, **folders, "HOME": str(home), "USERPROFILE": str(home)}
     for command in ("verify", "encode"):
-        ran = m2d(command, packed, input="find a guitar\n", env=environment)
+        ran = process(command, packed, input="find a guitar\n", env=environment)
         assert ran.returncode == 0, ran.stderr
     assert [*home.rglob("*"), *temporary.rglob("*")] == []
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import erf, softmax
 from sentence_transformers import SentenceTransformer
 from test_families import CLOSE, assert_graph_agrees
-from test_prepare import lora
-from tiny import FAMILIES, HIDDEN, LAYERS, TEXTS, tiny_checkpoint, tiny_tokenizer
+from tiny import FAMILIES, HIDDEN, LAYERS, TEXTS, lora, tiny_checkpoint, tiny_tokenizer
 
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.errors import CheckpointError

@@ -15,7 +15,7 @@ import transformers
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from test_slicing import CLOSE, encode, files
-from tiny import HIDDEN, LAYERS, TEXTS, tiny_checkpoint
+from tiny import HIDDEN, LAYERS, TEXTS, edit_json, tiny_checkpoint
 
 from m2dexport.build.build import build_artifact
 from m2dexport.build.recipe import Recipe
@@ -313,7 +313,6 @@ def test_tensors_that_do_not_fit_each_other_are_refused(bert: Path, tmp_path: Pa
 def test_a_table_of_another_size_is_not_taken_for_a_width(bert: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(bert, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 50}))
+    edit_json(folder / "config.json", vocab_size=50)
     with pytest.raises(CheckpointError, match=r"word_embeddings.weight of shape"):
         Reference(open_checkpoint(folder))

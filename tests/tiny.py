@@ -12,11 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
 import transformers
+from numpy.typing import NDArray
 from tiny_tokenizers import MAX_LENGTH, tiny_tokenizer
 
 LAYERS = 4
+RANK = 4  # of the adapters that ``lora`` writes
 HIDDEN = 32
 TEXTS = (
     "a cat sat on the mat",
@@ -203,3 +207,47 @@ def small_checkpoint(folder: Path, model_type: str) -> Path:
         config |= {"layer_types": ["sliding_attention", "full_attention"]}
     pooling = "lasttoken" if model_type == "qwen3" else "mean"
     return tiny_checkpoint(folder, model_type, config=config, pooling=pooling)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Replace settings of a JSON file, which need not exist."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**stored, **changes}))
+
+
+def lora(
+    folder: Path,
+    base: Path,
+    modules: Mapping[str, tuple[int, int]],
+    *,
+    config: Mapping[str, Any] | None = None,
+    replaced: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Write an adapter as PEFT would and return what it adds per module, before scaling."""
+    torch.manual_seed(3)
+    tensors, added = {}, {}
+    for module, (rows, columns) in modules.items():
+        up, down = torch.randn(rows, RANK), torch.randn(RANK, columns)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = down
+        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+        added[module] = up @ down
+    tensors.update({f"base_model.model.{n}": t for n, t in (replaced or {}).items()})
+    folder.mkdir()
+    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": str(base),
+        "lora_alpha": 2,
+        "r": RANK,
+        **(config or {}),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return added
+
+
+def encode(folder: Path, **options: Any) -> NDArray[np.float32]:
+    """Return the vectors that sentence-transformers, loaded with ``options``, gives ``TEXTS``."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", **options)
+    return model.encode(list(TEXTS))  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from m2dexport.runtime.artifact import (
     ArtifactSpec,
     space_id_of_artifact,
 )
-from m2dexport.vectors.codecs import CODEC_VERSION, LEVELS, Ranges
+from m2dexport.vectors.codecs import CODEC_VERSION, LEVELS, Ranges, normalize
 
 HIDDEN = 16
 GRAPH = ENGINES["onnx"].files[0]
@@ -158,3 +158,9 @@ def tiny_graph(
     proto = ir.to_proto(coded)
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def unit_vectors(seed: int, texts: int, dim: int) -> NDArray[np.float32]:
+    """Return random vectors of length 1, of shape (texts, dim)."""
+    rng = np.random.default_rng(seed)
+    return normalize(rng.standard_normal((texts, dim)).astype(np.float32))

@@ -57,8 +57,8 @@ every precision at every depth, even where it fails a gate, or the reason why it
 
 - Cosine to fp32: mean and minimum over the STS sentences, for float32 vectors of all dims.
 - Overlap: the share of fp32's ten nearest documents of a query that are among the ten nearest here.
-- [Batch invariance](quantization.md#what-an-artifact-must-pass) of the probes, alone against in a
-  batch: the smallest cosine and the smallest share of equal codes.
+- [Batch invariance](quantization.md#what-an-artifact-must-pass) of the probes, each by itself
+  against in a batch: the smallest cosine and the smallest share of equal codes.
 - Speed relative to fp32 / to `int8-dynamic`, in batches of similar length (also of `int8-dynamic`,
   whose artifact runs one text at a time) and for single texts: the median of {rounds} rounds, in
   which the precisions take turns. ms is the median time of one text.
@@ -193,7 +193,7 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
     with scratch_folder() as scratch:
         base = build_artifact(checkpoint, layers, checkpoint.dim, scratch / "fp32")
         for weights in plan.weights:
-            _tell(f"{layers} layers, {weights}")
+            _say(f"{layers} layers, {weights}")
             folder = scratch / weights
             try:
                 artifact = base if weights == "fp32" else _quantized(base, folder, weights)
@@ -206,22 +206,19 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
                 if exact is None:
                     raise  # nothing to compare with
                 rows[weights] = str(error).replace(str(folder), weights)
-        _tell(f"{layers} layers, timing")
+        _say(f"{layers} layers, timing")
         batches, singles = _times(encoders, bench.sts.sentences1, plan.repeats)
     return Depth(layers, rows, batches, singles)
 
 
-def _tell(step: str) -> None:
+def _say(step: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
 
 
 def _quantized(base: Artifact, folder: Path, weights: WeightPrecision) -> Artifact:
     """Switch off the gates that have a switch: a row with bad figures is better than none."""
-    return quantize_artifact(
-        base.path,
-        folder,
-        Recipe(weights=weights, vectors="float32", allow_batch_dependent=True, min_coverage=0.0),
-    )
+    recipe = Recipe(weights=weights, vectors="float32", allow_batch_dependent=True, min_coverage=0)
+    return quantize_artifact(base.path, folder, recipe)
 
 
 def _encoded(bench: Bench, encoder: Encoder) -> Vectors:
@@ -271,10 +268,10 @@ def _times(
     for turn in range(rounds + 1):  # the first warms up
         for weights, encoder in encoders.items():
             together = _seconds(encoder, ids)
-            alone = float(np.median([_seconds(encoder, [row]) for row in some]))
+            single = float(np.median([_seconds(encoder, [row]) for row in some]))
             if turn:
                 batches[weights].append(together)
-                singles[weights].append(alone)
+                singles[weights].append(single)
     return batches, singles
 
 
@@ -313,7 +310,7 @@ def _setting(bench: Bench, done: Sequence[Depth]) -> Iterator[str]:
 def _weights_table(done: Sequence[Depth]) -> Iterator[str]:
     yield from ("## By layers and weights", "")
     head = (
-        *("layers", "weights", "mean / min cosine", f"top-{TOP} overlap", "alone = batched"),
+        *("layers", "weights", "mean / min cosine", f"top-{TOP} overlap", "single = batched"),
         *("equal codes", "MB", "coverage", f"speed, batches of {BATCH}", "speed, one text", "ms"),
     )
     yield from _table(head, (_weights_row(depth, name) for depth in done for name in depth.rows))

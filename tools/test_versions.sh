@@ -17,6 +17,7 @@ for version in "${@:-4.57.6 newest}"; do
     "$folder/$each/bin/python" -c "import sentence_transformers as s, transformers as t; \
 print('transformers', t.__version__, 'sentence-transformers', s.__version__)"
     "$folder/$each/bin/python" -m pytest -n auto tests/test_checkpoint.py tests/test_families.py \
-      tests/test_graph.py tests/test_prepare.py tests/test_slicing.py tests/test_towers.py
+      tests/test_graph.py tests/test_convert.py tests/test_lora.py tests/test_slicing.py \
+      tests/test_towers.py
   done
 done

@@ -1,4 +1,4 @@
-"""Weight precisions: fidelity, independence of the batch, and what is really quantized."""
+"""int8, and fp16 beside it, on the checkpoint that ships: fidelity, what is quantized, kernels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tiny import tiny_checkpoint
 
@@ -30,7 +28,6 @@ from m2dexport.precisions import ISAS, Isa, WeightPrecision
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.int8 import quantize_matmuls
-from m2dexport.quantize.rounding import round_weights
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.tokenizer import load_tokenizer
 from m2dexport.vectors.codecs import normalize
@@ -92,9 +89,8 @@ def test_fp16_stores_a_checkpoint_of_fp16_weights_without_loss(shipped, quantize
     np.testing.assert_array_equal(found, encode(graph, ids, 16))
 
 
-@pytest.mark.parametrize("weights", ["fp32", "fp16", "int8"])
-def test_a_text_has_the_same_vector_alone_and_in_any_batch(shipped, quantized, weights) -> None:
-    ids, model = shipped[1], quantized(weights)
+def test_a_text_has_the_same_vector_by_itself_and_in_any_batch(shipped, quantized) -> None:
+    ids, model = shipped[1], quantized("int8")
     assert cosines(encode(model, ids, 1), encode(model, ids, len(ids))).min() >= 0.99999
 
 
@@ -132,39 +128,6 @@ def test_a_head_after_pooling_stays_in_float32(tmp_path: Path) -> None:
     model = quantize(graph_from_checkpoint(checkpoint), "int8", texts)
     wide = [n for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT]
     assert any("head" in name and name.endswith("weight") for name in wide)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(1, 12))
-def test_no_input_can_saturate_the_kernels_of_a_cpu_without_vnni(
-    seed: int, rows: int, columns: int
-) -> None:
-    """These add the products of two neighbouring bytes, one of them unsigned, in 16 bits."""
-    rng = np.random.default_rng(seed)
-    weight = rng.standard_t(2, (rows, columns)).astype(np.float32)
-    inputs = rng.standard_normal((64, rows)).astype(np.float32)
-    codes = round_weights(weight, inputs, "portable")[0].astype(int)
-    pairs = np.pad(codes, ((0, rows % 2), (0, 0))).reshape(-1, 2, columns)
-    worst = 255 * np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
-    assert worst.max() < 2**15
-
-
-@pytest.mark.parametrize(
-    ("rows", "isa"),
-    [
-        ([[64], [64]], "portable"),
-        ([[-100], [-28]], "portable"),
-        ([[127], [-127]], "portable"),
-        ([[1], [127], [1], [2]], "portable"),  # 127 + 1: neighbours are rows 0 and 1, 2 and 3
-        ([[1], [127], [2], [2], [100]], "portable"),  # the last has no neighbour
-        ([[64], [65]], "vnni"),
-        ([[0], [0], [-100], [-29]], "vnni"),
-    ],
-)
-def test_saturation_is_read_off_neighbouring_codes(rows, isa) -> None:
-    codes = ir.tensor(np.array(rows, dtype=np.int8), name="codes")
-    value = ir.Value(name="codes", shape=ir.Shape(codes.shape), const_value=codes)
-    assert isa_of(ir.Graph([], [], nodes=[], initializers=[value])) == isa
 
 
 def test_plain_8_bits_are_finer_and_need_vnni(shipped, quantized) -> None:
@@ -206,20 +169,6 @@ def test_a_processor_is_asked_by_a_product_of_codes() -> None:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     assert onnx.load_from_string(engine._PRODUCT) == model
     assert engine._saturates() in (False, True)  # by the processor
-
-
-def test_rounding_that_looks_at_the_inputs_beats_rounding_to_nearest() -> None:
-    rng = np.random.default_rng(0)
-    mixing = rng.standard_normal((48, 48)).astype(np.float32)
-    inputs = rng.standard_normal((512, 48)).astype(np.float32) @ mixing
-    weight = rng.standard_normal((48, 32)).astype(np.float32)
-    codes, scale = round_weights(weight, inputs, "portable")
-    step = np.abs(weight).max(axis=0) / 63  # 7 bits, the usual way to be exact without VNNI
-    nearest = np.round(weight / step) * step / scale
-    error, nearest_error = (
-        np.square(inputs @ (values * scale - weight)).mean() for values in (codes, nearest)
-    )
-    assert error < 0.7 * nearest_error
 
 
 def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone(
