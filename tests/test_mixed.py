@@ -188,7 +188,7 @@ def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(
     options = "--vectors", "float32", "--calibration", tmp_path / "texts.txt"
     result = m2d("quantize", fp32, *options, "--out", tmp_path / "quantized")
     assert result.exit_code == 0, result.output
-    assert "mixed; at least 0.99980 / 0.99000 is wanted" in " ".join(result.output.split())
+    assert "mixed; at least 0.99980 / 0.99000 is required" in " ".join(result.output.split())
     made = [(folder / "model.onnx").read_bytes() for folder in (built.path, tmp_path / "quantized")]
     assert made[0] == made[1]
     cell = profiled_int8(open_checkpoint())

@@ -29,6 +29,7 @@ from m2dexport.graph.edit import large_weights, table_users
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.units import restore, units_of
 from m2dexport.runtime.encoder import Encoder
+from m2dexport.vectors.codecs import cosines
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.tasks import Task
 
@@ -224,8 +225,8 @@ def reaches_floor(exact: Floats, found: Floats) -> bool:
 
 
 def _fidelity(exact: Floats, found: Floats) -> Fidelity:
-    cosines = 1 - _turns(exact, found)
-    return Fidelity(float(cosines.mean()), float(cosines.min()))
+    kept = cosines(exact, found)
+    return Fidelity(float(kept.mean()), float(kept.min()))
 
 
 def fewest(fits: Callable[[int], bool], most: int) -> int | None:
@@ -305,9 +306,9 @@ def _rank(
     turns: dict[str, float] = {}
     for unit in weights:
         on_progress("measuring sensitivities", len(turns), len(weights))
-        turns[unit] = float(_turns(tables_only, quantizing([unit])).mean())
+        turns[unit] = _turn(tables_only, quantizing([unit]))
     falling = dict(sorted(turns.items(), key=lambda item: -item[1]))
-    tables_turn = float(_turns(encode(original), tables_only).mean())
+    tables_turn = _turn(encode(original), tables_only)
     return _Ranked(original, quantized, weights, falling, tables_turn)
 
 
@@ -315,10 +316,9 @@ def _some(texts: Sequence[Text], most: int) -> Sequence[Text]:
     return texts[:: -(-len(texts) // most)]
 
 
-def _turns(one: Floats, other: Floats) -> NDArray[np.float64]:
-    """Return 1 - cosine of each pair of rows of length 1, without that formula's cancellation."""
-    turns: NDArray[np.float64] = np.square(one.astype(np.float64) - other).sum(axis=1) / 2
-    return turns
+def _turn(one: Floats, other: Floats) -> float:
+    """Return 1 - mean cosine."""
+    return float(1 - cosines(one, other).mean())
 
 
 def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
 from m2dexport.errors import ParityError
-from m2dexport.vectors.codecs import Ranges, encode_vectors
+from m2dexport.vectors.codecs import Ranges, cosines, encode_vectors
 
 Floats = NDArray[np.float32]
 #: From int64 (batch, sequence) ids and mask to ``batch`` rows.
@@ -103,14 +103,14 @@ def measure_parity(expected: Floats, found: Embedded) -> Parity:
     """
     company = (found.batched, found.alone, found.padded)
     # Each text is judged by the worst of its vectors.
-    cosines = np.minimum.reduce([_cosines(expected, vectors) for vectors in company])
+    worst = np.minimum.reduce([cosines(expected, vectors) for vectors in company])
     ranges = _ranges(found.alone)
     return Parity(
         texts=len(expected),
         max_difference=max(float(np.abs(expected - vectors).max()) for vectors in company),
-        mean_cosine=float(cosines.mean()),
-        min_cosine=float(cosines.min()),
-        batch_cosine=min(float(_cosines(found.alone, v).min()) for v in company),
+        mean_cosine=float(worst.mean()),
+        min_cosine=float(worst.min()),
+        batch_cosine=min(float(cosines(found.alone, v).min()) for v in company),
         batch_codes=min(_equal_codes(found.alone, vectors, ranges) for vectors in company),
     )
 
@@ -175,10 +175,3 @@ def require_batch_invariance(parity: Parity, name: str) -> None:
             f"{MIN_BATCH_CODES:.1%} are needed); choose other weights, or pass "
             "--allow-batch-dependent to have it run one text at a time."
         )
-
-
-def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines: NDArray[np.float64] = (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
-    return cosines

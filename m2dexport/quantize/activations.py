@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from m2dexport.batches import padded
 from m2dexport.errors import UsageError
 
 Floats = NDArray[np.float32]
@@ -48,7 +49,7 @@ def collect_activations(
     Raises:
         UsageError: when the texts have fewer than 256 tokens together, or a value is not finite.
     """
-    tokens = sum(len(text) for text in calibration.ids)
+    tokens = sum(max(1, len(text)) for text in calibration.ids)  # as padded makes them
     if tokens < MIN_TOKENS:
         raise UsageError(
             f"the calibration texts have {tokens} tokens; int8 weights need {MIN_TOKENS} or more."
@@ -62,7 +63,7 @@ def collect_activations(
     seen = 0
     for start in range(0, len(order), _BATCH):
         texts = [calibration.ids[index] for index in order[start : start + _BATCH]]
-        input_ids, mask = _padded(texts, calibration.pad_id)
+        input_ids, mask = padded(texts, calibration.pad_id)
         real = mask.astype(bool)
         take = chosen[seen : seen + int(real.sum())]
         seen += int(real.sum())
@@ -86,15 +87,3 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
         made[name].type = ir.TensorType(ir.DataType.FLOAT)
         model.graph.outputs.append(made[name])
     return model
-
-
-def _padded(
-    texts: Sequence[Sequence[int]], pad_id: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    width = max(1, *(len(text) for text in texts))
-    input_ids = np.full((len(texts), width), pad_id, dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, text in enumerate(texts):
-        input_ids[row, : len(text)] = text
-        mask[row, : len(text)] = 1
-    return input_ids, mask
