@@ -389,3 +389,13 @@ def test_a_device_needs_no_onnxruntime(int8: Artifact, tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(int8.path)], capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stdout.strip()) == (0, "(1, 36)"), ran.stderr
+
+
+def test_a_compiled_model_is_kept_where_the_device_says(tmp_path: Path) -> None:
+    made = files_from_onnx(tiny_graph(12, "float32", None))
+    device = Device(threads=1, cache=tmp_path / "cache")
+    first, second = (engine.run(engine.load(made, device, "portable"), IDS, MASK) for _ in range(2))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".blob"]
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(UsageError, match="onnxruntime compiles nothing"):
+        engine_runner("onnx").load({}, device, "portable")
