@@ -114,20 +114,17 @@ def compute_surface(
         UsageError: when the calibration texts do not do.
         MissingExtra: when the package that makes the precision is not installed.
     """
+    one_pass = _Pass(source, weights, corpus, plan, on_progress)
     calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
     try:
         graph = engine_maker(plan.engine).quantize(source.graph, weights, calibration, plan.isa)
+        candidates = one_pass.candidates(graph)
     except (UsageError, MissingExtra):
         raise
-    except M2DError as error:
+    except M2DError as error:  # of the graph that all depths share
         return Surface({}, dict.fromkeys(plan.layers, str(error)))
-    one_pass = _Pass(source, weights, corpus, plan, on_progress)
     failures: dict[int, str] = {}
     depths: dict[int, Depth] = {}
-    try:
-        candidates = one_pass.candidates(graph)
-    except M2DError as error:
-        return Surface({}, dict.fromkeys(plan.layers, str(error)))
     for layers, candidate in candidates.items():
         try:
             depths[layers] = one_pass.checked(layers, candidate)
