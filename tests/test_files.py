@@ -25,7 +25,7 @@ from m2dexport.files import (
     scratch_folder,
     sha256_of,
 )
-from m2dexport.runtime.artifact import GRAPHS, RANGES, TOKENIZER
+from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, TOKENIZER
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock and no SIGKILL")
 
@@ -137,7 +137,7 @@ def test_creation_is_exclusive_on_a_file_system_without_links(tmp_path, monkeypa
 
 
 def test_force_replaces_an_artifact_a_sub_model_a_grid_and_an_empty_folder(tmp_path: Path) -> None:
-    artifact = dict.fromkeys((*GRAPHS, RANGES, TOKENIZER, "LICENSE"), "")
+    artifact = dict.fromkeys((*GRAPH_FILES, RANGES, TOKENIZER, "LICENSE"), "")
     outputs = (
         {SPEC: ARTIFACT_JSON, **artifact},
         {PROVENANCE: PROVENANCE_JSON, "config.json": "{}"},
