@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from m2dexport.errors import M2DError
@@ -44,14 +44,41 @@ _SEQUENCE = {
 _MODELS = frozenset({"BPE", "Unigram", "WordLevel", "WordPiece"})
 _MOST_STEPS = 32  # of a stage
 _MOST_GROWTH = 64  # times the length of a text
-_MOST_PATTERN = 2000  # characters of a regular expression
 _MOST_WORD = 400  # characters: what WordPiece takes for one word; time grows with its square
-_MOST_REPLACED = 64  # bytes that a table puts in the place of a character; Unicode's NFKC: 33
+_MOST_PIECE = 256  # characters of what Unigram looks for at each place of a text; XLM-R's: 16
+_MOST_AFFIX = 16  # characters that mark each part of a word, such as ##
+_MOST_ADDED, _MOST_CONTENT = 10_000, 1000  # added tokens, and characters of one; Gemma's: 6,415
 _MOST_SPECIALS = 16  # tokens that are added to a text
-#: A repeated group that holds a repetition, or alternatives, takes exponential time.
-_REPETITION = re.compile(r"[*+}|]")
-#: References and recursion are as bad.
-_REFERENCE = re.compile(r"\\[1-9kg]|\(\?[PR&(]")
+#: What a step makes of one character at most. Normal forms do so once: they leave what they made.
+_FORMS = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18}
+_ALWAYS = {"BertNormalizer": 3, "ByteLevel": 4}
+
+_CONTRACTED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s|%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPACED = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+#: The regular expressions of known tokenizers. Which others end in time cannot be seen from them.
+_PATTERNS = frozenset(
+    {
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+        rf"{_CONTRACTED}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_SPACED}",  # Qwen2 and 3
+        rf"{_CONTRACTED}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_SPACED}",  # Llama 3
+        rf"{_CONTRACTED}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+        r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # Qwen3.5
+        _CASED % ("", "", r"\p{N}"),  # Mistral's Tekken
+        _CASED % (f"{_CONTRACTED}?", f"{_CONTRACTED}?", r"\p{N}{1,3}"),  # GPT-4o and gpt-oss
+        r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",  # CLIP
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
+        r"|[^\s\p{L}\p{N}]+",
+        r" ?[^(\s|[.,!?…。，、।۔،])]+",  # BLOOM
+        # SentencePiece's spaces, as XLM-R, T5, DeBERTa and others have them
+        *(r" {2,}", r"\s{2,}|[\n\r\t]", r"[\n\r\t]", r" +▁", r"\A▁", r"^▁+$", r"\A +| +\z"),
+        *(r"\s+", r"\n", r"\s", r" ", r"\p{N}", r"\p{N}{1,3}", r"\d", r"[0-9]", r"[0-9][0-9][0-9]"),
+    }
+)
 
 
 def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
@@ -67,14 +94,12 @@ def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
     stored = parse_json(tokenizer_json, TOKENIZER, M2DError)
     try:
         _require_settings(stored, max_length)
-        growth = 1.0
-        for stage in _STEPS:
-            for step in _steps(stored.get(stage), stage):
-                growth *= _growth(step) if stage == "normalizer" else 1
-                _require_pattern(step)
-        if growth > _MOST_GROWTH:
-            raise _Refused("its normalizer can make a text many times longer")
+        steps = {stage: list(_steps(stored.get(stage), stage)) for stage in _STEPS}
+        for step in itertools.chain(*steps.values()):
+            _require_pattern(step)
+        _require_growth([*steps["normalizer"], *steps["pre_tokenizer"]])
         _require_model(stored.get("model"))
+        _require_added(stored.get("added_tokens"))
         _require_specials(stored.get("post_processor"))
     except _Refused as refused:
         raise M2DError(
@@ -121,39 +146,44 @@ def _steps(step: Any, stage: str, left: int = _MOST_STEPS) -> Iterator[Any]:
         yield from _steps(part, stage, left - len(parts))
 
 
-def _growth(step: Any) -> float:
-    """Return how many times longer a normalizer can make a text, at most."""
+def _require_growth(steps: Sequence[Any]) -> None:
+    """Refuse steps that can make a text many times longer.
+
+    A text holds few characters that a normal form makes longer, but a step before it can put them
+    in the place of all others.
+    """
+    growth, replaced = 1.0, False
+    for step in steps:
+        kind = step["type"]
+        growth *= _ALWAYS.get(kind, 1) * (_FORMS.get(kind, 1) if replaced else 1)
+        growth *= _replacement(step)
+        put = step.get("content", step.get("prepend", ""))
+        replaced |= kind in ("ByteLevel", "Precompiled") or not put.isascii()
+    if growth > _MOST_GROWTH:
+        raise _Refused("its normalizer can make a text many times longer")
+
+
+def _replacement(step: Any) -> float:
+    """Return how many times longer a step's own table or text can make a text, at most."""
     kind = step["type"]
     if kind == "Prepend":
         return 1.0 + len(step["prepend"])
-    if kind == "Replace" and "String" in step["pattern"]:
-        if not step["pattern"]["String"]:
-            raise _Refused("its normalizer replaces nothing by something")
-        return max(1.0, len(step["content"]) / len(step["pattern"]["String"]))
     if kind == "Replace":
-        # A pattern that can match nothing does so between any two characters.
-        length = len(step["content"])
-        return max(1.0, length) if _takes_something(step["pattern"]["Regex"]) else 1.0 + length
+        # Each known pattern takes at least one character.
+        taken = len(step["pattern"].get("String", "a"))
+        if not taken:
+            raise _Refused("its normalizer replaces nothing by something")
+        return max(1.0, len(step["content"]) / taken)
     if kind == "Precompiled":
-        _require_table(step["precompiled_charsmap"])
+        return float(max(1, _longest_replacement(step["precompiled_charsmap"])))
     return 1.0
 
 
-def _takes_something(pattern: str) -> bool:
-    """Say whether each match of a pattern surely has at least one character."""
-    if re.search(r"\(\?(?!:)|\\[A-Zb]|[\^$|]", pattern):  # anchors, and what looks around
-        return False
-    try:
-        return re.match(pattern, "") is None
-    except re.error:  # of another dialect
-        return False
-
-
-def _require_table(stored: Any) -> None:
-    """Refuse a character table that replaces a character by a long text.
+def _longest_replacement(stored: Any) -> int:
+    """Return the most characters that a character table puts in the place of one.
 
     It is a trie behind its size in bytes, and then the replacements, each ended by a zero byte
-    (sentencepiece, normalizer.cc, DecodePrecompiledCharsMap).
+    (sentencepiece, normalizer.cc, DecodePrecompiledCharsMap). Unicode's NFKC has one of 18.
     """
     try:
         table = base64.b64decode(stored, validate=True)
@@ -162,31 +192,18 @@ def _require_table(stored: Any) -> None:
     size = int.from_bytes(table[:4], "little")
     if len(table) < 4 or size > len(table) - 4 or size % 4:
         raise _Refused("its character table is damaged")
-    if max(map(len, table[4 + size :].split(b"\0"))) > _MOST_REPLACED:
-        raise _Refused("its character table replaces a character by a long text")
+    return max(len(text.decode("utf-8", "replace")) for text in table[4 + size :].split(b"\0"))
 
 
 def _require_pattern(step: Any) -> None:
     pattern = step.get("pattern")
     if not isinstance(pattern, dict) or "Regex" not in pattern:
         return
-    text = pattern["Regex"]
-    if len(text) > _MOST_PATTERN or _REFERENCE.search(text) or _repeats_repetition(text):
-        raise _Refused(f"its pattern {shown(text)} can take very long")
-
-
-def _repeats_repetition(pattern: str) -> bool:
-    """Say whether a group of repetitions or alternatives is repeated, as in ``(a+)*``."""
-    # Escapes and classes hold no operators.
-    plain = re.sub(r"\\[pP]\{[^}]*\}|\\.", "a", pattern, flags=re.DOTALL)
-    plain = re.sub(r"\[(?:\[[^]]*\]|[^]])+\]", "a", plain)
-    group = re.compile(r"\(([^()]*)\)([*+]|\{\d*,\d*\})?")
-    while match := group.search(plain):
-        repeats = bool(_REPETITION.search(match[1]))
-        if repeats and match[2]:
-            return True
-        plain = plain[: match.start()] + ("a+" if repeats else "a") + plain[match.end() :]
-    return False
+    if pattern["Regex"] not in _PATTERNS:
+        raise _Refused(
+            f"its pattern {shown(pattern['Regex'])} is not one of a known tokenizer, and could "
+            "take very long"
+        )
 
 
 def _require_model(model: Any) -> None:
@@ -196,6 +213,24 @@ def _require_model(model: Any) -> None:
         raise _Refused(f"its model takes more than {_MOST_WORD} characters for one word")
     if model.get("dropout"):
         raise _Refused("its model drops merges at random")
+    affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
+    if any(len(affix or "") > _MOST_AFFIX for affix in affixes):
+        raise _Refused(f"its model marks parts of words by more than {_MOST_AFFIX} characters")
+    if model["type"] == "Unigram":
+        longest = max((len(piece) for piece, _ in model["vocab"]), default=0)
+        if longest > _MOST_PIECE:
+            raise _Refused(f"its vocabulary has a piece of more than {_MOST_PIECE} characters")
+
+
+def _require_added(tokens: Any) -> None:
+    if tokens is None:
+        return
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise _Refused("its added tokens are not a list of objects")
+    if len(tokens) > _MOST_ADDED:
+        raise _Refused(f"it has more than {_MOST_ADDED:,} added tokens")
+    if any(len(token["content"]) > _MOST_CONTENT for token in tokens):
+        raise _Refused(f"it has an added token of more than {_MOST_CONTENT:,} characters")
 
 
 def _require_specials(processor: Any) -> None:
