@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -139,6 +140,74 @@ def computed(graph: ModelProto) -> None:
         graph.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
     graph.graph.node.insert(0, helper.make_node("Mul", ["some", "some"], ["shape"]))
     graph.graph.node.insert(1, helper.make_node("Expand", ["one", "shape"], ["many"]))
+
+
+def constants(graph: ModelProto, nodes: str, **values: Any) -> None:
+    """Put nodes, written as ``Tile many = one shape``, in front of a graph."""
+    for name, value in values.items():
+        graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    for number, node in enumerate(nodes.split("; ")):
+        operator, made, _, *inputs = node.split()
+        attributes = {"equation": "i,j->ij"} if operator == "Einsum" else {}
+        graph.graph.node.insert(number, helper.make_node(operator, inputs, [made], **attributes))
+
+
+LONG = np.zeros(1 << 18, np.float32)
+ROW, COLUMN = LONG.reshape(1, -1), LONG.reshape(-1, 1)
+IDS = np.zeros(1 << 18, np.int64)
+#: Nodes that ask for more than a graph may have, and the constants that they are made from.
+LARGE: list[tuple[str, dict[str, Any]]] = [
+    ("Tile some = one n; Tile many = some n", {"one": [1.0], "n": [1 << 18]}),
+    ("Add many = row column", {"row": ROW, "column": COLUMN}),
+    ("Cast same = row; Where many = same column column", {"row": ROW, "column": COLUMN}),
+    ("MatMul many = column row", {"row": ROW, "column": COLUMN}),
+    ("Einsum many = long long", {"long": LONG}),
+    ("Gather many = row ids", {"row": ROW, "ids": IDS}),
+    ("OneHot many = ids depth values", {"ids": IDS, "depth": 1 << 18, "values": [0, 1]}),
+    ("Gather n = sizes ids; ConstantOfShape many = n", {"sizes": [1 << 9], "ids": [0] * 4}),
+    ("ConstantOfShape n = one; ConstantOfShape many = n", {"one": [1]}),
+    ("Add n = one one; Add m = n n; ConstantOfShape many = m", {"one": [1]}),
+    ("Reshape none = empty n; ReduceSum many = none axis",
+     {"empty": np.zeros(0), "n": [0, 1 << 40], "axis": [0]}),
+    ("; ".join(f"Expand many{number} = one n" for number in range(6)),
+     {"one": [1.0], "n": [1 << 26]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "values"), LARGE, ids=[nodes[:40] for nodes, _ in LARGE])
+def test_what_constants_alone_make_large_is_refused(nodes: str, values: dict[str, Any]) -> None:
+    graph = onnx.load_from_string(tiny_graph(12, "float32", None))
+    constants(graph, nodes, **values)
+    assert "constants make its " in refused(graph.SerializeToString())
+
+
+def test_constants_may_be_dequantized_reshaped_and_put_together() -> None:
+    graph = onnx.load_from_string(tiny_graph(12, "float32", None))
+    large = np.zeros((1 << 14, 1 << 10), np.int8)  # as many values, squared, as are refused
+    constants(
+        graph,
+        "DequantizeLinear a = large scale; Mul b = a scales; Transpose c = b; Reshape d = c shape; "
+        "Gather e = a ids; Concat f = half half; ConstantOfShape g = f; Slice h = shape low high; "
+        "Expand i = scale h",
+        large=large,
+        scale=np.float32(1),
+        scales=np.ones((1 << 14, 1), np.float32),
+        shape=[1 << 10, 1 << 14],
+        ids=np.arange(512),
+        half=[1 << 10],
+        low=[0],
+        high=[2**63 - 1],
+    )
+    assert examine_graph("onnx", [graph.SerializeToString()]).nodes[0].operator
+
+
+def test_nodes_that_are_not_in_order_are_refused() -> None:
+    graph = onnx.load_from_string(tiny_graph(12, "float32", None))
+    constants(graph, "Identity b = a; Tile a = one n", one=[1.0], n=[1 << 10])
+    assert "not in the order in which they run" in refused(graph.SerializeToString())
+    graph = onnx.load_from_string(tiny_graph(12, "float32", None))
+    constants(graph, "Identity a = one; Identity a = one", one=[1.0])
+    assert "not in the order in which they run" in refused(graph.SerializeToString())
 
 
 def short(graph: ModelProto) -> None:

@@ -38,6 +38,7 @@ class Node:
     operator: str  # "Gather"; those of another domain as "com.microsoft.Gelu"
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    axis: int | None = None  # its attribute of that name
 
 
 @dataclass(frozen=True)

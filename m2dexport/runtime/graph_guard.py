@@ -8,7 +8,7 @@ or fills memory with one constant of a huge shape. So a graph is refused that
   operators that compute one tensor from others without a loop, a file, a state or a random number,
   since the code of a custom checkpoint may export them. A list of what is forbidden would have to
   be extended with every release of an engine;
-* makes a tensor of a size that constants set, beyond 2^26 values.
+* makes a tensor of a size that constants set, beyond 2^26 values (``graph_sizes``).
 
 This does not bound what a graph computes from its inputs: one may still be slow or large for long
 texts. Get bundles from where you trust.
@@ -16,9 +16,8 @@ texts. Get bundles from where you trust.
 
 from __future__ import annotations
 
-import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,11 @@ from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES
 from m2dexport.errors import M2DError, one_line
-from m2dexport.runtime.graph_content import Constant, GraphContent, UnsafeGraph
+from m2dexport.runtime.graph_content import GraphContent, UnsafeGraph
+from m2dexport.runtime.graph_sizes import require_sizes
 from m2dexport.runtime.onnx_content import onnx_content
 from m2dexport.runtime.openvino_content import openvino_content
 from m2dexport.strict import shown
-
-_MOST_VALUES = 1 << 26  # of a tensor whose size constants set
-_MOST_SIZES = 16  # values of a constant that may be a shape
 
 _ONNX_NAMES = """
 Abs Add And ArgMax ArgMin Attention BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast
@@ -59,11 +56,7 @@ Select Selu ShapeOf Sigmoid Sign Sin Slice SoftMax SoftPlus Split Sqrt Squeeze S
 Subtract Swish Tan Tanh Tile TopK Transpose Unsqueeze VariadicSplit
 """
 _ONNX, _OPENVINO = frozenset(_ONNX_NAMES.split()), frozenset(_OPENVINO_NAMES.split())
-#: Operator -> which of its inputs set the size of what it makes.
-_SIZING = {"Tile": (1,), "OneHot": (1,), "Range": (0, 1, 2)}
-_ONNX_SIZING = {**_SIZING, "ConstantOfShape": (0,), "Expand": (1,), "Pad": (1,)}
-_OPENVINO_SIZING = {**_SIZING, "Broadcast": (1,), "Pad": (1, 2)}
-_LEAST_INPUTS = {"Gather": 2, "Range": 3}
+_LEAST_INPUTS = {"Gather": 2, "Range": 3, "Reshape": 2}
 _CONVERTS = frozenset({"Cast", "Convert"})
 _SAME = _CONVERTS | {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
 _IDS = "input_ids"
@@ -85,11 +78,10 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
         if engine == "openvino":
             content = openvino_content(*views)
             _require_operators(content, _OPENVINO)
-            _require_sizes(content, _OPENVINO_SIZING)
         else:
             content = onnx_content(*views)
             _require_operators(content, _ONNX)
-            _require_sizes(content, _ONNX_SIZING)
+        require_sizes(content, engine)
     except UnsafeGraph as error:
         raise M2DError(f"{name} cannot be read or run: {one_line(error)}.") from error
     return content
@@ -134,30 +126,3 @@ def _require_operators(content: GraphContent, known: frozenset[str]) -> None:
             raise UnsafeGraph(f"it uses the operator {shown(node.operator)}, which is not allowed")
         if len(node.inputs) < _LEAST_INPUTS.get(node.operator, 1):
             raise UnsafeGraph(f"its operator {node.operator} lacks an input")
-
-
-def _require_sizes(content: GraphContent, sizing: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse tensors that constants, or what is computed from constants only, make huge."""
-    # Of each value that no input of the graph reaches: how large a size it can set.
-    reach = {name: _reach(constant) for name, constant in content.constants.items()} | {"": 1}
-    for node in content.nodes:
-        for position in sizing.get(node.operator, ()):
-            name = node.inputs[position] if position < len(node.inputs) else ""
-            if reach.get(name, 1) > _MOST_VALUES:
-                raise UnsafeGraph(
-                    f"constants make its {node.operator} larger than {_MOST_VALUES:,} values"
-                )
-        if all(name in reach for name in node.inputs):
-            made = math.prod(reach[name] for name in node.inputs)
-            reach.update(dict.fromkeys(node.outputs, min(made, _MOST_VALUES + 1)))
-
-
-def _reach(constant: Constant) -> int:
-    """Return the largest number of values that a constant gives a tensor, as its shape or by it."""
-    count, values = math.prod(constant.shape), constant.values()
-    if values is None or count > _MOST_SIZES:
-        return count
-    # In Python's numbers, which do not overflow; the step of a Range counts as 1 / step.
-    sizes = [abs(value) for value in values.tolist() if value]
-    size = math.prod(max(size, 1 / size) for size in sizes)
-    return max(count, math.ceil(size)) if size <= _MOST_VALUES else _MOST_VALUES + 1

@@ -76,7 +76,7 @@ def openvino_content(xml: memoryview, weights: memoryview) -> GraphContent:
             constants[name] = _constant(layer, weights)
         elif kind not in ("Parameter", "Result"):
             sources = tuple(source for _, source in sorted(inputs.get(number, ())))
-            nodes.append(Node(kind, sources, (name,)))
+            nodes.append(Node(kind, sources, (name,), _axis(layer)))
     return GraphContent(tuple(nodes), constants)
 
 
@@ -106,6 +106,12 @@ def _constant(layer: ElementTree.Element, weights: memoryview) -> Constant:
     bits, dtype = _TYPES[kind]
     require_size(shape, bits, size, name)
     return Constant(shape, np.dtype(dtype) if dtype else None, weights[offset : offset + size])
+
+
+def _axis(layer: ElementTree.Element) -> int | None:
+    data = layer.find("data")
+    text = None if data is None else data.get("axis")
+    return int(text) if text and re.fullmatch(r"-?\d{1,15}", text, re.ASCII) else None
 
 
 def _number(text: str | None) -> int:
