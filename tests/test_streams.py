@@ -20,6 +20,7 @@ from tiny_artifact import tiny_artifact, tiny_spec
 from m2dexport.cli import cli
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
+from m2dexport.runtime import lines as lines_module
 from m2dexport.runtime import streams
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder, load
@@ -119,14 +120,14 @@ def test_jsonl_keeps_ids_of_any_kind(
     source = tmp_path / "texts.jsonl"
     source.write_text(
         '\ufeff{"text": "a", "id": "é\\ud83d"}\n\n{"id": null, "text": "b"}\r\n'
-        '{"text": "c", "x": 1}',
+        '{"text": "c", "x": 1}\n{"_id": "d1", "text": "d"}\n{"_id": "d2", "id": 2, "text": "e"}',
         encoding="utf-8",
     )
-    assert encode_stream(encoder, source).texts == 3
+    assert encode_stream(encoder, source).texts == 5
     rows = rows_of(capsys.readouterr().out)
-    assert [row.get("id", "none") for row in rows] == ["é\ud83d", None, "none"]
+    assert [row.get("id", "none") for row in rows] == ["é\ud83d", None, "none", "d1", 2]
     np.testing.assert_array_equal(
-        np.array([row["vector"] for row in rows], dtype=np.float32), encoder.encode(["a", "b", "c"])
+        np.array([row["vector"] for row in rows], dtype=np.float32), encoder.encode(list("abcde"))
     )
 
 
@@ -138,12 +139,13 @@ def test_jsonl_keeps_ids_of_any_kind(
         ("\ufeffa\n", ["a"]),
         ("a\u2028b\x0cc\n", ["a\u2028b\x0cc"]),
         ('{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+        (' { "_id": 1, "text": "a"}\n', ["a"]),
         ('{braces} are text\n{"text": 1}', ["{braces} are text", '{"text": 1}']),
         ("[1]\n", ["[1]"]),
         ("", []),
     ],
 )
-def test_stdin_is_lines_unless_its_first_line_is_an_object_with_a_text(
+def test_stdin_is_lines_unless_its_first_line_is_an_object(
     encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -157,9 +159,34 @@ def test_stdin_is_lines_unless_its_first_line_is_an_object_with_a_text(
     np.testing.assert_allclose([row["vector"] for row in rows], expected, rtol=1e-6)
 
 
-def test_a_text_file_is_never_read_as_jsonl(encoder: Encoder, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text('{"text": "a"}\nplain\n')
+@pytest.mark.parametrize("line", ['{"title": "a"}', '{"text": "a"', '{"text": 1}', "{}"])
+def test_an_object_that_cannot_be_used_is_not_encoded_as_a_text(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    stdin(monkeypatch, f"{line}\nplain\n")
+    with pytest.raises(UsageError, match="stdin:1 is not"):
+        encode_stream(encoder, None, tmp_path / "v.npy")
+    (tmp_path / "a.txt").write_text(f"{line}\nplain\n")
+    with pytest.raises(UsageError, match=r"a\.txt:1 looks like JSONL; name the file \.jsonl"):
+        encode_stream(encoder, tmp_path / "a.txt", tmp_path / "v.npy")
+
+
+def test_only_the_first_line_decides_what_a_text_file_is(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text('plain\n{"text": "a"}\n')
     assert encode_stream(encoder, tmp_path / "a.txt", tmp_path / "v.npy").texts == 2
+
+
+def test_a_line_without_end_is_refused(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines_module, "_MOST_BYTES", 1000)
+    (tmp_path / "a.txt").write_bytes(b"a" * 1000 + b"\n")
+    with Path("/dev/zero").open("rb") as endless:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=endless))
+        with pytest.raises(UsageError, match="stdin:1 has more than 1,000 bytes"):
+            encode_stream(encoder, None, tmp_path / "v.npy")
+    with pytest.raises(UsageError, match=r"a\.txt:1 has more than 1,000 bytes"):
+        encode_stream(encoder, tmp_path / "a.txt", tmp_path / "v.npy")
 
 
 @pytest.mark.parametrize(
@@ -221,17 +248,18 @@ def test_only_one_chunk_of_texts_is_read_ahead(
     seen: list[int] = []
     original = encoder.encode_report
 
-    def endless() -> object:
-        for number in range(5000):
-            read.append(number)
-            yield b"a\n"
+    def readline(_: int) -> bytes:
+        if len(read) == 5000:
+            return b""
+        read.append(len(read))
+        return b"a\n"
 
     def spy(texts: list[str], **options: object) -> object:
         seen.append(len(read))
         return original(texts, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(encoder, "encode_report", spy)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=endless()))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(readline=readline)))
     assert encode_stream(encoder, None, tmp_path / "v.npy").texts == 5000
     assert seen == [0, 1024, 2048, 3072, 4096, 5000]
 
@@ -368,6 +396,58 @@ def test_an_index_is_compared_in_shape_and_type_too(encoder, lines, tmp_path: Pa
     content = (tmp_path / "v.npy").read_bytes()
     (tmp_path / "v.npy").write_bytes(content.replace(b"'<f4'", b"'<i4'", 1))
     with pytest.raises(UsageError, match=r"holds int32 of shape \(5, 12\) where vectors of"):
+        require_vectors_of(tmp_path / "v.npy", encoder.spec, "edge.m2d")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"vector": ...}, "is not a vector with its space_id"),
+        ({"vector": [0.5] * 11}, "holds .* where a vector of edge.m2d is 12 values of float32"),
+        ({"vector": ["0.5"] * 12}, "12 values of float32"),
+        ({"vector": [True] * 12}, "12 values of float32"),
+        ({"vector": [1e39] * 12}, "12 values of float32"),
+        ({"vector": [float("nan")] * 12}, "cannot be read: NaN is not JSON"),
+        ({"vector": 0.5}, "12 values of float32"),
+    ],
+)
+def test_rows_of_an_index_are_compared_in_shape_and_type(
+    encoder, tmp_path: Path, row: dict[str, Any], told: str
+) -> None:
+    sound = {"vector": [1, 0.5] * 6, "space_id": encoder.spec.space_id}
+    changed = {key: value for key, value in (sound | row).items() if value is not ...}
+    (tmp_path / "v.jsonl").write_text(f"{json.dumps(sound)}\n{json.dumps(changed)}\n")
+    with pytest.raises(UsageError, match=rf"v\.jsonl:2 .*{told}"):
+        require_vectors_of(tmp_path / "v.jsonl", encoder.spec, "edge.m2d")
+    (tmp_path / "v.jsonl").write_text(json.dumps(sound)[:-1] + ', "space_id": "x"}')
+    with pytest.raises(UsageError, match="'space_id' is there twice"):
+        require_vectors_of(tmp_path / "v.jsonl", encoder.spec, "edge.m2d")
+
+
+@pytest.mark.parametrize("value", [128, -129, 1.0])
+def test_rows_of_bytes_hold_bytes(tmp_path: Path, value: float) -> None:
+    spec = tiny_spec(vectors="int8")
+    row = {"vector": [value] * 12, "space_id": spec.space_id}
+    (tmp_path / "v.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UsageError, match="12 values of int8"):
+        require_vectors_of(tmp_path / "v.jsonl", spec, "edge.m2d")
+
+
+def test_a_row_without_a_vector_that_encode_wrote_is_accepted(encoder, tmp_path: Path) -> None:
+    row = {"vector": None, "space_id": encoder.spec.space_id}
+    (tmp_path / "v.jsonl").write_text(json.dumps(row))
+    assert require_vectors_of(tmp_path / "v.jsonl", encoder.spec, "edge.m2d") == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_index_of_other_than_finite_numbers_is_refused(
+    encoder, lines, tmp_path: Path, value: float
+) -> None:
+    encode_stream(encoder, lines, tmp_path / "v.npy")
+    vectors = np.load(tmp_path / "v.npy", mmap_mode="r+")
+    vectors[3, 1] = value
+    vectors.flush()
+    with pytest.raises(UsageError, match=f"its row 3 holds {value}"):
         require_vectors_of(tmp_path / "v.npy", encoder.spec, "edge.m2d")
 
 

@@ -158,6 +158,8 @@ def encode(
 ) -> None:
     """Encode texts with a BUNDLE: one per line, or JSONL with "text".
 
+    Files named .jsonl or .ndjson are JSONL, and so is stdin when its first line begins with {".
+
     \b
     Examples:
       m2dexport encode edge.m2d --in texts.txt --out vectors.npy

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -27,12 +28,14 @@ import numpy as np
 from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_file, require_file
 from m2dexport.runtime.encoder import Encoded, Encoder
+from m2dexport.runtime.lines import lines_of
 from m2dexport.runtime.vector_files import JSONL
 from m2dexport.strict import is_unicode
 
 _CHUNK, _CHUNK_CHARACTERS = 1024, 1 << 22  # texts held in memory at a time, and their length
 _NAMED = 10  # texts without a vector that are named one by one
 _STDIN = "stdin"
+_OBJECT = re.compile(r"""\s*\{\s*("|\}\s*$)""")  # how an object begins
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ def encode_stream(
 
     Args:
         encoder: a loaded bundle.
-        source: a .jsonl (or .ndjson) file of objects with "text" and perhaps "id", or any other
-            file of one text per line, empty lines being empty texts; None reads stdin, as JSONL
-            when its first line is an object with a "text".
+        source: a .jsonl (or .ndjson) file of objects with "text" and perhaps "id" (or "_id"), or
+            any other file of one text per line, empty lines being empty texts, whose first line
+            must not begin like a JSON object; None reads stdin, as JSONL when it does.
         out: .npy (rows in the order of the texts, ids left out) or .jsonl, written only when all
             went well; None writes JSONL to stdout.
         prompt: name of one of the model's prompts; None takes its default.
@@ -99,7 +102,7 @@ def encode_stream(
     _require_places(source, out, force)
     with contextlib.ExitStack() as stack:
         stream: BinaryIO = stack.enter_context(source.open("rb")) if source else sys.stdin.buffer
-        rows = _rows(stream, str(source) if source else _STDIN, _is_jsonl(source))
+        rows = _rows(stream, source)
         run = _Run(encoder, prompt, batch_size, on_progress)
         if out is None:
             _write_jsonl(sys.stdout, run, rows)
@@ -228,32 +231,23 @@ def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
     assert stream.tell() == start, "the header of the .npy file grew over its first rows"
 
 
-def _is_jsonl(source: Path | None) -> bool | None:
-    """Whether a source is JSONL; None: its first line decides."""
-    return None if source is None else source.suffix in JSONL
-
-
-def _rows(stream: Iterable[bytes], name: str, jsonl: bool | None) -> Iterator[_Row]:
-    for number, line in enumerate(stream, start=1):
+def _rows(stream: BinaryIO, source: Path | None) -> Iterator[_Row]:
+    name = str(source) if source else _STDIN
+    jsonl = source is not None and source.suffix in JSONL
+    for number, line in lines_of(stream, name):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{name}:{number} is not UTF-8; convert it first.") from error
         text = text.removesuffix("\n").removesuffix("\r")
-        if jsonl is None:
-            jsonl = _is_text_object(text)
+        if number == 1 and not jsonl and _OBJECT.match(text):
+            if source is not None:
+                raise UsageError(f"{name}:1 looks like JSONL; name the file .jsonl.")
+            jsonl = True
         if not jsonl:
             yield _Row(f"{name}:{number}", text, ())
         elif text.strip():
             yield _row(text, f"{name}:{number}")
-
-
-def _is_text_object(line: str) -> bool:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and "text" in value
 
 
 def _row(line: str, where: str) -> _Row:
@@ -269,7 +263,8 @@ def _row(line: str, where: str) -> _Row:
         )
     try:
         # NaN and infinite numbers, which Python reads, are not JSON.
-        names = (json.dumps(value["id"], allow_nan=False),) if "id" in value else ()
+        ids = [value[key] for key in ("id", "_id") if key in value]  # BEIR's have an underscore
+        names = tuple(json.dumps(each, allow_nan=False) for each in ids[:1])
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} has an id that is not JSON: {one_line(error)}.") from error
     return _Row(where, value["text"], names)

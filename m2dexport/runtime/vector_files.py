@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tokenize
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ import numpy as np
 
 from m2dexport.errors import UsageError, one_line
 from m2dexport.runtime.artifact import ArtifactSpec, require_same_space, spec_from_json
-from m2dexport.strict import shown
+from m2dexport.runtime.lines import lines_of
+from m2dexport.strict import parse_json, shown
 from m2dexport.vectors.codecs import code_dtype, code_width
 
 JSONL = (".jsonl", ".ndjson")
+_AT_ONCE = 1 << 22  # values of a file that are held at a time
 
 
 def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
@@ -31,8 +32,8 @@ def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
         The number of vectors, all of this space.
 
     Raises:
-        UsageError: when the spaces differ, naming both and, of a .npy file, the parts that differ,
-            or when the file does not name its space.
+        UsageError: when the spaces differ, naming both and, of a .npy file, the parts that differ;
+            when the file does not name its space; or when what it holds are not vectors of it.
     """
     if not path.is_file():  # nor a pipe, which would wait for a writer
         raise UsageError(f"{path} is not a file; name a .npy or .jsonl file of vectors.")
@@ -67,7 +68,7 @@ def _read_npy(path: Path) -> _Npy:
         size = path.stat().st_size
         with path.open("rb") as stream:
             shape, dtype = _npy_header(stream, size)
-            stream.seek(math.prod(shape) * dtype.itemsize, 1)
+            _require_finite(stream, shape, dtype)
             strings = []
             while stream.tell() < size:
                 _, kind = header = _npy_header(stream, size)
@@ -100,17 +101,49 @@ def _npy_header(stream: BinaryIO, size: int) -> tuple[tuple[int, ...], np.dtype[
     return shape, dtype
 
 
+def _require_finite(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Read past the values of an array, and refuse numbers that are not finite."""
+    size = math.prod(shape)
+    if dtype.kind != "f":
+        stream.seek(size * dtype.itemsize, 1)
+        return
+    for start in range(0, size, _AT_ONCE):
+        count = min(_AT_ONCE, size - start)
+        values = np.frombuffer(stream.read(count * dtype.itemsize), dtype)
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if wrong.size:
+            row = (start + int(wrong[0])) // math.prod(shape[1:])
+            raise ValueError(f"its row {row} holds {values[wrong[0]]}")
+
+
 def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
     number = 0
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                found = json.loads(line)["space_id"]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UsageError(f"{path}:{number} is not a vector with its space_id.") from error
-            if found != spec.space_id:
+        for number, line in lines_of(stream, path):
+            row = parse_json(line, f"{path}:{number}")
+            if not isinstance(row, dict) or not {"space_id", "vector"} <= row.keys():
+                raise UsageError(f"{path}:{number} is not a vector with its space_id.")
+            if row["space_id"] != spec.space_id:
                 raise UsageError(
-                    f"{path}:{number} (space {shown(found)}) and {bundle} (space {spec.space_id}) "
-                    "must not be compared; encode both with one bundle."
+                    f"{path}:{number} (space {shown(row['space_id'])}) and {bundle} (space "
+                    f"{spec.space_id}) must not be compared; encode both with one bundle."
+                )
+            # encode writes null for a text that gets no vector.
+            if row["vector"] is not None and not _is_vector(row["vector"], spec):
+                width, dtype = code_width(spec.dim, spec.vectors), code_dtype(spec.vectors)
+                raise UsageError(
+                    f"{path}:{number} holds {shown(row['vector'])} where a vector of {bundle} is "
+                    f"{width} values of {dtype}; encode it again."
                 )
     return number
+
+
+def _is_vector(found: Any, spec: ArtifactSpec) -> bool:
+    if not isinstance(found, list) or len(found) != code_width(spec.dim, spec.vectors):
+        return False
+    dtype = code_dtype(spec.vectors)
+    if dtype.kind == "f":
+        most = 2.0 ** np.finfo(dtype).maxexp
+        return all(type(value) in (int, float) and abs(value) < most for value in found)
+    limits = np.iinfo(dtype)
+    return all(type(value) is int and limits.min <= value <= limits.max for value in found)
