@@ -50,7 +50,16 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
         ("a.csv", '5,x,"y\n4,x,y\n', "line 2 cannot be read: unexpected end of data"),
         ("a.jsonl", '{"score": true, "text1": "x", "text2": "y"}\n', "score True is not a number"),
         ("a.jsonl", '{"score": 1%s, "text1": "x", "text2": "y"}\n' % ("0" * 400), "not a number"),
-        ("a.jsonl", "[" * 100_000, "line 1 is not a JSON object"),
+        ("a.jsonl", "[" * 100_000, "line 1 cannot be read: it is nested too deeply"),
+        ("a.jsonl", '{"score": 1', "line 1 cannot be read: "),
+        (
+            "a.jsonl",
+            '{"score": 1, "sentence1": "x", "sentence2": "y", "score": 2}\n',
+            "line 1 cannot be read: the key 'score' is there twice",
+        ),
+        ("a.csv", "1_000,x,y\n2,x,y\n", "line 1 has no score among"),
+        ("a.tsv", "5\tx\ty\n1_000\tx\ty\n", "line 2: the score '1_000' is not a number"),
+        ("a.tsv", "5\tx\ty\n٣\tx\ty\n", "line 2: the score '٣' is not a number"),
         (
             "a.jsonl",
             '{"score": 1, "text1": "x", "text2": "y"}\n{"score": 2, "text1": "x"}\n',

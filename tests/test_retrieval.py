@@ -54,7 +54,7 @@ def test_a_beir_folder_is_read_and_unjudged_queries_are_left_out(tmp_path: Path)
         ),
         (
             {"qrels.jsonl": '{"query-id": "q1", "corpus-id": "d1", "score": Infinity}\n'},
-            "line 1 is not a query id, a document id and a number",
+            "line 1 cannot be read: Infinity is not JSON",
         ),
         ({"corpus.jsonl": '{"_id": "d1", "text": null}\n'}, "line 1: None is not a text"),
         ({"corpus.jsonl": '{"_id": "d1", "text": "", "title": 5}\n'}, "line 1: 5 is not a text"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
-from m2dexport.strict import is_unicode, shown
+from m2dexport.strict import is_unicode, parse_json, shown
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,7 @@ def read_jsonl(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str,
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError):
-            item = None
+        item = parse_json(line, f"{path}, line {number}")
         if not isinstance(item, dict):
             raise UsageError(f"{path}, line {number} is not a JSON object.")
         if missing := [key for key in keys if key not in item]:
@@ -80,6 +76,8 @@ def number_of(value: object, path: Path, line: int) -> float:
 def as_number(value: object) -> float | None:
     """Return the finite number that a value is, or that a string spells, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and ("_" in value or not value.isascii()):  # Python reads 1_000
         return None
     try:
         number = float(value)
