@@ -39,6 +39,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axis: int | None = None  # its attribute of that name
+    transposed: tuple[bool, bool] = (False, False)  # which inputs an OpenVINO MatMul transposes
 
 
 @dataclass(frozen=True)

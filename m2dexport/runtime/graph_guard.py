@@ -56,7 +56,7 @@ Select Selu ShapeOf Sigmoid Sign Sin Slice SoftMax SoftPlus Split Sqrt Squeeze S
 Subtract Swish Tan Tanh Tile TopK Transpose Unsqueeze VariadicSplit
 """
 _ONNX, _OPENVINO = frozenset(_ONNX_NAMES.split()), frozenset(_OPENVINO_NAMES.split())
-_LEAST_INPUTS = {"Gather": 2, "Range": 3, "Reshape": 2}
+_LEAST_INPUTS = {"Gather": 2, "MatMul": 2, "Range": 3, "Reshape": 2}
 _CONVERTS = frozenset({"Cast", "Convert"})
 _SAME = _CONVERTS | {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
 _IDS = "input_ids"

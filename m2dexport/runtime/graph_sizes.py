@@ -23,14 +23,15 @@ _ONNX_SIZING = {**_SIZING, "ConstantOfShape": (0,), "Expand": (1,), "Pad": (1,)}
 _OPENVINO_SIZING = {**_SIZING, "Broadcast": (1,), "Pad": (1, 2)}
 _ALIKE_NAMES = """
 Abs Cast CastLike Ceil Ceiling Clamp Clip Convert ConvertLike Cos CumSum DequantizeLinear Elu Erf
-Exp Floor Gelu Identity IsInf IsNaN Log LogSoftmax LogicalNot Neg Negative Not QuantizeLinear ReLU
-Reciprocal Relu Round Sigmoid Sign Sin SoftMax Softmax Softplus Sqrt Swish Tan Tanh
+Exp Floor Gelu Identity IsInf IsNaN LayerNormalization Log LogSoftmax LogicalNot MVN Neg Negative
+NormalizeL2 Not QuantizeLinear RMSNormalization ReLU Reciprocal Relu Round Sigmoid Sign Sin
+SoftMax Softmax Softplus Sqrt Swish Tan Tanh
 """
 _FEWER_NAMES = """
-ArgMax ArgMin DynamicQuantizeLinear Flatten LayerNormalization MVN NormalizeL2 RMSNormalization
-ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-ReduceSumSquare ScatterElements ScatterElementsUpdate ScatterND ScatterNDUpdate ScatterUpdate
-Size Slice Split Squeeze StridedSlice TopK Transpose Trilu Unsqueeze VariadicSplit
+ArgMax ArgMin DynamicQuantizeLinear Flatten ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean
+ReduceMin ReduceProd ReduceSum ReduceSumSquare ScatterElements ScatterElementsUpdate ScatterND
+ScatterNDUpdate ScatterUpdate Size Slice Split Squeeze StridedSlice TopK Transpose Trilu Unsqueeze
+VariadicSplit
 """
 _BROADCAST_NAMES = """
 Add And Div Divide Equal FakeQuantize FloorMod Greater GreaterEqual GreaterOrEqual Less LessEqual
@@ -120,7 +121,15 @@ def _computed(node: Node, inputs: list[_Known], sized: int) -> _Known:
     if operator in _ALIKE:
         count, shape = first.count, first.shape
     elif operator in _FEWER:
+        shape = (
+            _unsqueezed(first, inputs[1].values)
+            if operator == "Unsqueeze" and len(inputs) > 1
+            else None
+        )
         count = first.count
+    elif operator == "MatMul":
+        shape = _product(inputs, node.transposed)
+        count = math.prod(each.count for each in inputs) if shape is None else _count(shape)
     elif operator in ("Shape", "ShapeOf"):
         count = 8
     elif operator in _BROADCAST:
@@ -140,7 +149,9 @@ def _computed(node: Node, inputs: list[_Known], sized: int) -> _Known:
         count = first.count * sized << min(sum(each.count for each in inputs[1:3]), 64)
     elif operator in ("ConstantOfShape", "Range"):
         count = sized
-    else:  # MatMul, Einsum and others, and those whose size an input sets
+    elif operator in ("Broadcast", "Expand", "Tile"):
+        count = first.count * sized
+    else:
         count = sized * math.prod(each.count for each in inputs)
     return _Known(min(count, _UNKNOWN), shape, _size(operator, inputs))
 
@@ -170,6 +181,23 @@ def _reshaped(first: _Known, target: tuple[int, ...]) -> tuple[int, ...] | None:
     return tuple(size if size > 0 else left for size in target)
 
 
+def _unsqueezed(first: _Known, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    rank = len(first.shape or ()) + len(axes)
+    if first.shape is None or not axes or any(not -rank <= axis < rank for axis in axes):
+        return None
+    sizes, added = iter(first.shape), {axis % rank for axis in axes}
+    return tuple(1 if axis in added else next(sizes, 1) for axis in range(rank))
+
+
+def _product(inputs: list[_Known], transposed: tuple[bool, bool]) -> tuple[int, ...] | None:
+    """Return the shape of a matrix product, or None where that of a factor is unknown."""
+    first, second = (each.shape for each in inputs[:2])
+    if first is None or second is None or min(len(first), len(second)) < 2:
+        return None
+    rows, columns = first[-1 if transposed[0] else -2], second[-2 if transposed[1] else -1]
+    return (*_aligned([first[:-2], second[:-2]]), rows, columns)
+
+
 def _joined(inputs: list[_Known], axis: int | None) -> tuple[int, ...] | None:
     """Return the shape of tensors put together along an axis, or None where that is unknown."""
     shapes = [each.shape for each in inputs if each.shape is not None]
@@ -185,6 +213,10 @@ def _broadcast(inputs: list[_Known]) -> tuple[int, ...] | None:
     shapes = [each.shape for each in inputs if each.shape is not None]
     if len(shapes) < len(inputs):
         return None
+    return _aligned(shapes)
+
+
+def _aligned(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     rank = max(map(len, shapes))
     aligned = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     return tuple(map(max, zip(*aligned, strict=True)))

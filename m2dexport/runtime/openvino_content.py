@@ -76,7 +76,7 @@ def openvino_content(xml: memoryview, weights: memoryview) -> GraphContent:
             constants[name] = _constant(layer, weights)
         elif kind not in ("Parameter", "Result"):
             sources = tuple(source for _, source in sorted(inputs.get(number, ())))
-            nodes.append(Node(kind, sources, (name,), _axis(layer)))
+            nodes.append(Node(kind, sources, (name,), _axis(layer), _transposed(layer)))
     return GraphContent(tuple(nodes), constants)
 
 
@@ -112,6 +112,14 @@ def _axis(layer: ElementTree.Element) -> int | None:
     data = layer.find("data")
     text = None if data is None else data.get("axis")
     return int(text) if text and re.fullmatch(r"-?\d{1,15}", text, re.ASCII) else None
+
+
+def _transposed(layer: ElementTree.Element) -> tuple[bool, bool]:
+    data = layer.find("data")
+    found = {} if data is None else data.attrib
+    # As OpenVINO reads a boolean: in any case, and as a number.
+    first, second = (found.get(f"transpose_{which}", "").strip().lower() for which in "ab")
+    return first in ("true", "1"), second in ("true", "1")
 
 
 def _number(text: str | None) -> int:
