@@ -188,7 +188,8 @@ def test_constants_may_be_dequantized_reshaped_and_put_together() -> None:
         graph,
         "DequantizeLinear a = large scale; Mul b = a scales; Transpose c = b; Reshape d = c shape; "
         "Gather e = a ids; Concat f = half half; ConstantOfShape g = f; Slice h = shape low high; "
-        "Expand i = scale h; Unsqueeze k = a first; MatMul l = k square; Add m = l ones",
+        "Expand i = scale h; Unsqueeze k = a first; MatMul l = k square; Add m = l ones; "
+        "Reshape o = large flat; MatMulInteger p = large bytes; Cast q = p; Add r = q ones",
         large=large,
         scale=np.float32(1),
         scales=np.ones((1 << 14, 1), np.float32),
@@ -198,6 +199,8 @@ def test_constants_may_be_dequantized_reshaped_and_put_together() -> None:
         first=[0],
         square=np.ones((1 << 10, 1 << 10), np.float32),
         ones=np.ones(1 << 10, np.float32),
+        flat=[-1],
+        bytes=np.zeros((1 << 10, 1 << 10), np.int8),
         low=[0],
         high=[2**63 - 1],
     )

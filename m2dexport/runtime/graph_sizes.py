@@ -22,16 +22,15 @@ _SIZING = {"Tile": (1,), "OneHot": (1,), "Range": (0, 1, 2)}
 _ONNX_SIZING = {**_SIZING, "ConstantOfShape": (0,), "Expand": (1,), "Pad": (1,)}
 _OPENVINO_SIZING = {**_SIZING, "Broadcast": (1,), "Pad": (1, 2)}
 _ALIKE_NAMES = """
-Abs Cast CastLike Ceil Ceiling Clamp Clip Convert ConvertLike Cos CumSum DequantizeLinear Elu Erf
-Exp Floor Gelu Identity IsInf IsNaN LayerNormalization Log LogSoftmax LogicalNot MVN Neg Negative
-NormalizeL2 Not QuantizeLinear RMSNormalization ReLU Reciprocal Relu Round Sigmoid Sign Sin
-SoftMax Softmax Softplus Sqrt Swish Tan Tanh
+Abs Cast CastLike Ceil Ceiling Clamp Clip Convert ConvertLike Cos CumSum DequantizeLinear
+DynamicQuantizeLinear Elu Erf Exp Floor Gelu Identity IsInf IsNaN LayerNormalization Log
+LogSoftmax LogicalNot MVN Neg Negative NormalizeL2 Not QuantizeLinear RMSNormalization ReLU
+Reciprocal Relu Round Sigmoid Sign Sin SoftMax Softmax Softplus Sqrt Swish Tan Tanh
 """
 _FEWER_NAMES = """
-ArgMax ArgMin DynamicQuantizeLinear Flatten ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean
-ReduceMin ReduceProd ReduceSum ReduceSumSquare ScatterElements ScatterElementsUpdate ScatterND
-ScatterNDUpdate ScatterUpdate Size Slice Split Squeeze StridedSlice TopK Transpose Trilu Unsqueeze
-VariadicSplit
+ArgMax ArgMin Flatten ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+ReduceSum ReduceSumSquare ScatterElements ScatterElementsUpdate ScatterND ScatterNDUpdate
+ScatterUpdate Size Slice Split Squeeze StridedSlice TopK Transpose Trilu Unsqueeze VariadicSplit
 """
 _BROADCAST_NAMES = """
 Add And Div Divide Equal FakeQuantize FloorMod Greater GreaterEqual GreaterOrEqual Less LessEqual
@@ -42,6 +41,7 @@ Or Pow Power Select Sub Subtract Sum Where Xor
 #: to which its inputs are broadcast.
 _ALIKE, _FEWER = frozenset(_ALIKE_NAMES.split()), frozenset(_FEWER_NAMES.split())
 _BROADCAST = frozenset(_BROADCAST_NAMES.split())
+_PRODUCTS = frozenset({"MatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits"})
 #: What leaves the values of its first input as they are and repeats none of them.
 _KEPT = frozenset({"Identity", "Reshape", "Slice", "Squeeze", "StridedSlice", "Unsqueeze"})
 
@@ -116,7 +116,7 @@ def _computed(node: Node, inputs: list[_Known], sized: int) -> _Known:
         inputs: what is known of each of its inputs.
         sized: the largest size that those of them set that set a size.
     """
-    first, operator = inputs[0], node.operator
+    first, operator = inputs[0], node.operator.rpartition(".")[2]
     shape = None
     if operator in _ALIKE:
         count, shape = first.count, first.shape
@@ -127,8 +127,8 @@ def _computed(node: Node, inputs: list[_Known], sized: int) -> _Known:
             else None
         )
         count = first.count
-    elif operator == "MatMul":
-        shape = _product(inputs, node.transposed)
+    elif operator in _PRODUCTS:
+        shape = _product(inputs, node)
         count = math.prod(each.count for each in inputs) if shape is None else _count(shape)
     elif operator in ("Shape", "ShapeOf"):
         count = 8
@@ -189,11 +189,14 @@ def _unsqueezed(first: _Known, axes: tuple[int, ...]) -> tuple[int, ...] | None:
     return tuple(1 if axis in added else next(sizes, 1) for axis in range(rank))
 
 
-def _product(inputs: list[_Known], transposed: tuple[bool, bool]) -> tuple[int, ...] | None:
+def _product(inputs: list[_Known], node: Node) -> tuple[int, ...] | None:
     """Return the shape of a matrix product, or None where that of a factor is unknown."""
-    first, second = (each.shape for each in inputs[:2])
+    first, second = inputs[0].shape, inputs[-1 if len(inputs) < 2 else 1].shape
     if first is None or second is None or min(len(first), len(second)) < 2:
         return None
+    if node.operator.endswith("NBits"):  # whose second factor has a packed row for each column
+        return (*first[:-1], second[0])
+    transposed = node.transposed
     rows, columns = first[-1 if transposed[0] else -2], second[-2 if transposed[1] else -1]
     return (*_aligned([first[:-2], second[:-2]]), rows, columns)
 
