@@ -39,6 +39,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axis: int | None = None  # its attribute of that name
+    keeps_rank: bool = False  # whether a reduction leaves a size of 1 where it reduces
     transposed: tuple[bool, bool] = (False, False)  # which inputs an OpenVINO MatMul transposes
 
 

@@ -51,7 +51,7 @@ class _Known:
     """What is known of a tensor that no input reaches."""
 
     count: int  # its values, at most
-    shape: tuple[int, ...] | None  # None: unknown
+    shape: tuple[int, ...] | None  # its sizes, at most; None: unknown
     size: int  # the largest size that its values set
     values: tuple[int, ...] = ()  # of a stored shape
 
@@ -121,12 +121,7 @@ def _computed(node: Node, inputs: list[_Known], sized: int) -> _Known:
     if operator in _ALIKE:
         count, shape = first.count, first.shape
     elif operator in _FEWER:
-        shape = (
-            _unsqueezed(first, inputs[1].values)
-            if operator == "Unsqueeze" and len(inputs) > 1
-            else None
-        )
-        count = first.count
+        count, shape = first.count, _shape_of_fewer(node, inputs)
     elif operator in _PRODUCTS:
         shape = _product(inputs, node)
         count = math.prod(each.count for each in inputs) if shape is None else _count(shape)
@@ -179,6 +174,13 @@ def _reshaped(first: _Known, target: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
     left = first.count // math.prod(size for size in target if size > 0)
     return tuple(size if size > 0 else left for size in target)
+
+
+def _shape_of_fewer(node: Node, inputs: list[_Known]) -> tuple[int, ...] | None:
+    if node.operator == "Unsqueeze" and len(inputs) > 1:
+        return _unsqueezed(inputs[0], inputs[1].values)
+    keeps = node.operator.startswith("Reduce") and node.keeps_rank
+    return inputs[0].shape if keeps else None
 
 
 def _unsqueezed(first: _Known, axes: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -162,20 +162,21 @@ def onnx_content(file: memoryview) -> GraphContent:
 
 def _node(data: memoryview) -> Node:
     message = _message(data, "NodeProto")
-    axis = None
+    numbers = {}
     for attribute in _each(message, "attribute"):
         content = _message(attribute, "AttributeProto")
         for tensor in _each(content, "t"):
             _constant(_message(tensor, "TensorProto"), "of an attribute")
         (number,) = content.get("i", [None])
-        if _text(content, "name") == "axis" and isinstance(number, int):
-            axis = number - (1 << 64 if number >> 63 else 0)
+        if isinstance(number, int):
+            numbers[_text(content, "name")] = number - (1 << 64 if number >> 63 else 0)
     operator, domain = _text(message, "op_type"), _text(message, "domain")
     return Node(
         operator if domain in ("", "ai.onnx") else f"{domain}.{operator}",
         tuple(_decoded(each) for each in _each(message, "input")),
         tuple(_decoded(each) for each in _each(message, "output")),
-        axis,
+        numbers.get("axis"),
+        numbers.get("keepdims", 1) == 1,
     )
 
 

@@ -76,7 +76,7 @@ def openvino_content(xml: memoryview, weights: memoryview) -> GraphContent:
             constants[name] = _constant(layer, weights)
         elif kind not in ("Parameter", "Result"):
             sources = tuple(source for _, source in sorted(inputs.get(number, ())))
-            nodes.append(Node(kind, sources, (name,), _axis(layer), _transposed(layer)))
+            nodes.append(_node(layer, sources, name))
     return GraphContent(tuple(nodes), constants)
 
 
@@ -108,18 +108,23 @@ def _constant(layer: ElementTree.Element, weights: memoryview) -> Constant:
     return Constant(shape, np.dtype(dtype) if dtype else None, weights[offset : offset + size])
 
 
-def _axis(layer: ElementTree.Element) -> int | None:
-    data = layer.find("data")
-    text = None if data is None else data.get("axis")
-    return int(text) if text and re.fullmatch(r"-?\d{1,15}", text, re.ASCII) else None
-
-
-def _transposed(layer: ElementTree.Element) -> tuple[bool, bool]:
+def _node(layer: ElementTree.Element, inputs: tuple[str, ...], name: str) -> Node:
     data = layer.find("data")
     found = {} if data is None else data.attrib
+    axis = found.get("axis", "")
     # As OpenVINO reads a boolean: in any case, and as a number.
-    first, second = (found.get(f"transpose_{which}", "").strip().lower() for which in "ab")
-    return first in ("true", "1"), second in ("true", "1")
+    keeps, first, second = (
+        found.get(key, "").strip().lower() in ("true", "1")
+        for key in ("keep_dims", "transpose_a", "transpose_b")
+    )
+    return Node(
+        layer.get("type", ""),
+        inputs,
+        (name,),
+        int(axis) if re.fullmatch(r"-?\d{1,15}", axis, re.ASCII) else None,
+        keeps,
+        (first, second),
+    )
 
 
 def _number(text: str | None) -> int:
