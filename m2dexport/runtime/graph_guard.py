@@ -75,7 +75,7 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
     name = ENGINES[engine].files[0]
     try:
         views = [_view(file) for file in files]
-        if engine == "openvino":
+        if ENGINES[engine].format == "ir":
             content = openvino_content(*views)
             _require_operators(content, _OPENVINO)
         else:
