@@ -254,6 +254,9 @@ QWEN = (
         ({"pre_tokenizer": split("(a|aa){40}!")}, "take very long"),
         ({"pre_tokenizer": split("a?" * 40 + "a" * 40)}, "take very long"),
         ({"pre_tokenizer": split("a*a*a*b")}, "take very long"),
+        ({"pre_tokenizer": split("a+b")}, "take very long"),
+        ({"pre_tokenizer": split("a{1,999}")}, "take very long"),
+        ({"pre_tokenizer": split("[a]++")}, "take very long"),
         ({"pre_tokenizer": split("a" * 10**6)}, "take very long"),
         ({"normalizer": replaced({"Regex": "x?"}, "")}, "take very long"),
         (model(type="Evil"), "model has the unknown type 'Evil'"),
@@ -332,6 +335,16 @@ def test_a_panic_of_the_library_is_one_sentence() -> None:
         {"normalizer": charsmap("صلى الله عليه وسلم".encode())},
         {"pre_tokenizer": split(GPT2)},
         {"pre_tokenizer": split(QWEN)},
+        *[
+            {"pre_tokenizer": split(pattern)}
+            for pattern in (
+                "[0-9][0-9][0-9]",
+                r"\p{N}{1,3}",
+                "[一-龥぀-ゟ]+",
+                r"[\]\s]",
+                r"\p{^Han}+",
+            )
+        ],
     ],
     ids=lambda value: str(value)[:40],
 )

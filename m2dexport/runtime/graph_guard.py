@@ -72,16 +72,17 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
     Raises:
         M2DError: naming what the graph holds.
     """
-    name = ENGINES[engine].files[0]
+    stored = ENGINES[engine]
+    name = stored.files[0]
     try:
         views = [_view(file) for file in files]
-        if ENGINES[engine].format == "ir":
+        if stored.format == "ir":
             content = openvino_content(*views)
             _require_operators(content, _OPENVINO)
         else:
             content = onnx_content(*views)
             _require_operators(content, _ONNX)
-        require_sizes(content, engine)
+        require_sizes(content, stored.format)
     except UnsafeGraph as error:
         raise M2DError(f"{name} cannot be read or run: {one_line(error)}.") from error
     return content

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from m2dexport.runtime.graph_content import Constant, GraphContent, Node, UnsafeGraph
 
@@ -56,14 +57,18 @@ class _Known:
     values: tuple[int, ...] = ()  # of a stored shape
 
 
-def require_sizes(content: GraphContent, engine: str) -> None:
+def require_sizes(content: GraphContent, graph_format: Literal["onnx", "ir"]) -> None:
     """Refuse tensors that constants, or what is computed from constants only, make huge.
+
+    Args:
+        content: of the graph.
+        graph_format: in which it is stored, as ``ENGINES`` says; it decides what operators mean.
 
     Raises:
         UnsafeGraph: naming the operator that makes it; also when the nodes are not in the order in
             which they run.
     """
-    sizing = _OPENVINO_SIZING if engine == "openvino" else _ONNX_SIZING
+    sizing = _OPENVINO_SIZING if graph_format == "ir" else _ONNX_SIZING
     known = {name: _stored(constant) for name, constant in content.constants.items()}
     known[""] = _Known(1, (), 1)
     stored = together = sum(each.count for each in known.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,8 @@ _CASED = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SPACED = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-#: The regular expressions of known tokenizers. Which others end in time cannot be seen from them.
+#: The regular expressions of known tokenizers, beside plain ones. Which others end in time cannot
+#: be seen from them.
 _PATTERNS = frozenset(
     {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
@@ -75,10 +77,12 @@ _PATTERNS = frozenset(
         r"|[^\s\p{L}\p{N}]+",
         r" ?[^(\s|[.,!?…。，、।۔،])]+",  # BLOOM
         # SentencePiece's spaces, as XLM-R, T5, DeBERTa and others have them
-        *(r" {2,}", r"\s{2,}|[\n\r\t]", r"[\n\r\t]", r" +▁", r"\A▁", r"^▁+$", r"\A +| +\z"),
-        *(r"\s+", r"\n", r"\s", r" ", r"\p{N}", r"\p{N}{1,3}", r"\d", r"[0-9]", r"[0-9][0-9][0-9]"),
+        *(r"\s{2,}|[\n\r\t]", r" +▁", r"\A▁", r"^▁+$", r"\A +| +\z"),
     }
 )
+_ONE = r"(?:\[(?:[^\[\]\\]|\\.)+\]|\\[pP]\{\^?\w+\}|\\[dDsSwWnrt]|[^\\\[\](){}|^$.*+?])"
+#: A few characters or classes, the last of which may be repeated: nothing is tried in two ways.
+_PLAIN_PATTERN = re.compile(rf"{_ONE}{{1,8}}(?:\+|\{{[1-9]\d?(?:,\d{{0,2}})?\}})?")
 
 
 def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
@@ -199,7 +203,7 @@ def _require_pattern(step: Any) -> None:
     pattern = step.get("pattern")
     if not isinstance(pattern, dict) or "Regex" not in pattern:
         return
-    if pattern["Regex"] not in _PATTERNS:
+    if pattern["Regex"] not in _PATTERNS and not _PLAIN_PATTERN.fullmatch(pattern["Regex"]):
         raise _Refused(
             f"its pattern {shown(pattern['Regex'])} is not one of a known tokenizer, and could "
             "take very long"
