@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -134,24 +135,35 @@ def test_a_prompt_in_another_script_is_shown_in_any_encoding(tmp_path: Path) -> 
     assert json.loads(brace + found)["prompts"]["query"] == prompts["query"]
 
 
+def require_usable(packed: Path, code: str, env: Mapping[str, str]) -> None:
+    """Run both commands that use a bundle, in a process that code has prepared."""
+    for command in ("verify", "encode"):
+        ran = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"{code}from m2dexport.cli import main; main()",
+                command,
+                packed,
+            ],
+            input="find a guitar\n",
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+
+
 @posix
 def test_a_user_without_a_name_and_a_home_can_run_a_bundle(packed: Path) -> None:
     code = (
         "import pwd\n"
         "def nobody(uid): raise KeyError(f'getpwuid(): uid not found: {uid}')\n"
         "pwd.getpwuid = nobody\n"
-        "from m2dexport.cli import main; main()"
     )
-    for command in ("verify", "encode"):
-        ran = subprocess.run(
-            [sys.executable, "-c", code, command, packed],
-            input="find a guitar\n",
-            env={key: value for key, value in os.environ.items() if key != "HOME"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
+    homeless = {key: value for key, value in os.environ.items() if key != "HOME"}
+    require_usable(packed, code, homeless)
 
 
 def test_a_missing_package_of_the_toolchain_is_named_with_the_install_line(tmp_path) -> None:
@@ -217,18 +229,8 @@ def test_bundles_are_used_without_a_socket(packed: Path) -> None:
         "import socket, sys\n"
         "def refuse(*_, **__): raise OSError('a socket was asked for')\n"
         "socket.socket = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "from m2dexport.cli import main\n"
-        "main()\n"
     )
-    for command in ("verify", "encode"):
-        ran = subprocess.run(
-            [sys.executable, "-c", blocked, command, packed],
-            input="find a guitar\n",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
+    require_usable(packed, blocked, os.environ)
 
 
 def test_onnxruntime_is_imported_by_its_engine_only() -> None:

@@ -33,6 +33,7 @@ TORCH_ACTIVATIONS = {
 }
 MODULES = "modules.json"
 SETTINGS = "sentence_bert_config.json"
+SENTENCE_CONFIG = "config_sentence_transformers.json"
 LATENT = "m2dexport.latent.LatentAttentionModule"  # sentence-transformers has none of its own
 _SUPPORTED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 _REFUSED = {
@@ -328,7 +329,7 @@ def read_sentence_config(folder: Path, pooling: Pooling) -> SentenceConfig:
     Raises:
         CheckpointError: when it is damaged, or says what cannot be exported.
     """
-    path = folder / "config_sentence_transformers.json"
+    path = folder / SENTENCE_CONFIG
     stored = read_object(path)
     prompts = stored.get("prompts") or {}
     if not isinstance(prompts, dict):

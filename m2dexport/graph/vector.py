@@ -14,6 +14,7 @@ from m2dexport.graph.edit import producer
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.vectors.codecs import (
     LEVELS,
+    NORM_EPSILON,
     PER_BYTE,
     SYMMETRIC_LEVELS,
     Ranges,
@@ -23,7 +24,6 @@ from m2dexport.vectors.codecs import (
 )
 
 OUTPUT = "sentence_embedding"
-_EPSILON = np.float32(1e-12)  # of torch.nn.functional.normalize
 
 
 def depth_output(depth: int) -> str:
@@ -53,7 +53,8 @@ def vector_graph(model: ir.Model, dim: int) -> ir.Model:
         vector = _cut(tape, vector, dim)
     axis = tape.constant("vector_axis", np.array([-1]))
     norm = tape.op("ReduceL2", [vector, axis], {"keepdims": 1})
-    vector = tape.op("Div", [vector, tape.op("Max", [norm, tape.constant("epsilon", _EPSILON)])])
+    floor = tape.constant("epsilon", NORM_EPSILON)
+    vector = tape.op("Div", [vector, tape.op("Max", [norm, floor])])
     return _with_output(model, vector, ir.DataType.FLOAT, dim)
 
 

@@ -127,14 +127,11 @@ def _computed(node: Node, inputs: list[_Known], sized: int) -> _Known:
         count, shape = first.count, first.shape
     elif operator in _FEWER:
         count, shape = first.count, _shape_of_fewer(node, inputs)
-    elif operator in _PRODUCTS:
-        shape = _product(inputs, node)
+    elif operator in _PRODUCTS | _BROADCAST:
+        shape = _product(inputs, node) if operator in _PRODUCTS else _broadcast(inputs)
         count = math.prod(each.count for each in inputs) if shape is None else _count(shape)
     elif operator in ("Shape", "ShapeOf"):
         count = 8
-    elif operator in _BROADCAST:
-        shape = _broadcast(inputs)
-        count = math.prod(each.count for each in inputs) if shape is None else _count(shape)
     elif operator == "Concat":
         shape = _joined(inputs, node.axis)
         count = sum(each.count for each in inputs)
@@ -198,7 +195,7 @@ def _unsqueezed(first: _Known, axes: tuple[int, ...]) -> tuple[int, ...] | None:
 
 def _product(inputs: list[_Known], node: Node) -> tuple[int, ...] | None:
     """Return the shape of a matrix product, or None where that of a factor is unknown."""
-    first, second = inputs[0].shape, inputs[-1 if len(inputs) < 2 else 1].shape
+    first, second = inputs[0].shape, inputs[:2][-1].shape
     if first is None or second is None or min(len(first), len(second)) < 2:
         return None
     if node.operator.endswith("NBits"):  # whose second factor has a packed row for each column

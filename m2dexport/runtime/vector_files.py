@@ -117,6 +117,7 @@ def _require_finite(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
+    width, dtype = code_width(spec.dim, spec.vectors), code_dtype(spec.vectors)
     number = 0
     with path.open("rb") as stream:
         for number, line in lines_of(stream, path):
@@ -129,8 +130,7 @@ def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
                     f"{spec.space_id}) must not be compared; encode both with one bundle."
                 )
             # encode writes null for a text that gets no vector.
-            if row["vector"] is not None and not _is_vector(row["vector"], spec):
-                width, dtype = code_width(spec.dim, spec.vectors), code_dtype(spec.vectors)
+            if row["vector"] is not None and not _is_vector(row["vector"], width, dtype):
                 raise UsageError(
                     f"{path}:{number} holds {shown(row['vector'])} where a vector of {bundle} is "
                     f"{width} values of {dtype}; encode it again."
@@ -138,10 +138,9 @@ def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
     return number
 
 
-def _is_vector(found: Any, spec: ArtifactSpec) -> bool:
-    if not isinstance(found, list) or len(found) != code_width(spec.dim, spec.vectors):
+def _is_vector(found: Any, width: int, dtype: np.dtype[Any]) -> bool:
+    if not isinstance(found, list) or len(found) != width:
         return False
-    dtype = code_dtype(spec.vectors)
     if dtype.kind == "f":
         most = 2.0 ** np.finfo(dtype).maxexp
         return all(type(value) in (int, float) and abs(value) < most for value in found)

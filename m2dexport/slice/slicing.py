@@ -14,7 +14,7 @@ from m2dexport.checkpoint.families import bare_class
 from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config
 from m2dexport.checkpoint.jsonfile import read_json, write_json
 from m2dexport.checkpoint.open import Checkpoint, FinalNorm, open_checkpoint
-from m2dexport.checkpoint.st_modules import Modules, read_lowercase
+from m2dexport.checkpoint.st_modules import SENTENCE_CONFIG, Modules, read_lowercase
 from m2dexport.checkpoint.st_write import write_modules
 from m2dexport.checkpoint.tensors import FLOAT_NAMES, WEIGHTS, write_tensors
 from m2dexport.checkpoint.tokenizer import replace_tokenizer, write_tokenizer
@@ -31,7 +31,6 @@ from m2dexport.files import PROVENANCE, atomic_folder
 from m2dexport.slice.pruning import PruningPlan, pruned_tensors
 
 _FORMAT = 1
-_SENTENCE_CONFIG = "config_sentence_transformers.json"
 _RAW_STATE_SINCE = ">=5.18"
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -282,7 +281,7 @@ def _write_modules(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> None:
         without_pooler=_lacks_pooler(checkpoint),
     )
     write_modules(modules, checkpoint.hidden, dim=plan.dim, dtype=plan.dtype)
-    write_json(folder / _SENTENCE_CONFIG, _sentence_config(checkpoint, plan))
+    write_json(folder / SENTENCE_CONFIG, _sentence_config(checkpoint, plan))
 
 
 def _lacks_pooler(checkpoint: Checkpoint) -> bool:

@@ -45,7 +45,7 @@ Floats = NDArray[np.float32]
 #: Fewer texts than this say too little about where a dim's values lie.
 MIN_CALIBRATION_TEXTS = 100
 _HOLD_OUT = 5  # one calibration text in so many is held out to measure clipping
-_TINY = np.float32(1e-12)  # of torch.nn.functional.normalize
+NORM_EPSILON = np.float32(1e-12)  # of torch.nn.functional.normalize; graphs divide by it, too
 _RANGES_FILE = "the ranges file"
 
 
@@ -139,7 +139,7 @@ def calibrate_ranges(vectors: Floats) -> Ranges:
 def normalize(vectors: Floats) -> Floats:
     """Return (texts, dim) vectors divided by their L2 norm; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalized: Floats = vectors / np.maximum(norms, _TINY)
+    normalized: Floats = vectors / np.maximum(norms, NORM_EPSILON)
     return normalized
 
 
