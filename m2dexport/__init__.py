@@ -2,7 +2,8 @@
 
 What a program needs is here, by name; ``docs/python.md`` shows it at work. Each name is imported
 when it is first used: on a device, which has the base install only, ``load``, ``Encoder``,
-``Device``, ``write_bundle`` and ``verify_bundle`` work; the others need ``m2dexport[export]``.
+``Device``, ``write_bundle``, ``verify_bundle`` and ``read_index`` work; the others need
+``m2dexport[export]``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from m2dexport.build.aligned import build_aligned
     from m2dexport.build.build import build_artifact, quantize_artifact
     from m2dexport.build.recipe import Recipe
     from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
     from m2dexport.engines import Device
     from m2dexport.errors import M2DError
-    from m2dexport.profile.deploy import bundle_cell, open_profiled
+    from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
     from m2dexport.profile.plan import Plan
     from m2dexport.profile.schema import read_profile, write_profile
     from m2dexport.profile.select import select_cell
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from m2dexport.profile.target import Budget
     from m2dexport.runtime.bundle import verify_bundle, write_bundle
     from m2dexport.runtime.encoder import Encoder, load
+    from m2dexport.runtime.index import read_index
     from m2dexport.slice.slicing import Cut, slice_checkpoint
     from m2dexport.vectors.tasks import load_task
 
@@ -33,11 +36,13 @@ __all__ = [
     "Budget",
     "Checkpoint",
     "Cut",
+    "Deployment",
     "Device",
     "Encoder",
     "M2DError",
     "Plan",
     "Recipe",
+    "build_aligned",
     "build_artifact",
     "bundle_cell",
     "load",
@@ -46,6 +51,7 @@ __all__ = [
     "open_profiled",
     "profile_checkpoint",
     "quantize_artifact",
+    "read_index",
     "read_profile",
     "select_cell",
     "slice_checkpoint",
@@ -55,12 +61,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "build.aligned": ("build_aligned",),
     "build.build": ("build_artifact", "quantize_artifact"),
     "build.recipe": ("Recipe",),
     "checkpoint.open": ("Checkpoint", "open_checkpoint"),
     "engines": ("Device",),
     "errors": ("M2DError",),
-    "profile.deploy": ("bundle_cell", "open_profiled"),
+    "profile.deploy": ("Deployment", "bundle_cell", "open_profiled"),
     "profile.schema": ("read_profile", "write_profile"),
     "profile.plan": ("Plan",),
     "profile.select": ("select_cell",),
@@ -68,6 +75,7 @@ _MODULES = {
     "profile.target": ("Budget",),
     "runtime.bundle": ("verify_bundle", "write_bundle"),
     "runtime.encoder": ("Encoder", "load"),
+    "runtime.index": ("read_index",),
     "slice.slicing": ("Cut", "slice_checkpoint"),
     "vectors.tasks": ("load_task",),
 }

@@ -23,7 +23,8 @@ SPEC = "artifact.json"  # in the folder of an artifact: what a runtime must know
 
 _SUB_MODEL_KEYS = ("format", "sliced_from")
 _ARTIFACT_KEYS = ("format", "space_id")
-_ARTIFACT = {SPEC, "tokenizer.json", "ranges.json", "model.onnx", "model.xml", "model.bin"}
+_GRAPHS = ("model.onnx", "model.xml", "model.bin", "table.safetensors")
+_ARTIFACT = {SPEC, "tokenizer.json", "ranges.json", *_GRAPHS}
 _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _SUFFIXES = ("", ".txt", ".md")

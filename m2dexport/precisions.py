@@ -21,6 +21,9 @@ WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
 VectorPrecision = Literal["float32", "int8", "int8-symmetric", "int4", "ubinary", "binary"]
 VECTOR_PRECISIONS: tuple[VectorPrecision, ...] = get_args(VectorPrecision)
 
+#: Whether a depth ends in a map into the full depth's space.
+Align = Literal["none", "full"]
+
 #: Where the first dim of a packed byte goes. "big": the highest bits, as numpy.packbits,
 #: sentence-transformers and usearch have it; "little": the lowest, as faiss packs.
 BitOrder = Literal["big", "little"]

@@ -16,6 +16,7 @@ sentence of bounded length.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -230,3 +231,9 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {shown(key)} is there twice")
         found[key] = value
     return found
+
+
+def sha256_of_json(value: Any) -> str:
+    """Return a hash of a JSON value, whatever the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

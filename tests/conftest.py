@@ -30,6 +30,7 @@ from m2dexport.build.build import Artifact, make_artifact
 from m2dexport.build.recipe import Recipe
 from m2dexport.build.source import Original, export_source, original_of
 from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.data import align_texts_path
 from m2dexport.graph.export import graph_from_checkpoint
 
 transformers.utils.logging.disable_progress_bar()
@@ -62,6 +63,15 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """From a family to a checkpoint of 2 layers wide enough to be quantized, made once."""
     return cache(lambda family: small_checkpoint(tmp_path_factory.mktemp(family) / "m", family))
+
+
+@pytest.fixture(scope="session")
+def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 315 texts to align tiny checkpoints on, which is quick; read only."""
+    path = tmp_path_factory.mktemp("texts") / "few.txt"
+    lines = align_texts_path().read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[::6]) + "\n", encoding="utf-8")
+    return path
 
 
 # An export takes seconds, so what is exported is made once for all tests of a process. All of it is

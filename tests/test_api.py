@@ -17,6 +17,7 @@ NAMES = {
     *("open_checkpoint", "slice_checkpoint", "build_artifact", "quantize_artifact"),
     *("load_task", "profile_checkpoint", "read_profile", "write_profile", "select_cell"),
     *("open_profiled", "bundle_cell", "write_bundle", "verify_bundle", "load"),
+    *("build_aligned", "read_index", "Deployment"),
 }
 
 

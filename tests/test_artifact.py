@@ -19,10 +19,13 @@ from m2dexport.precisions import BIT_ORDERS, ISAS
 from m2dexport.runtime.artifact import (
     RANGES,
     TOKENIZER,
+    Loss,
+    Spoken,
     read_ranges,
     read_spec,
     require_same_space,
     space_id_of_artifact,
+    spaces_of,
     spec_from_json,
 )
 from m2dexport.runtime.bundle import verify_artifact
@@ -31,6 +34,11 @@ from m2dexport.vectors.codecs import Ranges
 SPACE = replace(tiny_spec(vectors="int8"), layers=2, provenance={"sub_model": "a" * 64})
 RANGES_OF_12, TOKENIZER_OF_16 = tiny_ranges(12), letter_tokenizer(16)
 OTHER_RANGES = Ranges(RANGES_OF_12.low, np.nextafter(RANGES_OF_12.high, np.float32(1)))
+
+
+def spoken(**change: Any) -> dict[str, Any]:
+    known = {"space_id": "m2d1-" + "a" * 32, "layers": 6, "weights": "fp32", "measured": {}}
+    return {**known, **change}
 
 
 def space_id(
@@ -83,6 +91,32 @@ def test_space_id_follows_the_isa_of_int8_weights_only() -> None:
 def test_space_id_follows_the_bit_order_of_packed_vectors_only() -> None:
     for vectors, same in (("ubinary", False), ("int4", False), ("int8", True)):
         assert (len({space_id(vectors=vectors, bit_order=b) for b in BIT_ORDERS}) == 1) == same
+
+
+def test_space_id_does_not_follow_what_else_is_spoken() -> None:
+    assert space_id(speaks=Spoken("m2d1-" + "a" * 32, 6, "fp32", {})) == space_id()
+
+
+def test_two_encoders_that_speak_one_space_are_compared_in_it() -> None:
+    shared = Spoken("m2d1-" + "a" * 32, 6, "fp32", {"sts/spearman": Loss(70.5, 80)})
+    whole = replace(tiny_spec(), space_id=shared.space_id)
+    small = replace(tiny_spec(), space_id="m2d1-b", speaks=shared, layers=2)
+    smaller = replace(tiny_spec(), space_id="m2d1-c", speaks=shared, layers=3)
+    assert spaces_of(whole) == (shared.space_id,)
+    assert spaces_of(small) == ("m2d1-b", shared.space_id)
+    assert require_same_space(whole, small, "v.npy", "edge.m2d") == shared.space_id
+    assert require_same_space(small, smaller, "v.npy", "edge.m2d") == shared.space_id
+    assert require_same_space(small, small, "v.npy", "edge.m2d") == "m2d1-b"
+    other = replace(smaller, speaks=replace(shared, space_id="m2d1-d"))
+    with pytest.raises(UsageError, match=r"since they differ in layers \(2, 3\)"):
+        require_same_space(small, other, "v.npy", "edge.m2d")
+
+
+def test_what_is_spoken_survives_the_specification() -> None:
+    shared = Spoken("m2d1-" + "a" * 32, 6, "int8", {"sts/spearman": Loss(70.5, 80)})
+    spec = replace(tiny_spec(), speaks=shared)
+    assert spec_from_json(spec.to_json(), "here") == spec
+    assert shared.sentence() == "sts/spearman 70.50 where the native encoder has 80.00"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +182,7 @@ def test_a_folder_without_specification_is_no_artifact(tmp_path: Path) -> None:
         read_spec(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 2}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 3}', "[" * 100_000])
 def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SPEC).write_text(text)
     with pytest.raises(UsageError, match=r"artifact\.json cannot be read: ") as refused:
@@ -159,8 +193,8 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"format": 3}, "has format 3 and this version reads format 2; upgrade"),
-        ({"format": 1}, "has format 1 and this version reads format 2; make it again"),
+        ({"format": 4}, "has format 4 and this version reads format 3; upgrade"),
+        ({"format": 2}, "has format 2 and this version reads format 3; make it again"),
         ({"engine": "abacus"}, "engine 'abacus'; this version has onnx"),
         ({"vectors": "int3"}, "vectors is 'int3' where one of float32, int8"),
         ({"weights": "int3"}, "weights is 'int3' where one of fp32"),
@@ -184,6 +218,14 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
         ({"space_id": "m2d1-x\n"}, "space_id is .* where a space_id is needed"),
         ({"provenance": {"torch": "\x1b[31m"}}, "where a line of text is needed"),
         ({"device": {}}, "provider is missing in device"),
+        ({"layers": -1}, "layers is -1 where 0 to 1048576 is needed"),
+        ({"speaks": 5}, "speaks is 5 where an object is needed"),
+        ({"speaks": {}}, "space_id is missing in speaks"),
+        ({"speaks": spoken(space_id="m2d1-0")}, "speaks.space_id is 'm2d1-0' where a space_id"),
+        ({"speaks": spoken(layers=0)}, "speaks.layers is 0 where 1 to 1048576 is needed"),
+        ({"speaks": spoken(measured={"a": 5})}, r"speaks.measured\['a'\] is 5 where an object"),
+        ({"speaks": spoken(measured={"a": {"points": 1}})}, "native is missing in speaks.measured"),
+        ({"speaks": spoken(measured={"\n": {}})}, "a key of speaks.measured is .* where a line"),
         ({"surplus": 1}, "'surplus' is unknown"),
         ({"surplus" * 10_000: 1}, "is unknown"),
         ({"weights": ["x" * 100_000] * 1000}, "weights is"),

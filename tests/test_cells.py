@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx_ir.tape import Tape
 from tiny import small_checkpoint
+from tiny_profile import made_up
 
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli.tables import print_profile
@@ -16,17 +18,25 @@ from m2dexport.engines import Device, engine_runner
 from m2dexport.engines.onnxruntime import make
 from m2dexport.errors import M2DError, ParityError, UsageError
 from m2dexport.graph.edit import constant
-from m2dexport.profile.cells import GraphFacts, Measured, join_cells
-from m2dexport.profile.latency import Footprint, LatencyPoint
+from m2dexport.profile.cells import Graph, failures_of, join_cells
 from m2dexport.profile.plan import Plan, within_length
-from m2dexport.profile.schema import MeasuredOn, Profile
+from m2dexport.profile.schema import Profile
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.quantize.recipes import Requirement
 from m2dexport.vectors.pairs import StsTask
 
 TEXTS = calibration_texts()[:120]
 TASK = StsTask("sts", TEXTS[:8], TEXTS[8:16], tuple(range(8)), "")
-PLAN = Plan((1, 2), (32,), ("fp32", "int4-weight-only"), ("float32", "int8"), ((1, 8),), repeats=3)
+PLAN = Plan(
+    layers=(1, 2),
+    dims=(32,),
+    weights=("fp32", "int4-weight-only"),
+    vectors=("float32", "int8"),
+    shapes=((1, 8),),
+    repeats=3,
+    align=("none",),
+)
+HALF = replace(PLAN, weights=("fp32", "fp16"), vectors=("float32",))
 UNREACHABLE = Requirement("1.17", floor=1.1)
 
 
@@ -72,18 +82,25 @@ def test_a_reference_that_fails_is_an_error(bert: Path, monkeypatch) -> None:
 
 def test_retention_is_null_where_the_reference_has_no_quality() -> None:
     plan = Plan((1,), (32,), ("fp32",), ("float32",), ((1, 8),), device=Device(threads=1))
-    facts = GraphFacts((LatencyPoint(1, 8, 1.0, 2.0, 3),), Footprint(10, 1.0), 100, ())
-    measured = Measured(
-        quality={"1x32-fp32-float32": {"sts/spearman": 0.0}},
-        graphs={(1, "fp32"): facts},
-        tail_sizes={(32, "float32"): 0},
-        failures={},
-        device=MeasuredOn(provider="CPUExecutionProvider", threads=1, spin=False),
-        seconds={},
-    )
+    measured = made_up({"1x32-fp32-float32": (0.0, 1.0)})
     (cell,) = join_cells(measured, plan, [TASK], None)
     assert cell.mean_quality == 0
     assert cell.retention is None
+
+
+def test_a_failure_names_the_cells_that_it_would_have_been() -> None:
+    measured = made_up(
+        {},
+        failures={Graph(0, "fp32", "full", 32): "a", Graph(1, "fp32", "full"): "b"},
+        unaligned={(2, 64): "c"},
+    )
+    plan = Plan((0, 1, 2, 3), (32, 64), ("fp32", "int8"), ("ubinary",))
+    assert [(f.reason, *f.cells) for f in failures_of(measured, plan)] == [
+        ("a", "0x32-aligned-fp32-ubinary"),
+        ("b", "1x32-aligned-fp32-ubinary", "1x64-aligned-fp32-ubinary"),
+        ("c", "2x64-aligned-fp32-ubinary"),
+        ("c", "2x64-aligned-int8-ubinary"),
+    ]
 
 
 def test_a_depth_of_nan_fails_and_the_others_are_measured(bert: Path, monkeypatch) -> None:
@@ -103,8 +120,7 @@ def test_a_depth_of_nan_fails_and_the_others_are_measured(bert: Path, monkeypatc
         return graph
 
     monkeypatch.setattr(make, "quantize", quantize)
-    plan = Plan((1, 2), (32,), ("fp32", "fp16"), ("float32",), ((1, 8),), repeats=3)
-    found = profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, plan)
+    found = profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, HALF)
     assert [(f.layers, f.weights) for f in found.failures] == [(1, "fp16")]
     assert "NaN or infinite" in found.failures[0].reason
     assert {cell.id for cell in found.cells} == {
@@ -118,13 +134,12 @@ def test_a_graph_that_does_not_load_for_timing_fails_alone(bert: Path, monkeypat
     load = engine_runner("onnx").load
 
     def refuse(files, device, isa):
-        if any("2-fp16" in str(path) for path in files.values() if isinstance(path, Path)):
+        if any("2-none-fp16" in str(path) for path in files.values() if isinstance(path, Path)):
             raise M2DError("no memory")
         return load(files, device, isa)
 
     monkeypatch.setattr(engine_runner("onnx"), "load", refuse)
-    plan = Plan((1, 2), (32,), ("fp32", "fp16"), ("float32",), ((1, 8),), repeats=3)
-    found = profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, plan)
+    found = profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, HALF)
     assert [(f.layers, f.weights, f.reason) for f in found.failures] == [(2, "fp16", "no memory")]
     assert len(found.cells) == 3
 

@@ -22,7 +22,8 @@ from tiny import (
     tiny_tokenizer,
 )
 
-from m2dexport.checkpoint.open import depth_sizes, open_checkpoint
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.checkpoint.sizes import depth_sizes
 from m2dexport.checkpoint.st_modules import Dense, LayerNormHead, Pooling
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.slice.slicing import slice_checkpoint
@@ -295,7 +296,9 @@ def test_a_family_without_a_row_is_inferred_and_reported(name: str, tmp_path: Pa
         (["Transformer", "WeightedLayerPooling", "Pooling"], "mixes the states of all layers"),
         (["Transformer", "Pooling", "Router"], "different modules for queries and documents"),
         (["CLIPModel"], "embeds images as well as text"),
-        (["StaticEmbedding"], "no layers to cut"),
+        (["StaticEmbedding"], "no table of token vectors named embedding.weight"),
+        (["StaticEmbedding", "Dense"], "Dense after StaticEmbedding"),
+        (["WordEmbeddings"], "no layers to cut"),
         (["Transformer", "LSTM", "Pooling"], "runs over the tokens after the transformer"),
         (["Transformer"], "starts with Transformer, not with Transformer and Pooling"),
         (["Transformer", "Pooling", "Normalize", "LayerNorm"], "LayerNorm after Normalize"),

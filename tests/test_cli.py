@@ -65,7 +65,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("target") / "small.toml"
     path.write_text(
         'description = "two cells"\nengine = "onnx"\nprovider = "CPUExecutionProvider"\n'
-        'threads = 1\n[grid]\nlayers = [2]\ndims = [64]\nweights = ["fp32"]\n'
+        'threads = 1\n[grid]\nalign = ["none"]\nlayers = [2]\ndims = [64]\nweights = ["fp32"]\n'
         'vectors = ["float32", "ubinary"]\n[latency]\nshapes = [[1, 8]]\n'
     )
     return path
@@ -244,7 +244,7 @@ def test_a_truncated_or_corrupt_safetensors_file(tmp_path: Path, bert: Path, kee
     assert not out.exists() or not any(out.iterdir())
 
 
-OUT_OF_RANGE = [(0, 8, "layers"), (9, 8, "layers"), (1, 0, "dim"), (1, 33, "dim")]
+OUT_OF_RANGE = [(-1, 8, "layers"), (9, 8, "layers"), (1, 0, "dim"), (1, 33, "dim")]
 
 
 @pytest.mark.parametrize(

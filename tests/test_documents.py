@@ -23,7 +23,7 @@ from tiny import tiny_checkpoint
 
 import m2dexport
 from m2dexport.cli import cli
-from m2dexport.data import default_checkpoint, read_texts
+from m2dexport.data import align_texts_path, default_checkpoint, read_texts
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.profile import latency, plan, sweep
 
@@ -139,6 +139,9 @@ def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr("m2dexport.vectors.tasks.default_task_paths", lambda: evaluation)
     monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
     monkeypatch.setattr("m2dexport.data.read_texts", lambda path: read_texts(path)[:FEW])
+    few_texts = tmp_path / "align.txt"
+    few_texts.write_text("\n".join(read_texts(align_texts_path())[:FEW]))
+    monkeypatch.setattr("m2dexport.align.texts.align_texts_path", lambda: few_texts)
     monkeypatch.setattr(plan, "default_plan", plan_of_one_size)
     monkeypatch.setattr(sweep, "measure_latency", quick_latency)
     (tmp_path / "my-checkpoint").symlink_to(stand_in)
@@ -147,7 +150,7 @@ def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def plan_of_one_size(checkpoint: m2dexport.Checkpoint) -> plan.Plan:
     """The cells that the pages name: the default grid would take minutes."""
-    return plan.Plan((6,), (128,), weights=("fp32", "int8"), repeats=3)
+    return plan.Plan((0, 1, 6), (128,), weights=("fp32", "int8"), repeats=3)
 
 
 def quick_latency(*arguments: Any) -> dict[Any, tuple[latency.LatencyPoint, ...]]:

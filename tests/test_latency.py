@@ -14,11 +14,15 @@ from m2dexport.engines import Device
 from m2dexport.errors import M2DError
 from m2dexport.profile.latency import Candidate, Conditions, measure_footprint, measure_latency
 
-CONDITIONS = Conditions("onnx", Device(threads=1), vocab_size=20, repeats=5)
+CONDITIONS = Conditions(vocab_size=20, repeats=5)
 
 
 def _candidate(folder: Path) -> Candidate:
-    return Candidate({"model.onnx": folder / "model.onnx"}, "portable")
+    return _of(folder / "model.onnx")
+
+
+def _of(graph: Path) -> Candidate:
+    return Candidate({"model.onnx": graph}, "portable", "onnx", Device(threads=1))
 
 
 def test_every_candidate_is_timed_at_every_shape(tmp_path: Path) -> None:
@@ -56,8 +60,7 @@ def test_memory_is_that_of_a_process_without_torch_at_the_shape_that_is_asked_fo
 def test_a_process_that_fails_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(M2DError, match=r"memory of .*broken\.onnx failed"):
-        broken = Candidate({"model.onnx": tmp_path / "broken.onnx"}, "portable")
-        measure_footprint(broken, (1, 4), CONDITIONS)
+        measure_footprint(_of(tmp_path / "broken.onnx"), (1, 4), CONDITIONS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity masks are Linux's")

@@ -17,6 +17,7 @@ PACKAGE = Path(m2dexport.__file__).parent
 #: Bottom up. A package, or a module of the top level, imports only from those before it.
 ORDER = (
     "errors",
+    "lines",
     "files",
     "progress",
     "precisions",
@@ -28,6 +29,7 @@ ORDER = (
     "vectors",
     "latent",
     "reference",
+    "align",
     "slice",
     "graph",
     "quantize",

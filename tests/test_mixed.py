@@ -65,7 +65,14 @@ def profiled_int8(checkpoint: Checkpoint) -> Cell:
     pairs = ("a cat", "a dog", "rain"), ("the cat", "a car", "it rains")
     task = StsTask("sts", *pairs, scores=(4.0, 1.0, 5.0), sha256="")
     plan = Plan(
-        (1,), (64,), ("int8",), ("float32",), ((1, 8),), device=Device(threads=1), repeats=3
+        (1,),
+        (64,),
+        ("int8",),
+        ("float32",),
+        ((1, 8),),
+        device=Device(threads=1),
+        repeats=3,
+        align=("none",),
     )
     (cell,) = profile_checkpoint(checkpoint, [task], TEXTS, plan).cells
     return cell

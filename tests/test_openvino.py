@@ -329,6 +329,7 @@ def test_a_profile_has_cells_of_the_engine(tmp_path: Path) -> None:
         engine="openvino",
         device=Device(threads=1),
         repeats=3,
+        align=("none",),
     )
     tasks = [load_task(default_task_paths()[1])]
     cells = profile_checkpoint(open_checkpoint(), tasks, calibration_texts()[:120], plan).cells

@@ -74,3 +74,36 @@ def test_the_label_of_quality_lies_within_the_picture_whatever_the_number_of_tas
     assert picture.y0 <= extent.y0 < extent.y1 <= picture.y1
     assert picture.x0 <= extent.x0
     assert all(task.name in label.get_text().replace("\n", " ") for task in tasks)
+
+
+ALIGNED = (
+    cell(0, 64, "int8", align="full", quality=65.0, p50_ms=0.1, engine="static"),
+    cell(2, 64, "int8", align="full", quality=80.0, p50_ms=1.05),
+)
+
+
+def test_aligned_cells_are_hollow_and_named_so_and_depth_0_is_among_them() -> None:
+    axes = plot_frontier(profile(*CELLS, *ALIGNED)).axes[0]
+    drawn = sum(len(points.get_offsets()) for points in axes.collections)
+    assert drawn == len(CELLS) + len(ALIGNED)
+    assert [text.get_text() for text in axes.texts] == ["0ax64", "2ax64", "6x128", "6x384"]
+    hollow = [points for points in axes.collections if points.get_label() == "int8, aligned"]
+    assert [len(points.get_offsets()) for points in hollow] == [2]
+    assert hollow[0].get_facecolor().tolist() == [[1.0, 1.0, 1.0, 1.0]]
+    assert hollow[0].get_edgecolor().tolist() != hollow[0].get_facecolor().tolist()
+    assert axes.get_title().endswith("a: aligned")
+
+
+def test_the_threads_that_are_told_are_those_of_the_transformers(capsys) -> None:
+    """Depth 0 comes first, and runs on another engine."""
+    many = {"provider": "CPU", "threads": 64, "spin": False}
+    static = cell(0, 64, "int8", align="full", engine="static", device=many)
+    measured = profile(static, *CELLS, reference=CELLS[0].id)
+    print_profile(measured)
+    assert capsys.readouterr().out.startswith("a processor (avx2), 2 threads;")
+    assert ", 2 threads," in plot_frontier(measured).axes[0].get_xlabel()
+
+
+def test_a_profile_with_aligned_cells_is_written_as_pictures(tmp_path: Path) -> None:
+    written = write_report(profile(*CELLS, *ALIGNED), tmp_path / "profile")
+    assert b"<svg" in written[2].read_bytes()

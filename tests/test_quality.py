@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from m2dexport.errors import UsageError
@@ -15,7 +17,8 @@ from m2dexport.vectors.codecs import (
     truncate,
 )
 from m2dexport.vectors.pairs import StsTask
-from m2dexport.vectors.quality import evaluate
+from m2dexport.vectors.quality import evaluate, score_ranking
+from m2dexport.vectors.ranking import NO_ROW
 from m2dexport.vectors.retrieval import RetrievalTask
 
 RNG = np.random.default_rng(0)
@@ -109,3 +112,32 @@ def test_ndcg_and_recall_as_computed_by_hand() -> None:
     other = 1 / np.log2(8)
     assert found["ndcg@10"] == pytest.approx(100 * (gain / ideal + other) / 2, abs=1e-4)
     assert found["recall@10"] == pytest.approx(100.0)
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 8), st.integers(1, 20))
+def test_rankings_score_as_in_a_plain_loop(
+    data: st.DataObject, queries: int, documents: int
+) -> None:
+    """With judged documents that the corpus lacks, and rankings that end early."""
+    places = min(10, documents)
+    judged = st.dictionaries(
+        st.integers(0, documents + 5), st.sampled_from([0.5, 1.0, 2.0, 3.0]), max_size=15
+    )
+    relevance = tuple(data.draw(st.lists(judged, min_size=queries, max_size=queries)))
+    relevance = (*relevance, {0: 1.0})
+    ranking = []
+    for _ in relevance:
+        order = data.draw(st.permutations(range(documents)))
+        length = data.draw(st.integers(0, places))
+        ranking.append([*order[:length], *[NO_ROW] * places][:places])
+    gains, recalls = [], []
+    for row, relevant in zip(ranking, relevance, strict=True):
+        found = sum(relevant.get(i, 0.0) / np.log2(at + 2) for at, i in enumerate(row))
+        best = sorted(relevant.values(), reverse=True)[:10]
+        ideal = sum(gain / np.log2(at + 2) for at, gain in enumerate(best))
+        gains.append(found / ideal if ideal else 0.0)
+        recalls.append(sum(i in relevant for i in row) / max(1, len(relevant)))
+    scores = score_ranking(retrieval(relevance, documents), np.array(ranking))
+    assert scores["ndcg@10"] == pytest.approx(100 * np.mean(gains))
+    assert scores["recall@10"] == pytest.approx(100 * np.mean(recalls))

@@ -8,10 +8,12 @@ import sys
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2dexport.vectors.ranking import NO_ROW, nearest, rank, rescore, rounded
+from m2dexport.vectors import ranking
+from m2dexport.vectors.ranking import NO_ROW, nearest, nearest_among, rank, rescore, rounded
 
 
 def test_the_best_come_first_and_ties_go_by_row() -> None:
@@ -38,6 +40,67 @@ def test_rescoring_everything_is_exact_search(
     )
     everything = np.tile(np.arange(documents), (queries, 1))  # by row, as ties go
     np.testing.assert_array_equal(rescore(left, right, everything, count), rank(left, right, count))
+
+
+_ROWS = st.lists(st.lists(st.integers(-1, 1), min_size=3, max_size=3), min_size=1, max_size=24)
+
+
+def table(rows: list[list[int]]) -> np.ndarray:  # type: ignore[type-arg]
+    return np.array(rows, dtype=np.float32)
+
+
+@settings(deadline=None)
+@given(_ROWS, _ROWS, st.integers(1, 30), st.data())
+def test_a_ranking_is_that_of_a_plain_loop_however_many_documents_tie(
+    left: list[list[int]], right: list[list[int]], count: int, data: st.DataObject
+) -> None:
+    own = data.draw(
+        st.lists(st.integers(NO_ROW, len(right) - 1), min_size=len(left), max_size=len(left))
+    )
+    places = min(count, len(right))
+    plain, without_own = [], []
+    for query, left_out in zip(left, own, strict=True):
+        product = [sum(a * b for a, b in zip(query, row, strict=True)) for row in right]
+        order = sorted(range(len(right)), key=lambda row: (-product[row], row))
+        plain.append(order[:count])
+        others = [row for row in order if row != left_out]
+        without_own.append([*others, *[NO_ROW] * len(right)][:places])
+    assert rank(table(left), table(right), count).tolist() == plain
+    found = rank(table(left), table(right), count, np.array(own))
+    assert found.tolist() == without_own
+
+
+@settings(deadline=None)
+@given(_ROWS, _ROWS, st.integers(1, 30), st.data())
+def test_rescored_candidates_are_those_of_a_plain_loop(
+    left: list[list[int]], right: list[list[int]], count: int, data: st.DataObject
+) -> None:
+    """With many ties, places without a candidate, and in either way of computing products."""
+    width = data.draw(st.integers(1, 30))
+    rows = st.lists(st.integers(NO_ROW, len(right) - 1), min_size=width, max_size=width)
+    given_rows = data.draw(st.lists(rows, min_size=len(left), max_size=len(left)))
+    expected = []
+    for query, candidates in zip(left, given_rows, strict=True):
+        product = [sum(a * b for a, b in zip(query, row, strict=True)) for row in right]
+        worth = {row: product[row] for row in candidates if row != NO_ROW}
+        order = sorted(range(width), key=lambda at: -worth.get(candidates[at], -np.inf))
+        expected.append([candidates[at] for at in order][:count])
+    for few in (0, 2048):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranking, "_FEW", few)
+            found = rescore(table(left), table(right), np.array(given_rows), count)
+        assert found.tolist() == expected
+
+
+def test_equal_documents_tie_across_blocks_of_queries_and_documents() -> None:
+    documents = np.ones((9000, 2), np.float32)  # more than a block
+    queries = np.ones((300, 2), np.float32)
+    expected = np.tile(np.arange(7), (300, 1))
+    np.testing.assert_array_equal(rank(queries, documents, 7), expected)
+    everything = np.tile(np.arange(30)[::-1], (300, 1))
+    found = nearest_among(queries, lambda rows: documents[rows], everything, 7)
+    np.testing.assert_array_equal(found.rows, rescore(queries, documents, everything, 7))
+    np.testing.assert_array_equal(found.rows, everything[:, :7])
 
 
 def test_rescoring_finds_nothing_that_is_no_candidate() -> None:

@@ -25,7 +25,8 @@ from m2dexport.checkpoint.tokenizer import write_tokenizer
 from m2dexport.cli import cli
 from m2dexport.errors import CheckpointError, M2DError, UsageError
 from m2dexport.reference.pooler import Reference
-from m2dexport.slice.slicing import Cut, UntrainedWarning, slice_checkpoint, slice_grid
+from m2dexport.slice.slicing import Cut, slice_checkpoint, slice_grid
+from m2dexport.slice.write import UntrainedWarning
 
 # Float32 sums in another order (padding, attention kernels); a wrong layer moves values by 0.1.
 CLOSE = 2e-5
@@ -416,8 +417,9 @@ def test_slicing_outside_the_trained_grid_warns_and_records_it(bert: Path, tmp_p
 @pytest.mark.parametrize(
     ("layers", "dim", "options", "message"),
     [
-        (0, 16, {}, "--layers 0 is not between 1 and 4"),
-        (LAYERS + 1, 16, {}, "--layers 5 is not between 1 and 4"),
+        (-1, 16, {}, "--layers -1 is not between 0 and 4"),
+        (0, 16, {}, "depth 0 is made by a map; pass texts to align it on"),
+        (LAYERS + 1, 16, {}, "--layers 5 is not between 0 and 4"),
         (2, 0, {}, "--dim 0 is not between 1 and 32"),
         (2, HIDDEN + 1, {}, "--dim 33 is not between 1 and 32"),
         (2, 16, {"dtype": "int4"}, "--dtype 'int4' is unknown"),
@@ -435,7 +437,7 @@ def test_a_value_out_of_range_is_refused_before_anything_is_written(
 def test_what_transformers_cannot_read_is_not_handed_over(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m2dexport.slice.slicing.cut_config", lambda raw, *_, **__: dict(raw))
+    monkeypatch.setattr("m2dexport.slice.write.cut_config", lambda raw, *_, **__: dict(raw))
     with pytest.raises(CheckpointError, match=r"says 4 layers in config\.json and holds 2"):
         slice_checkpoint(open_checkpoint(bert), 2, 16, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 from tiny_artifact import tiny_artifact, tiny_spec
 
+from m2dexport import lines as lines_module
 from m2dexport.cli import cli
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
-from m2dexport.runtime import lines as lines_module
 from m2dexport.runtime import streams
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder, load
@@ -436,7 +436,8 @@ def test_rows_of_bytes_hold_bytes(tmp_path: Path, value: float) -> None:
 def test_a_row_without_a_vector_that_encode_wrote_is_accepted(encoder, tmp_path: Path) -> None:
     row = {"vector": None, "space_id": encoder.spec.space_id}
     (tmp_path / "v.jsonl").write_text(json.dumps(row))
-    assert require_vectors_of(tmp_path / "v.jsonl", encoder.spec, "edge.m2d") == 1
+    expected = (1, encoder.spec.space_id)
+    assert require_vectors_of(tmp_path / "v.jsonl", encoder.spec, "edge.m2d") == expected
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -30,7 +30,12 @@ from m2dexport.vectors.tasks import Task, load_task
 
 CALIBRATION = calibration_texts()[:120]
 PLAN = Plan(
-    layers=(1, 2), dims=(32, 50), shapes=((1, 8), (2, 12)), device=Device(threads=1), repeats=3
+    layers=(1, 2),
+    dims=(32, 50),
+    shapes=((1, 8), (2, 12)),
+    device=Device(threads=1),
+    repeats=3,
+    align=("none",),
 )
 
 
@@ -138,7 +143,8 @@ def test_the_quality_surface_is_one_pass_per_weight_precision(
 
 def test_the_default_grid_has_all_depths_and_the_trained_dims() -> None:
     plan = default_plan(open_checkpoint())
-    assert plan.layers == (1, 2, 3, 4, 5, 6)
+    assert plan.layers == (0, 1, 2, 3, 4, 5, 6)
+    assert plan.align == ("none", "full")
     assert plan.dims == (32, 64, 128, 256, 384)
 
 
@@ -149,7 +155,7 @@ def test_without_a_trained_grid_dims_are_powers_of_two(bert: Path) -> None:
 def test_a_target_sets_threads_shapes_and_grid() -> None:
     plan = plan_for(open_checkpoint(), load_target("browser"))
     assert (plan.device.threads, plan.weights) == (1, ("int8",))
-    assert plan.layers == (1, 2, 3, 4, 5, 6)
+    assert plan.layers == (0, 1, 2, 3, 4, 5, 6)
 
 
 def test_a_target_is_measured_on_its_own_provider() -> None:
@@ -168,7 +174,7 @@ def test_a_target_says_which_processors_int8_is_made_for(tasks, tmp_path: Path) 
 
 
 def test_a_plan_outside_the_checkpoint_is_refused(tasks) -> None:
-    with pytest.raises(UsageError, match="1 to 6 layers, not 7"):
+    with pytest.raises(UsageError, match="0 to 6 layers, not 7"):
         profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, Plan((7,), (32,)))
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.errors import UsageError
+from m2dexport.profile.plan import plan_for
 from m2dexport.profile.target import budget_from, load_target
 
 SHIPPED = ("browser", "edge-cpu", "edge-openvino", "server-cpu", "server-gpu")
@@ -45,6 +47,14 @@ def test_a_target_is_found_by_name_and_by_file(tmp_path: Path) -> None:
         ("[grid]\nweights = []", r"grid\.weights is \[\]; name at least one"),
         ("[grid]\ndims = [64, 64]", r"grid\.dims is \[64, 64\]; name each only once"),
         ("[grid]\nlayers = [true]", r"grid\.layers\.0 is True; input should be a valid integer"),
+        (
+            "[grid]\nlayers = [-1]",
+            r"grid\.layers\.0 is -1; input should be greater than or equal to 0",
+        ),
+        ('[grid]\nalign = ["some"]', r"grid\.align\.0 is 'some'; input should be 'none' or 'full'"),
+        ('[grid]\nalign = "full"', r"grid\.align is 'full'; input should be a valid tuple"),
+        ("[grid]\nalign = []", r"grid\.align is \[\]; name at least one, or leave the key out"),
+        ('[grid]\nalign = ["full", "full"]', r"grid\.align is .*; name each only once"),
         ("grid = 5", r"grid is 5; it should be a table"),
         (
             "[latency]\nshapes = [[1000000000, 1000000000]]",
@@ -58,6 +68,21 @@ def test_a_wrong_target_is_named_by_file_and_key(tmp_path: Path, text: str, mess
     path.write_text(head + text + "\n")
     with pytest.raises(UsageError, match=message):
         load_target(path)
+
+
+def test_a_grid_may_hold_depth_0_and_say_which_depths_are_aligned(
+    tmp_path: Path, bert: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    head = 'description = "x"\nengine = "onnx"\n'
+    path.write_text(head + '[grid]\nlayers = [0, 3]\nalign = ["none"]\n')
+    target = load_target(path)
+    assert (target.grid.layers, target.grid.align) == ((0, 3), ("none",))
+    plan = plan_for(open_checkpoint(bert), target)
+    assert (plan.layers, plan.align) == ((0, 3), ("none",))
+    path.write_text(head)
+    plan = plan_for(open_checkpoint(bert), load_target(path))
+    assert (plan.layers, plan.align) == ((0, 1, 2, 3, 4), ("none", "full"))
 
 
 def test_a_target_for_an_engine_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -166,6 +166,27 @@ def test_the_readme_gets_the_reference_the_choice_and_the_best_int8_cells(tmp_pa
     assert text.endswith("\n<!-- end of profile -->\nbelow\n")
 
 
+def test_the_readme_tells_the_threads_of_the_transformers_and_the_best_of_aligned_cells(
+    tmp_path: Path,
+) -> None:
+    many = {"provider": "CPU", "threads": 64, "spin": False}
+    values = {"vectors": "int8", "align": "full", "bytes_per_vector": 64}
+    cells = [
+        cell(0, 64, "int8", quality=50.0, engine="static", device=many, **values),
+        cell(6, 384, quality=90.0),
+        cell(2, 64, "int8", vectors="int8", quality=60.0),
+        cell(2, 64, "int8", quality=70.0, **values),
+    ]
+    measured = profile(*cells, reference=cells[1].id)
+    write_profile(measured, tmp_path / "profile.json")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- profile -->\n")
+    run("readme_profile", tmp_path / "profile.json", "--readme", readme)
+    text = readme.read_text(encoding="utf-8")
+    assert [row[0] for row in rows(text)] == [cells[i].id for i in (1, 3, 0)]
+    assert "a processor, 2 threads" in text
+
+
 def test_vectors_are_compared_in_three_tables(small, tasks, tmp_path, capsys) -> None:
     texts = tmp_path / "texts.txt"  # product quantization is trained on 256 or more
     texts.write_text("\n".join(calibration_texts()[:260]), encoding="utf-8")

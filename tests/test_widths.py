@@ -30,7 +30,8 @@ from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
 from m2dexport.graph.vector import serialize_graph
 from m2dexport.reference.pooler import Reference
-from m2dexport.slice.slicing import Cut, LoadingWarning, slice_checkpoint, slice_grid
+from m2dexport.slice.slicing import Cut, slice_checkpoint, slice_grid
+from m2dexport.slice.write import LoadingWarning
 
 # Where each live model takes in its heads and its feed-forward channels, layer by layer.
 _BERT = ("encoder.layer", "attention.output.dense", "output.dense")

@@ -64,6 +64,7 @@ def tiny_spec(
         batch_invariant=batch_invariant,
         trained=None,
         space_id="m2d1-" + "0" * 32,
+        speaks=None,
         parity={"max_difference": 0.0},
         fitted_to=None,
         kept_sha256=None,

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from m2dexport.profile import schema
-from m2dexport.profile.schema import Cell, Profile, cell_id
+from m2dexport.profile.cells import Graph, GraphFacts, Measured
+from m2dexport.profile.latency import Footprint, LatencyPoint
+from m2dexport.profile.schema import Cell, MeasuredOn, Profile, cell_id
 
 
 def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -> Cell:
     """Return a cell; what is not given is of no interest to the test."""
     vectors = values.pop("vectors", "float32")
     quality = values.pop("quality", 80.0)
+    align = values.pop("align", "none")
     facts = {
-        "id": cell_id(layers, dim, weights, vectors),
+        "id": cell_id(layers, dim, weights, vectors, align),
         "layers": layers,
         "dim": dim,
+        "align": align,
         "weights": weights,
         "vectors": vectors,
         "engine": "onnx",
         "device": {"provider": "CPUExecutionProvider", "threads": 2, "spin": False},
         "isa": "portable",
         "quality": {"sts/spearman": quality, "sts/pearson": quality - 1},
+        "as_query": {},
         "mean_quality": quality,
         "retention": quality / 100,
         "latency": [{"batch": 1, "sequence": 16, "p50_ms": 1.0, "p95_ms": 2.0, "runs": 30}],
@@ -37,7 +43,7 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
     return Cell.model_validate({**facts, **values})
 
 
-def profile(*cells: Cell) -> Profile:
+def profile(*cells: Cell, **values: Any) -> Profile:
     """Return a profile of these cells."""
     return Profile.model_validate(
         {
@@ -71,10 +77,37 @@ def profile(*cells: Cell) -> Profile:
                 }
             ],
             "calibration_sha256": "0" * 64,
+            "aligned_with": None,
             "reference": cells[0].id,
             "latency_shape": {"batch": 1, "sequence": 16},
             "seconds": {"export": 1.0},
             "cells": cells,
+            "cross_depth": [],
             "failures": [],
+            **values,
         }
+    )
+
+
+def made_up(figures: Mapping[str, tuple[float, float]], **values: Any) -> Measured:
+    """Return what a sweep would have measured of cells: id -> points and p50 in ms."""
+    graphs: dict[Any, GraphFacts] = {}
+    added: dict[Any, int] = {}
+    device = MeasuredOn(provider="CPUExecutionProvider", threads=1, spin=False)
+    for name, (_, p50_ms) in figures.items():
+        size, *rest = name.split("-")
+        layers, dim = map(int, size.split("x"))
+        align = "full" if rest[0] == "aligned" else "none"
+        weights, vectors = rest[-2:]
+        graph = Graph(layers, weights, align, dim if layers == 0 else None)
+        points = (LatencyPoint(1, 8, p50_ms, p50_ms, 3),)
+        graphs[graph] = GraphFacts(points, Footprint(10, 1.0), 100, (), "onnx", device)
+        added[graph, dim, vectors] = 0
+    nothing: dict[str, Any] = {"as_query": {}, "cross_depth": (), "failures": {}, "unaligned": {}}
+    return Measured(
+        quality={name: {"sts/spearman": points} for name, (points, _) in figures.items()},
+        graphs=graphs,
+        added_bytes=added,
+        seconds={},
+        **{**nothing, **values},
     )

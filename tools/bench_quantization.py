@@ -159,7 +159,7 @@ def _options() -> tuple[Bench, Path | None]:
     default = default_plan(checkpoint)
     plan = replace(
         default,
-        layers=options.layers or default.layers,
+        layers=options.layers or default.depths,
         dims=options.dims or default.dims,
         weights=tuple(dict.fromkeys(("fp32", *options.weights))),
         vectors=options.vectors,

@@ -49,7 +49,7 @@ def section(profile: Profile) -> str:
         ]
         lines.append(f"| {' | '.join(values)} |")
     machine, shape = profile.machine, profile.latency_shape
-    threads = profile.cells[0].device.threads
+    threads = profile.cell(profile.reference).device.threads
     seconds = sum(profile.seconds.values())
     return (
         "What `m2dexport profile` measured of the checkpoint that ships, "

@@ -29,7 +29,7 @@ from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.files import SPEC, atomic_folder, license_files, require_folder
-from m2dexport.graph.vector import coded_graph, full_width
+from m2dexport.graph.vector import MAP, coded_graph, full_width
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage, require_coverage
@@ -45,6 +45,7 @@ from m2dexport.runtime.artifact import (
     space_id_of_artifact,
 )
 from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.index import require_ranges_of, spoken_space
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import LEVELS, Ranges
@@ -192,6 +193,7 @@ def make_artifact(
     Raises:
         M2DError: as ``build_artifact`` does, except for what concerns the export.
     """
+    _spoken(original.spec, recipe)  # refused before the work
     texts = recipe.texts()
     quantized = _quantize(original, recipe, texts, out, on_progress)
     checked = _check(original, quantized, recipe, out)
@@ -243,7 +245,7 @@ def _quantize(
             on_progress,
         )
     kept = mixture.kept if mixture else frozenset()
-    covered = coverage(graph, weights, kept)
+    covered = coverage(graph, weights, kept | {MAP})
     require_coverage(covered, recipe.min_coverage, str(out))
     spec = replace(
         original.spec,
@@ -289,18 +291,31 @@ def _calibrate(
     checked: _Checked, recipe: Recipe, texts: Sequence[str], tokenizer_json: str
 ) -> tuple[Ranges | None, ArtifactSpec]:
     """Freeze the ranges of the vectors; return them and the final specification."""
-    ranges = clipping_rate = None
+    spec = _spoken(checked.spec, recipe)
+    ranges = recipe.index.ranges if recipe.index else None
     if recipe.vectors in LEVELS:
         floats = checked.encoder.encode(texts, batch_size=checked.batch_size)
-        ranges = codecs.calibrate_ranges(floats)
-        clipping_rate = codecs.held_out_clipping_rate(floats)
-    spec = replace(
-        checked.spec,
-        vectors=recipe.vectors,
-        bit_order=recipe.bit_order,
-        clipping_rate=clipping_rate,
-    )
+        if ranges is None:
+            ranges = codecs.calibrate_ranges(floats)
+            rate = codecs.held_out_clipping_rate(floats)
+        else:
+            rate = codecs.clipping_rate(floats, ranges)
+        spec = replace(spec, clipping_rate=rate)
     return ranges, replace(spec, space_id=space_id_of_artifact(spec, ranges, tokenizer_json))
+
+
+def _spoken(spec: ArtifactSpec, recipe: Recipe) -> ArtifactSpec:
+    """Return the specification with its codes, and with the space that they speak.
+
+    Raises:
+        UsageError: when they are not those of the recipe's index, or need one and it has none.
+    """
+    spec = replace(spec, vectors=recipe.vectors, bit_order=recipe.bit_order)
+    require_ranges_of(spec, recipe.index)
+    spoken = spoken_space(spec, recipe.index)
+    if spoken is not None:
+        spoken = replace(spoken, measured=recipe.losses.get(spoken.weights, {}))
+    return replace(spec, speaks=spoken)
 
 
 def _encode(
@@ -312,12 +327,14 @@ def _encode(
         ParityError: when the graph's codes of the probes are others than the codec's.
     """
     maker = engine_maker(spec.engine)
-    coded = coded_graph(checked.graph, spec.vectors, ranges, spec.bit_order)
+    coded = checked.graph
+    if ENGINES[spec.engine].encodes:
+        coded = coded_graph(coded, spec.vectors, ranges, spec.bit_order)
     files: dict[str, bytes] = maker.files(coded)
     if spec.vectors == "float32":
         return files
     expected = codecs.encode_vectors(checked.probes, spec.vectors, ranges, spec.bit_order)
-    encoder = Encoder(spec, tokenizer_json, files, replace(spec.device, threads=1))
+    encoder = Encoder(spec, tokenizer_json, files, replace(spec.device, threads=1), ranges)
     found = encoder.encode(PROBES, batch_size=checked.batch_size)
     equal = float(np.mean(found == expected))
     if equal < _MIN_EQUAL_CODES:

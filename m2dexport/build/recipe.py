@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from m2dexport.build.mixed import QualityLimit
 from m2dexport.data import calibration_texts
@@ -20,6 +20,8 @@ from m2dexport.precisions import (
     WeightPrecision,
 )
 from m2dexport.quantize.recipes import require_precision
+from m2dexport.runtime.artifact import Loss
+from m2dexport.runtime.index import Index
 from m2dexport.vectors.codecs import PER_BYTE
 
 #: Share of the weight bytes that a precision must reach unless another is asked for.
@@ -49,6 +51,14 @@ class Recipe:
     #: How far quantized weights may drop quality; it decides which stay in float32. Without, those
     #: of int8 do that ``mixed.close_gap`` names, usually none.
     limit: QualityLimit | None = None
+    #: Texts that an aligned depth's map is fitted on, iterated up to three times; None: the shipped
+    #: ones.
+    align_texts: Iterable[str] | None = field(default=None, hash=False)
+    #: The index that the vectors are to be put to, whose ranges they take; None: none, or, of an
+    #: aligned sub-model, one that the full model writes in fp32.
+    index: Index | None = field(default=None, hash=False)
+    #: What queries lose on an index, by the weights of what wrote it, from a profile.
+    losses: Mapping[WeightPrecision, dict[str, Loss]] = field(default_factory=dict, hash=False)
 
     def texts(self) -> Sequence[str]:
         """Return the calibration texts."""
@@ -92,4 +102,9 @@ def require_recipe(recipe: Recipe) -> None:
         )
     if limit is not None and not known[weights].mixable:
         mixable = ", ".join(name for name, needed in known.items() if needed.mixable)
+        if not mixable:
+            raise UsageError(
+                f"--max-drop has no meaning on {recipe.engine}, which keeps no weights in float32 "
+                "beside others; leave it out."
+            )
         raise UsageError(f"--max-drop goes with --weights {mixable}, not with {weights}.")

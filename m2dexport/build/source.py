@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import tokenizers
 from numpy.typing import NDArray
 
 from m2dexport import __version__
 from m2dexport.build.parity import PROBES
+from m2dexport.checkpoint.alignment import LinearMap, read_map
 from m2dexport.checkpoint.open import Checkpoint
-from m2dexport.checkpoint.tokenizer import open_tokenizer
-from m2dexport.engines import DEFAULT_ENGINE, Device, engine_maker, engine_version
+from m2dexport.checkpoint.static import TABLE, read_table
+from m2dexport.checkpoint.tokenizer import open_tokenizer, sealed_tokenizer_json
+from m2dexport.cores import one_torch_thread
+from m2dexport.engines import DEFAULT_ENGINE, ENGINES, Device, engine_maker, engine_version
 from m2dexport.errors import UsageError
 from m2dexport.files import scratch_folder
-from m2dexport.graph.vector import depth_graph, vector_graph
-from m2dexport.runtime.artifact import FORMAT, TOKENIZER, ArtifactSpec
+from m2dexport.graph.vector import aligned_graph, depth_graph, vector_graph
+from m2dexport.runtime.artifact import (
+    FORMAT,
+    FULL_LAYERS,
+    FULL_MODEL,
+    FULL_NORM,
+    FULL_POOLING,
+    FULL_TOKENIZER,
+    ArtifactSpec,
+)
 from m2dexport.slice.slicing import slice_checkpoint
 from m2dexport.vectors import codecs
 
@@ -38,6 +47,7 @@ class Source:
     graph: ir.Model  # float32, one output per depth, neither cut nor normalised
     tokenizer_json: str
     pad_id: int
+    alignment: LinearMap | None  # of an aligned sub-model, which has one depth
     probes: Mapping[int, Floats]  # depth -> the torch original's vectors of ``PROBES``, likewise
 
     @property
@@ -53,7 +63,10 @@ class Source:
             depth: one of the depths that were exported.
             graph: the exported graph in other weights; None takes the float32 one.
         """
-        return vector_graph(depth_graph(graph or self.graph, depth), self.checkpoint.dim)
+        model = depth_graph(graph or self.graph, depth)
+        if self.alignment is not None:
+            model = aligned_graph(model, self.alignment)
+        return vector_graph(model, self.checkpoint.dim)
 
 
 @dataclass(frozen=True)
@@ -79,13 +92,11 @@ def export_source(
         engine: the engine that will run the graph.
 
     Raises:
-        UsageError: when a value is out of range, or the vectors' norms have a meaning.
+        UsageError: when a value is out of range, the engine runs depth 0 only, or the vectors'
+            norms have a meaning.
         CheckpointError: when the architecture cannot be exported.
         MissingExtra: when the engine is not installed.
     """
-    from m2dexport.graph.export import graph_from_checkpoint
-    from m2dexport.reference.pooler import Reference
-
     if checkpoint.keeps_norms:
         raise UsageError(
             f"the vectors of {checkpoint.path} are compared by {checkpoint.similarity} and keep "
@@ -93,9 +104,11 @@ def export_source(
             "--normalize, and take that."
         )
     maker = engine_maker(engine)
+    if ENGINES[engine].format == "table" and max(depths) > 0:  # refused before the export
+        raise UsageError(f"the engine {engine} runs depth 0 only; choose another engine.")
     with scratch_folder() as scratch:
         sub_model = slice_checkpoint(checkpoint, max(depths), dim, scratch / "sub-model")
-        graph = graph_from_checkpoint(sub_model, depths)
+        graph = _graph(sub_model, depths)
         maker.fuse(graph)
         source = Source(
             checkpoint=sub_model,
@@ -103,13 +116,38 @@ def export_source(
             sub_model_sha256=sub_model.weights_sha256,
             engine=engine,
             graph=graph,
-            tokenizer_json=_tokenizer_json(sub_model),
-            pad_id=int(open_tokenizer(sub_model.path).pad_token_id or 0),  # masked: any id serves
+            tokenizer_json=sealed_tokenizer_json(sub_model.path, sub_model.max_length),
+            pad_id=_pad_id(sub_model),
+            alignment=read_map(sub_model.alignment) if sub_model.alignment else None,
             probes={},
         )
-        with _one_thread():
-            probes = Reference(sub_model, depths).encode(PROBES, prompt=source.prompt)
+        with one_torch_thread():
+            probes = _probes(sub_model, depths, source.prompt)
     return replace(source, probes=probes)
+
+
+def _graph(sub_model: Checkpoint, depths: Sequence[int]) -> ir.Model:
+    from m2dexport.graph.export import graph_from_checkpoint
+    from m2dexport.graph.static import static_graph
+
+    if sub_model.layers == 0:
+        return static_graph(read_table(sub_model.layout.outside[TABLE]))
+    return graph_from_checkpoint(sub_model, depths)
+
+
+def _pad_id(sub_model: Checkpoint) -> int:
+    if sub_model.layers == 0:
+        return sub_model.vocab_size  # the row of zeros that ``static_graph`` adds
+    return int(open_tokenizer(sub_model.path).pad_token_id or 0)  # masked: any id serves
+
+
+def _probes(sub_model: Checkpoint, depths: Sequence[int], prompt: str) -> dict[int, Floats]:
+    from m2dexport.reference.pooler import Reference
+    from m2dexport.reference.static import StaticReference
+
+    if sub_model.layers == 0:
+        return StaticReference(sub_model).encode(PROBES, prompt=prompt)
+    return Reference(sub_model, depths).encode(PROBES, prompt=prompt)
 
 
 def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None) -> Original:
@@ -142,6 +180,7 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
         batch_invariant=True,
         trained=trained,
         space_id="",
+        speaks=None,
         parity={},
         fitted_to=None,
         kept_sha256=None,
@@ -152,12 +191,27 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
         provenance={
             "checkpoint": source.sha256,
             "sub_model": source.sub_model_sha256,
+            **_full_model(sub_model),
             **tool_versions(source.engine),
         },
     )
     expected = codecs.truncate(source.probes[sub_model.layers], sub_model.dim)
     graph = source.vectors_at(sub_model.layers)
     return Original(graph, spec, source.tokenizer_json, expected, licenses)
+
+
+def _full_model(sub_model: Checkpoint) -> dict[str, str]:
+    """Return what an aligned artifact's provenance says of the model that it is aligned with."""
+    full = sub_model.speaks
+    if full is None:
+        return {}
+    return {
+        FULL_MODEL: full.weights_sha256,
+        FULL_TOKENIZER: full.tokenizer_sha256,
+        FULL_LAYERS: str(full.layers),
+        FULL_POOLING: full.pooling,
+        FULL_NORM: full.final_norm,
+    }
 
 
 def tool_versions(engine: str) -> dict[str, str]:
@@ -172,24 +226,3 @@ def tool_versions(engine: str) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _tokenizer_json(checkpoint: Checkpoint) -> str:
-    """Return tokenizer.json of a sub-model, set to cut at its maximum length and never to pad."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.path / TOKENIZER))
-    tokenizer.enable_truncation(checkpoint.max_length)
-    tokenizer.no_padding()
-    return str(tokenizer.to_str())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: what is recorded must not depend on the number of cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -155,8 +155,10 @@ class Layout:
 
     def tensors(self, layers: int) -> dict[str, StoredTensor]:
         """Return the tensors that a sub-model of the first ``layers`` layers holds, by name."""
-        per_group = self.layers // len(self.inside)  # 1 where layers have weights of their own
         found = dict(self.outside)
+        if not self.inside:  # a token table alone
+            return found
+        per_group = self.layers // len(self.inside)  # 1 where layers have weights of their own
         for layer in self.inside[: -(-layers // per_group)]:
             found.update(layer)
         return dict(sorted(found.items()))

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from m2dexport.checkpoint.alignment import FullModel, read_full_model
 from m2dexport.checkpoint.families import Family, Layout, family_of, locate
 from m2dexport.checkpoint.fit import require_fit
 from m2dexport.checkpoint.folder import checkpoint_folder
@@ -23,6 +24,7 @@ from m2dexport.checkpoint.st_modules import (
     read_modules,
     read_sentence_config,
 )
+from m2dexport.checkpoint.static import TABLE, StaticParts, read_static
 from m2dexport.checkpoint.tensors import (
     INDEX,
     WEIGHTS,
@@ -39,6 +41,8 @@ from m2dexport.files import PROVENANCE, license_files
 from m2dexport.precisions import Similarity
 
 FinalNorm = Literal["none", "applied", "skipped"]
+_DEFAULT_LENGTH = 512
+_NO_LENGTH = f"the maximum length is {_DEFAULT_LENGTH} tokens, as the checkpoint stores none."
 _UNLIMITED = 1_000_000  # tokenizers without a limit store 1e30 or 2**63 as model_max_length
 
 
@@ -58,6 +62,7 @@ class Checkpoint:
     pooling: Pooling
     head: tuple[Head, ...]  # modules after pooling, in order, Normalize apart
     normalized: bool  # the checkpoint itself ends with Normalize
+    alignment: Dense | None  # the map from its normalised vector into the full model's space
     similarity: Similarity  # what its vectors are compared by
     final_norm: FinalNorm  # "none" for post-LN families, which have nothing to decide
     prompts: Mapping[str, str]  # by name: {"query": "...", "document": "..."}
@@ -66,6 +71,7 @@ class Checkpoint:
     trained: Grid | None  # None: unknown
     assumed: tuple[str, ...]  # sentences: what was not stored and therefore assumed
     sliced_from: str | None  # weights_sha256 of the parent, for a sub-model
+    speaks: FullModel | None  # whose space an aligned sub-model's vectors are in
     licenses: tuple[Path, ...]  # licence and notice files, which go wherever the weights go
     layout: Layout = field(repr=False)  # where the tensors of the bare model lie, layer by layer
 
@@ -89,6 +95,9 @@ class Checkpoint:
         for position, module in enumerate(self.head):
             for name, tensor in stored_tensors(module.folder).items():
                 tensors[f"head.{position}.{name}"] = tensor
+        if self.alignment:
+            for name, tensor in stored_tensors(self.alignment.folder).items():
+                tensors[f"alignment.{name}"] = tensor
         return sha256_of_tensors(tensors)
 
     def moved(self, folder: Path) -> Checkpoint:
@@ -103,6 +112,8 @@ class Checkpoint:
             path=folder,
             latent=self.latent and replace(self.latent, folder=there(self.latent.folder)),
             head=tuple(replace(module, folder=there(module.folder)) for module in self.head),
+            alignment=self.alignment
+            and replace(self.alignment, folder=there(self.alignment.folder)),
             licenses=tuple(there(path) for path in self.licenses),
             layout=replace(
                 layout,
@@ -110,17 +121,6 @@ class Checkpoint:
                 inside=tuple(_moved(layer, there) for layer in layout.inside),
             ),
         )
-
-
-@dataclass(frozen=True)
-class DepthSize:
-    """What a sub-model of one depth weighs, as stored, without its head."""
-
-    layers: int
-    parameters: int
-    bytes: int
-    embedding_parameters: int  # of these, the token table's
-    embedding_bytes: int
 
 
 def open_checkpoint(
@@ -154,6 +154,9 @@ def open_checkpoint(
         6
     """
     folder, notes = checkpoint_folder(model, allow_pickle=allow_pickle)
+    static = read_static(folder)
+    if static is not None:
+        return _describe_static(folder, static)
     modules = read_modules(folder)
     if not (modules.transformer / CONFIG).is_file():
         raise CheckpointError(
@@ -178,7 +181,8 @@ def _describe(
     layout = _layout(transformer, config.model_type, layers)
     require_fit(transformer, config, layout, own_code=own_code)
     family, pooling = layout.family, cast(Pooling, modules.pooling)
-    dim = _width_after(modules.head, hidden * len(pooling.modes))
+    ending = modules.head + ((modules.alignment,) if modules.alignment else ())
+    dim = _width_after(ending, hidden * len(pooling.modes))
     provenance = read_object(folder / PROVENANCE)
     stated = read_sentence_config(folder, pooling)
     assumed = [*notes, *_notes(config, family, folder, transformer)]
@@ -201,6 +205,7 @@ def _describe(
         pooling=pooling,
         head=modules.head,
         normalized=modules.normalized,
+        alignment=modules.alignment,
         similarity=stated.similarity,
         final_norm=_final_norm(family, config, modules),
         prompts=stated.prompts,
@@ -209,28 +214,43 @@ def _describe(
         trained=_trained_grid(folder, provenance, (layers, dim)),
         assumed=(*assumed, *limits),
         sliced_from=provenance.get("sliced_from"),
+        speaks=read_full_model(provenance),
         licenses=license_files(folder),
         layout=layout,
     )
 
 
-def depth_sizes(checkpoint: Checkpoint) -> list[DepthSize]:
-    """Return parameters and bytes of the sub-model of each depth, 1 to N."""
-    layout = checkpoint.layout
-    sizes = []
-    for depth in range(1, checkpoint.layers + 1):
-        tensors = layout.tensors(depth).values()
-        table = [t for t in tensors if t.shape[:1] == (checkpoint.vocab_size,)]
-        sizes.append(
-            DepthSize(
-                layers=depth,
-                parameters=sum(t.parameters for t in tensors),
-                bytes=sum(t.size for t in tensors),
-                embedding_parameters=sum(t.parameters for t in table),
-                embedding_bytes=sum(t.size for t in table),
-            )
-        )
-    return sizes
+def _describe_static(folder: Path, static: StaticParts) -> Checkpoint:
+    rows, dim = static.table.shape
+    pooling = Pooling(("mean",))
+    stated = read_sentence_config(folder, pooling)
+    provenance = read_object(folder / PROVENANCE)
+    return Checkpoint(
+        path=static.folder,
+        model_type="static",
+        own_code=False,
+        layers=0,
+        hidden=dim,
+        dim=dim,
+        widths=None,
+        vocab_size=rows,
+        latent=None,
+        pooling=pooling,
+        head=(),
+        normalized=static.normalized,
+        alignment=None,
+        similarity=stated.similarity,
+        final_norm="none",
+        prompts=stated.prompts,
+        default_prompt=stated.default_prompt,
+        max_length=static.max_length or _DEFAULT_LENGTH,
+        trained=None,
+        assumed=() if static.max_length else (_NO_LENGTH,),
+        sliced_from=provenance.get("sliced_from"),
+        speaks=read_full_model(provenance),
+        licenses=license_files(folder),
+        layout=Layout(Family(()), 0, {TABLE: static.table}, ()),
+    )
 
 
 def _moved(
@@ -349,5 +369,5 @@ def _max_length(modules: Modules, config: Any, family: Family) -> tuple[int, lis
             "positions would depend on the longest text of its batch."
         ]
     if not known:
-        return 512, ["the maximum length is 512 tokens, as the checkpoint stores none."]
+        return _DEFAULT_LENGTH, [_NO_LENGTH]
     return int(min(known)), []

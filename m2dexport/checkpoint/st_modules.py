@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -34,12 +34,12 @@ TORCH_ACTIVATIONS = {
 MODULES = "modules.json"
 SETTINGS = "sentence_bert_config.json"
 SENTENCE_CONFIG = "config_sentence_transformers.json"
+STATIC = "StaticEmbedding"  # a token table instead of a transformer
 LATENT = "m2dexport.latent.LatentAttentionModule"  # sentence-transformers has none of its own
 _SUPPORTED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 _REFUSED = {
     "WeightedLayerPooling": "it mixes the states of all layers, so no layer can be cut",
     "WordEmbeddings": "it has no layers to cut",
-    "StaticEmbedding": "it has no layers to cut",
     "BoW": "it has no layers to cut",
     "CLIPModel": "it embeds images as well as text",
     "CNN": "it runs over the tokens after the transformer",
@@ -113,6 +113,7 @@ class Modules:
     pooling: Pooling | None  # None: not stored
     head: tuple[Head, ...]
     normalized: bool
+    alignment: Dense | None = None  # behind a Normalize, and before another: an aligned sub-model's
     without_pooler: bool = False  # to be loaded without BERT's pooler, which embeds nothing
 
 
@@ -151,23 +152,37 @@ def read_modules(folder: Path) -> Modules:
             f"{path} starts with {' and '.join(kinds[:2]) or 'nothing'}, not with Transformer and "
             "Pooling, so it cannot be exported."
         )
+    found = list(zip(kinds[2:], (where for _, where in listed[2:]), strict=True))
+    rest = [each for each in found if each[0] != "Dropout"]  # it does nothing when encoding
+    alignment = None
+    if [kind for kind, _ in rest[-3:]] == ["Normalize", "Dense", "Normalize"]:
+        alignment = _read_dense(rest[-2][1])
+        if alignment.activation != "identity":
+            raise CheckpointError(f"{path} has a Dense after Normalize that is not linear.")
+        del rest[-2:]
+    while len(rest) > 1 and rest[-1][0] == rest[-2][0] == "Normalize":
+        rest.pop()
+    normalized = bool(rest) and rest[-1][0] == "Normalize"
+    head = _read_head(rest[:-1] if normalized else rest, path)
+    modules = _modules(listed[0][1], latent, _read_pooling(listed[1][1]), head, normalized)
+    return replace(modules, alignment=alignment)
+
+
+def _read_head(modules: Sequence[tuple[str, Path]], path: Path) -> tuple[Head, ...]:
     head: list[Head] = []
-    normalized = False
-    for kind, (_, where) in zip(kinds[2:], listed[2:], strict=True):
-        if kind == "Normalize":
-            normalized = True
-        elif kind == "Dropout":
-            continue  # does nothing when encoding
-        elif normalized:
+    before = None
+    for kind, folder in modules:
+        if before == "Normalize":
             raise CheckpointError(f"{path} has {kind} after Normalize, which is not supported.")
-        elif kind == "Dense":
-            head.append(_read_dense(where))
+        if kind == "Dense":
+            head.append(_read_dense(folder))
         elif kind == "LayerNorm":
-            config = read_object(where / "config.json")
-            head.append(LayerNormHead(where, _integer(config, "dimension", where)))
-        else:
+            config = read_object(folder / "config.json")
+            head.append(LayerNormHead(folder, _integer(config, "dimension", folder)))
+        elif kind != "Normalize":
             raise CheckpointError(f"{path} has a second {kind}, which is not supported.")
-    return _modules(listed[0][1], latent, _read_pooling(listed[1][1]), tuple(head), normalized)
+        before = kind
+    return tuple(head)
 
 
 def listed_modules(folder: Path) -> list[tuple[str, Path]]:

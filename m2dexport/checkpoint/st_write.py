@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from m2dexport.checkpoint.alignment import LinearMap
 from m2dexport.checkpoint.jsonfile import write_json
 from m2dexport.checkpoint.st_modules import (
     LATENT,
@@ -18,6 +19,7 @@ from m2dexport.checkpoint.st_modules import (
     SETTINGS,
     TORCH_ACTIVATIONS,
     Dense,
+    Head,
     Modules,
     Pooling,
 )
@@ -59,52 +61,93 @@ def write_latent_modules(out: Path, hidden: int, heads: int, tensors: Sequence[N
     _write_list(out, folders, types)
 
 
-def write_modules(modules: Modules, hidden: int, *, dim: int, dtype: str | None) -> None:
+def write_modules(
+    modules: Modules,
+    hidden: int,
+    *,
+    dim: int,
+    dtype: str | None,
+    new_map: LinearMap | None = None,
+) -> None:
     """Write modules.json and what it names into ``modules.transformer``.
 
     The last head is cut to its first ``dim`` outputs. Where there is no head that can be cut, a
     Dense with the identity's first ``dim`` rows is added: exact, and read by every version of
-    sentence-transformers, which has no module that truncates.
+    sentence-transformers, which has no module that truncates. The map of an aligned sub-model
+    stands between two Normalize; its outputs are cut, and the head before it is whole.
 
     Args:
         modules: what to write; ``transformer`` is the sub-model's folder.
         hidden: width of the token states.
         dim: outputs to keep.
         dtype: floating type of the heads, "F32", "F16" or "BF16"; None keeps the stored one.
+        new_map: the map to align with, of ``dim`` outputs; None takes that of ``modules``, if any.
     """
     out = modules.transformer
     write_json(out / SETTINGS, _settings(modules))
-    pooling = cast(Pooling, modules.pooling)
-    types, folders = [_MODULE + "Transformer"], [out]
+    listed = _Listed(out)
     if modules.latent:
-        types.append(LATENT)
-        folders.append(_folder(out, types))
         tensors = _copies(modules.latent.folder, dtype, rows=None)
-        write_latent_attention(folders[-1], modules.latent.heads, tensors)
+        write_latent_attention(listed.named(LATENT), modules.latent.heads, tensors)
     unguarded = modules.raw_output and not modules.normalized
-    types.append(_NEW_POOLING if unguarded else _MODULE + "Pooling")
-    folders.append(_new_folder(out, types))
-    write_json(folders[-1] / "config.json", _pooling_config(pooling, hidden))
-    width = hidden * len(pooling.modes)
-    for module in modules.head:
-        types.append(_MODULE + ("Dense" if isinstance(module, Dense) else "LayerNorm"))
-        folders.append(_new_folder(out, types))
-        if isinstance(module, Dense):
-            last = module is modules.head[-1]
-            width = min(dim, module.out_features) if last else module.out_features
-            _write_dense(folders[-1], module, width, dtype)
-        else:
-            write_json(folders[-1] / "config.json", {"dimension": module.features})
-            _copy_tensors(module.folder, folders[-1], dtype, rows=None)
-    if dim < width:
-        types.append(_MODULE + "Dense")
-        folders.append(_new_folder(out, types))
-        _write_identity(folders[-1], dim, width, dtype or "F32")
+    pooling = cast(Pooling, modules.pooling)
+    folder = listed.added(_NEW_POOLING if unguarded else _MODULE + "Pooling")
+    write_json(folder / "config.json", _pooling_config(pooling, hidden))
+    normalize = _NEW_NORMALIZE if modules.raw_output else _MODULE + "Normalize"
+    if new_map is not None or modules.alignment is not None:
+        _write_head(listed, modules.head, None, dtype)
+        write_json(listed.added(normalize) / "config.json", {})
+        folder = listed.added(_MODULE + "Dense")
+        if new_map is not None:
+            _write_map(folder, new_map, dtype or "F32")
+        elif modules.alignment is not None:
+            _write_dense(folder, modules.alignment, dim, dtype)
+    else:
+        width = _write_head(listed, modules.head, dim, dtype) or hidden * len(pooling.modes)
+        if dim < width:
+            _write_identity(listed.added(_MODULE + "Dense"), dim, width, dtype or "F32")
     if modules.normalized:
-        types.append(_NEW_NORMALIZE if modules.raw_output else _MODULE + "Normalize")
-        folders.append(_new_folder(out, types))
-        write_json(folders[-1] / "config.json", {})
-    _write_list(out, folders, types)
+        write_json(listed.added(normalize) / "config.json", {})
+    _write_list(out, listed.folders, listed.types)
+
+
+class _Listed:
+    """The modules written so far: their types, and the folders that hold them."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self.types, self.folders = [_MODULE + "Transformer"], [out]
+
+    def named(self, type_name: str) -> Path:
+        """Return the folder of one more module, which is still to be made."""
+        self.types.append(type_name)
+        self.folders.append(_folder(self._out, self.types))
+        return self.folders[-1]
+
+    def added(self, type_name: str) -> Path:
+        """Return the new folder of one more module."""
+        folder = self.named(type_name)
+        folder.mkdir()
+        return folder
+
+
+def _write_head(
+    listed: _Listed, head: Sequence[Head], dim: int | None, dtype: str | None
+) -> int | None:
+    """Write the modules after pooling, a last Dense cut to ``dim``; return their width, if any."""
+    width = None
+    for module in head:
+        folder = listed.added(_MODULE + ("Dense" if isinstance(module, Dense) else "LayerNorm"))
+        if isinstance(module, Dense):
+            width = module.out_features
+            if dim is not None and module is head[-1]:
+                width = min(dim, width)
+            _write_dense(folder, module, width, dtype)
+        else:
+            width = module.features
+            write_json(folder / "config.json", {"dimension": module.features})
+            _copy_tensors(module.folder, folder, dtype, rows=None)
+    return width
 
 
 def _settings(modules: Modules) -> dict[str, Any]:
@@ -126,12 +169,6 @@ def _write_list(out: Path, folders: Sequence[Path], types: Sequence[str]) -> Non
 
 def _folder(out: Path, types: Sequence[str]) -> Path:
     return out / f"{len(types) - 1}_{types[-1].rpartition('.')[2]}"
-
-
-def _new_folder(out: Path, types: Sequence[str]) -> Path:
-    folder = _folder(out, types)
-    folder.mkdir()
-    return folder
 
 
 def _pooling_config(pooling: Pooling, hidden: int) -> dict[str, Any]:
@@ -163,6 +200,12 @@ def _write_identity(folder: Path, rows: int, columns: int, dtype: str) -> None:
     write_json(folder / "config.json", _dense_config(columns, rows, False, "identity"))
     weight = new_tensor("linear.weight", np.eye(rows, columns, dtype=np.float32), dtype)
     write_tensors(folder / WEIGHTS, [weight])
+
+
+def _write_map(folder: Path, new: LinearMap, dtype: str) -> None:
+    rows, columns = new.weight.shape
+    write_json(folder / "config.json", _dense_config(columns, rows, True, "identity"))
+    write_tensors(folder / WEIGHTS, new.tensors(dtype))
 
 
 def _copy_tensors(source: Path, folder: Path, dtype: str | None, rows: int | None) -> None:

@@ -192,6 +192,14 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
         write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": _VERBATIM})
 
 
+def sealed_tokenizer_json(folder: Path, max_length: int) -> str:
+    """Return a sub-model's tokenizer.json, set to cut at the maximum length and never to pad."""
+    tokenizer = Tokenizer.from_file(str(folder / _FILE))
+    tokenizer.enable_truncation(max_length)
+    tokenizer.no_padding()
+    return str(tokenizer.to_str())
+
+
 def replace_tokenizer(folder: Path, tokenizer: Mapping[str, Any], ids: Mapping[int, int]) -> None:
     """Put another tokenizer.json in the place of the one that ``write_tokenizer`` wrote.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,18 @@ from m2dexport.cli.console import busy, print_json
 from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
+    align_options,
     device_options,
     force_option,
+    index_option,
     json_option,
     model_options,
     open_model,
     recipe_of,
     recipe_options,
+    texts_to_align,
 )
-from m2dexport.engines import DEFAULT_ENGINE, ENGINES
+from m2dexport.engines import DEFAULT_ENGINE, ENGINES, STATIC_ENGINE
 
 if TYPE_CHECKING:
     from m2dexport.build.build import Artifact
@@ -28,17 +31,20 @@ if TYPE_CHECKING:
 
 @cli.command()
 @model_options
-@click.option("--layers", type=int, help="Depth to keep.  [default: all]")
+@click.option(
+    "--layers", type=int, help="Depth to keep; 0 is a static model, always aligned.  [default: all]"
+)
 @click.option("--dim", type=int, help="Leading width to keep.  [default: all]")
 @recipe_options()
 @click.option(
     "--engine",
     type=click.Choice(list(ENGINES)),
-    default=DEFAULT_ENGINE,
-    show_default=True,
-    help="What will run it: ONNX Runtime, or OpenVINO.",
+    help="What will run it: ONNX Runtime, OpenVINO, or, of depth 0, numpy.  "
+    "[default: onnx; of depth 0, static]",
 )
 @device_options
+@align_options
+@index_option
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
 @force_option
 @json_option
@@ -59,27 +65,33 @@ def build(
     Examples:
       m2dexport build --layers 4 --dim 128 --weights int8 --vectors int8 --out artifact
       m2dexport build --weights int4-weight-only --max-drop 0.5 --out artifact
+      m2dexport build --layers 1 --align --vectors int8 --index index.m2d --out query
     """
+    from m2dexport.build.aligned import build_aligned
     from m2dexport.build.build import build_artifact
 
-    recipe = recipe_of(options)
+    align, align_texts = options.pop("align"), options.pop("align_texts")
+    engine, recipe = options.pop("engine"), recipe_of(options)
     checkpoint = open_model(model, options)
+    layers = checkpoint.layers if layers is None else layers
+    dim = checkpoint.dim if dim is None else dim
+    texts = texts_to_align(align or layers == 0 < checkpoint.layers, align_texts)
+    engine = engine or (STATIC_ENGINE if layers == 0 else DEFAULT_ENGINE)
+    recipe = replace(recipe, engine=engine, align_texts=texts)
     with busy("Building") as on_progress:
-        artifact = build_artifact(
-            checkpoint,
-            checkpoint.layers if layers is None else layers,
-            checkpoint.dim if dim is None else dim,
-            out,
-            recipe,
-            on_progress,
-            force=force,
-        )
+        if texts is None:
+            artifact = build_artifact(
+                checkpoint, layers, dim, out, recipe, on_progress, force=force
+            )
+        else:
+            artifact = build_aligned(checkpoint, layers, dim, out, recipe, on_progress, force=force)
     _print_artifact(artifact, "torch", as_json)
 
 
 @cli.command()
 @click.argument("artifact", type=PATH)
 @recipe_options("int8", "int8")
+@index_option
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
 @force_option
 @json_option

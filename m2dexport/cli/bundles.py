@@ -13,12 +13,16 @@ from m2dexport.cli.console import busy, count_texts, print_json
 from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
+    align_texts_option,
     bit_order_option,
     calibration_option,
     device_options,
     force_option,
+    index_of,
+    index_option,
     json_option,
     texts_of,
+    texts_to_align,
     trust_options,
 )
 from m2dexport.errors import UsageError
@@ -38,7 +42,9 @@ if TYPE_CHECKING:
 )
 @trust_options
 @calibration_option
+@align_texts_option
 @bit_order_option
+@index_option
 @click.option("--out", type=PATH, required=True, metavar="FILE.m2d", help="Bundle to write.")
 @force_option
 @json_option
@@ -53,6 +59,8 @@ def bundle(
     Examples:
       m2dexport bundle artifact --out edge.m2d
       m2dexport bundle profile/profile.json --cell 4x128-int8-int8 --out edge.m2d
+      m2dexport bundle profile/profile.json --cell 1x384-aligned-int8-int8 --index index.m2d \\
+        --out query.m2d
     """
     from m2dexport.runtime.bundle import write_bundle
 
@@ -77,25 +85,22 @@ def _bundle_cell(
     *,
     model: str | None,
     calibration: Path | None,
+    align_texts: Path | None,
     bit_order: BitOrder,
+    index: Path | None,
     force: bool,
     **trust: bool,
 ) -> BundleInfo:
     # These need torch; packing an artifact does not.
-    from m2dexport.profile.deploy import bundle_cell, open_profiled
+    from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
     from m2dexport.profile.schema import read_profile
 
     profile, texts = read_profile(source), texts_of(calibration)
+    fitted = texts_to_align(True, align_texts)
+    deployment = Deployment(texts, fitted, bit_order, index_of(index))
     with busy("Building and packing"):
-        return bundle_cell(
-            profile,
-            cell,
-            open_profiled(profile, model, **trust),
-            out,
-            calibration=texts,
-            bit_order=bit_order,
-            force=force,
-        )
+        checkpoint = open_profiled(profile, model, **trust)
+        return bundle_cell(profile, cell, checkpoint, out, deployment, force=force)
 
 
 @cli.command()

@@ -15,11 +15,13 @@ from m2dexport.cli.options import (
     NUMBERS,
     PATH,
     PER_LAYER,
+    align_options,
     force_option,
     json_option,
     model_options,
     open_model,
     texts_of,
+    texts_to_align,
 )
 from m2dexport.errors import UsageError
 
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from m2dexport.checkpoint.open import Checkpoint
     from m2dexport.slice.slicing import Cut
 
-_CUTS = ("heads", "ffn", "reorder", "dtype", "final_norm", "normalize", "prune_vocab")
+_CUTS = (
+    *("heads", "ffn", "reorder", "dtype", "final_norm", "normalize", "prune_vocab"),
+    *("align", "align_texts"),
+)
 _SHIPPED = Path()  # an option that takes a file of texts, given without one
 
 
@@ -53,7 +58,7 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     Example:
       m2dexport inspect --model sentence-transformers/all-MiniLM-L6-v2
     """
-    from m2dexport.checkpoint.open import depth_sizes
+    from m2dexport.checkpoint.sizes import depth_sizes
     from m2dexport.cli.tables import print_checkpoint
 
     checkpoint = open_model(model, options)
@@ -110,6 +115,7 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
     help="Keep the pieces that the texts of a file (one per line) use, or the N most useful "
     "pieces.",
 )
+@align_options
 @force_option
 @json_option
 def slice_command(
@@ -131,27 +137,41 @@ def slice_command(
       m2dexport slice --layers 2,4,6 --dim 64,128 --out grid
       m2dexport slice --heads 8 --ffn 1024 --reorder-by-importance --out narrow
       m2dexport slice --layers 2 --dim 64 --prune-vocab 4000
+      m2dexport slice --layers 1 --dim 128 --align
+      m2dexport slice --layers 0 --dim 128 --out static
     """
     from m2dexport.slice.slicing import slice_grid
 
     cuts = {name: options.pop(name) for name in _CUTS}
+    if layers and 0 in layers and len(layers) > 1 and not cuts["align"]:
+        raise UsageError(
+            "--layers 0 is always aligned, and the other depths only with --align; pass it, or "
+            "slice depth 0 by itself."
+        )
     checkpoint = open_model(model, options)
     layers, dim = layers or (checkpoint.layers,), dim or (checkpoint.dim,)
     one = f"sub-model-{layers[0]}x{dim[0]}"
-    with busy("Slicing"):
+    with busy("Slicing") as on_progress:
         sub_models = slice_grid(
             checkpoint,
             layers,
             dim,
             out or Path("sub-models" if len(layers) * len(dim) > 1 else one),
-            _cut(checkpoint, **cuts),
+            _cut(checkpoint, 0 in layers, **cuts),
+            on_progress,
             force=force,
         )
     _print_slices(sub_models, as_json)
 
 
 def _cut(
-    checkpoint: Checkpoint, reorder: Path | None, prune_vocab: Path | int | None, **kept: Any
+    checkpoint: Checkpoint,
+    static: bool,
+    reorder: Path | None,
+    prune_vocab: Path | int | None,
+    align: bool,
+    align_texts: Path | None,
+    **kept: Any,
 ) -> Cut:
     """Return what the options of ``slice`` say besides layers and dims."""
     from m2dexport.data import calibration_texts
@@ -164,7 +184,8 @@ def _cut(
     elif prune_vocab:
         pruning = plan_pruning(checkpoint, texts_of(prune_vocab))
     texts = calibration_texts() if reorder == _SHIPPED else texts_of(reorder)
-    return Cut(**kept, reorder=texts, pruning=pruning)
+    align = align or (static and checkpoint.layers > 0)
+    return Cut(**kept, reorder=texts, pruning=pruning, align=texts_to_align(align, align_texts))
 
 
 def _print_slices(sub_models: Sequence[Checkpoint], as_json: bool) -> None:

@@ -13,9 +13,11 @@ from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, ISAS, VECTOR_PRECISIONS, WEIGHT_PRECISIONS
 
 if TYPE_CHECKING:
+    from m2dexport.align.texts import TextFile
     from m2dexport.build.mixed import QualityLimit
     from m2dexport.build.recipe import Recipe
     from m2dexport.checkpoint.open import Checkpoint
+    from m2dexport.runtime.index import Index
     from m2dexport.vectors.tasks import Task
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,6 +101,35 @@ calibration_option = click.option(
     type=PATH,
     metavar="FILE",
     help="Texts, one per line, that freeze int8 and int4 ranges; without it, the shipped ones.",
+)
+
+
+align_texts_option = click.option(
+    "--align-texts",
+    type=PATH,
+    metavar="FILE|FOLDER",
+    help="Texts to fit maps on: one per line, JSONL, or a BEIR folder's corpus; without it, the "
+    "shipped ones.",
+)
+
+
+#: The options that align a sub-model with the full depth.
+align_options = _together(
+    align_texts_option,
+    click.option(
+        "--align",
+        is_flag=True,
+        help="End in a linear map into the space of the full depth's vectors.",
+    ),
+)
+
+
+index_option = click.option(
+    "--index",
+    type=PATH,
+    metavar="BUNDLE|ARTIFACT",
+    help="What wrote the index that the vectors are put to: they take its ranges, and state its "
+    "space.",
 )
 
 
@@ -201,6 +232,15 @@ def texts_of(path: Path | None) -> tuple[str, ...] | None:
     return None if path is None else read_texts(path)
 
 
+def texts_to_align(align: bool, path: Path | None) -> TextFile | None:
+    """Return the texts that ``align_options`` name; None when nothing is to be aligned."""
+    from m2dexport.align.texts import align_texts
+
+    if not align and path is not None:
+        raise UsageError("--align-texts goes with --align.")
+    return align_texts(path) if align else None
+
+
 def tasks_of(evaluation: tuple[Path, ...]) -> tuple[Task, ...]:
     """Return the evaluation data of these files; without any, what ships."""
     from m2dexport.vectors.tasks import default_tasks, load_task
@@ -217,9 +257,16 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
     calibration = texts_of(options.pop("calibration"))
     device = Device(options.pop("provider", None), options.pop("threads", None))
     names = ("weights", "isa", "vectors", "bit_order", "min_coverage", "allow_batch_dependent")
-    values = {name: options.pop(name) for name in ("engine", *names) if name in options}
-    limit = _limit_of(max_drop, evaluation)
-    return Recipe(**values, device=device, calibration=calibration, limit=limit)
+    values = {name: options.pop(name) for name in names}
+    limit, index = _limit_of(max_drop, evaluation), index_of(options.pop("index"))
+    return Recipe(**values, device=device, calibration=calibration, limit=limit, index=index)
+
+
+def index_of(path: Path | None) -> Index | None:
+    """Return what wrote the index that ``--index`` names."""
+    from m2dexport.runtime.index import read_index
+
+    return None if path is None else read_index(path)
 
 
 def _limit_of(max_drop: float | None, evaluation: tuple[Path, ...]) -> QualityLimit | None:

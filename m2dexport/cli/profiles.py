@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from m2dexport.cli.console import print_json, progress
 from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
+    align_texts_option,
     calibration_option,
     evaluation_option,
     force_option,
@@ -19,6 +21,7 @@ from m2dexport.cli.options import (
     open_model,
     tasks_of,
     texts_of,
+    texts_to_align,
 )
 
 
@@ -27,6 +30,7 @@ from m2dexport.cli.options import (
 @evaluation_option
 @click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
 @calibration_option
+@align_texts_option
 @click.option("--out", type=PATH, default=Path("profile"), show_default=True, help="Folder.")
 @force_option
 @json_option
@@ -42,8 +46,8 @@ def profile(
 ) -> None:
     """Measure quality, latency, size and memory of every cell.
 
-    A cell is one choice of layers, dim, weights and vectors. Writes profile.json, frontier.png
-    and frontier.svg.
+    A cell is one choice of layers, dim, weights and vectors, aligned or not; depth 0, a table of
+    token vectors, is the floor. Writes profile.json, frontier.png and frontier.svg.
 
     \b
     Examples:
@@ -60,8 +64,10 @@ def profile(
     require_report_folder(out, force=force)
     tasks = tasks_of(evaluation)
     texts = texts_of(calibration) or calibration_texts()
+    fitted = texts_to_align(True, options.pop("align_texts"))
     checkpoint = open_model(model, options)
     plan = plan_for(checkpoint, load_target(target)) if target else default_plan(checkpoint)
+    plan = replace(plan, align_texts=fitted)
     with progress() as on_progress:
         result = profile_checkpoint(
             checkpoint,
@@ -83,6 +89,11 @@ def profile(
 @cli.command()
 @click.argument("profile", type=PATH, metavar="PROFILE.JSON")
 @click.option("--target", metavar="NAME|FILE", help="Take the budget from a target.")
+@click.option(
+    "--index-cell",
+    metavar="ID",
+    help="Choose what queries an index that this cell wrote; quality is that of its queries.",
+)
 @click.option("--p50-ms", type=float, help="Median latency at most.")
 @click.option("--p95-ms", type=float, help="95th percentile of latency at most.")
 @click.option("--size-mb", type=float, help="Size of the files at most, in 10^6 bytes.")
@@ -91,7 +102,9 @@ def profile(
 @click.option("--min-quality", type=float, help="Quality at least, in points (0-100).")
 @click.option("--metric", help='What quality means: "mean", or one such as "stsb-dev/spearman".')
 @json_option
-def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> None:
+def select(
+    profile: Path, target: str | None, index_cell: str | None, as_json: bool, **limits: Any
+) -> None:
     """Name the best cell of a profile within a budget.
 
     Also says which limit of the budget binds.
@@ -100,6 +113,7 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
     Examples:
       m2dexport select profile/profile.json --p95-ms 5 --size-mb 20
       m2dexport select profile/profile.json --target edge-cpu
+      m2dexport select profile/profile.json --index-cell 6x384-fp32-int8 --p95-ms 2
     """
     from m2dexport.cli.tables import print_selection
     from m2dexport.profile.schema import read_profile
@@ -109,8 +123,20 @@ def select(profile: Path, target: str | None, as_json: bool, **limits: Any) -> N
     measured = read_profile(profile)
     if target:
         require_measured_for(measured, load_target(target))
-    selection = select_cell(measured, budget_from(target, **limits))
+    budget = budget_from(target, unlimited=index_cell is not None, **limits)
+    selection = select_cell(measured, budget, index_cell)
     if as_json:
-        print_json({"cell": selection.cell.model_dump(mode="json"), "binding": selection.binding})
+        print_json(
+            {
+                "cell": selection.cell.model_dump(mode="json"),
+                "points": selection.points,
+                "binding": selection.binding,
+                "index_cell": index_cell,
+                "native": selection.native if selection.index else None,
+                "encoders": [
+                    {"cell": cell.id, "points": points} for cell, points in selection.encoders
+                ],
+            }
+        )
     else:
         print_selection(selection, profile)

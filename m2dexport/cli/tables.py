@@ -12,7 +12,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from m2dexport.build.mixed import Mixture
-    from m2dexport.checkpoint.open import Checkpoint, DepthSize
+    from m2dexport.checkpoint.open import Checkpoint
+    from m2dexport.checkpoint.sizes import DepthSize
     from m2dexport.profile.schema import Cell, Profile
     from m2dexport.profile.select import Selection
 
@@ -69,7 +70,7 @@ def _widths(checkpoint: Checkpoint) -> dict[str, str]:
 
 def print_profile(profile: Profile) -> None:
     """Print the cells of the frontier, best quality first, and where the rest is."""
-    machine, device = profile.machine, profile.cells[0].device
+    machine, device = profile.machine, profile.cell(profile.reference).device
     frontier = sorted((c for c in profile.cells if c.on_frontier), key=lambda c: -c.mean_quality)
     shape = profile.latency_shape
     console = _console()
@@ -82,6 +83,7 @@ def print_profile(profile: Profile) -> None:
         f"{len(frontier)} of {len(profile.cells)} cells are on the Pareto frontier (quality, p50, "
         "size, bytes per vector); profile.json has all."
     )
+    print_cross_depth(profile)
     for failure in profile.failures:
         console.print(f"Failed, {len(failure.cells)} cells: {failure.reason}", markup=False)
 
@@ -105,12 +107,43 @@ def profile_table(profile: Profile, cells: Sequence[Cell]) -> Table:
     return table
 
 
-def print_selection(selection: Selection, profile_path: Path) -> None:
-    """Print the chosen cell, the limit that binds, and the command that comes next."""
-    cell = selection.cell
+def print_cross_depth(profile: Profile) -> None:
+    """Print what queries of each depth find in documents of the full one, unquantized."""
+    full = str(profile.checkpoint.layers)
+    mains = [f"{t.name}/{t.main_metric}" for t in profile.tasks if t.kind == "retrieval"]
+    dims = dict.fromkeys(each.dim for each in profile.cross_depth)
+    found = {(each.dim, each.queries, each.documents): each for each in profile.cross_depth}
+    names = dict.fromkeys(each.queries for each in profile.cross_depth)
+    if not found or not all((dim, full, full) in found for dim in dims):
+        return
+    table = _table("queries of depth", *(f"d={dim}" for dim in dims))
+    for name in names:
+        points = [found.get((dim, name, full)) for dim in dims]
+        table.add_row(
+            name,
+            *(
+                f"{sum(each.quality[m] for m in mains) / len(mains):.2f}" if each else "-"
+                for each in points
+            ),
+        )
     console = _console()
     console.print(
-        f"{cell.id}: {selection.metric} {selection.points:.2f}, p50 {cell.p50_ms:.2f} ms, "
+        f"Queries of each depth on an index of depth {full}, {' and '.join(mains)}, "
+        f"{profile.cell(profile.reference).weights} weights, float32 vectors:"
+    )
+    console.print(table)
+
+
+def print_selection(selection: Selection, profile_path: Path) -> None:
+    """Print the chosen cell, the limit that binds, and the command that comes next."""
+    cell, index = selection.cell, selection.index
+    console = _console()
+    if index is not None:
+        console.print(_encoder_table(selection))
+    console.print(
+        f"{cell.id}: {selection.metric} {selection.points:.2f}"
+        + (f" as a query encoder of {index.id}" if index else "")
+        + f", p50 {cell.p50_ms:.2f} ms, "
         f"p95 {cell.p95_ms:.2f} ms, {cell.size_bytes / 1e6:.1f} MB, peak memory "
         f"{cell.peak_memory_bytes / 1e6:.0f} MB, {cell.bytes_per_vector} bytes per vector"
         + (f" [{' '.join(cell.flags)}]" if cell.flags else ""),
@@ -123,9 +156,26 @@ def print_selection(selection: Selection, profile_path: Path) -> None:
             f"{selection.binding} binds: without it, {selection.next_better.id} is better."
         )
     path = shlex.quote(str(profile_path))
+    wrote = " --index INDEX.m2d" if index else ""
     console.print(
-        f"Next: m2dexport bundle {path} --cell {cell.id} --out {cell.id}.m2d", markup=False
+        f"Next: m2dexport bundle {path} --cell {cell.id}{wrote} --out {cell.id}.m2d"
+        + (" (INDEX.m2d is the bundle that wrote the index)" if index else ""),
+        markup=False,
     )
+
+
+def _encoder_table(selection: Selection) -> Table:
+    """Return the query encoders of an index of which none is both slower and worse."""
+    table = _table("query encoder", selection.metric, "loss", "p50 ms", "MB")
+    for cell, points in selection.encoders:
+        table.add_row(
+            cell.id,
+            f"{points:.2f}",
+            f"{selection.native - points:.2f}",
+            f"{cell.p50_ms:.2f}",
+            f"{cell.size_bytes / 1e6:.1f}",
+        )
+    return table
 
 
 def print_mixture(mixture: Mixture, weights: str) -> None:

@@ -26,6 +26,15 @@ def calibration_texts() -> tuple[str, ...]:
     return read_texts(_HERE / "calibration.txt")
 
 
+def align_texts_path() -> Path:
+    """Return the file of 1,885 plain English sentences that maps are fitted on by default.
+
+    They are none of the evaluation sets'. The calibration texts are made from templates: enough to
+    find where values lie, and too few different words to learn a map from.
+    """
+    return _HERE / "align.txt"
+
+
 def read_texts(path: Path) -> tuple[str, ...]:
     """Return the lines of a UTF-8 text file, empty ones left out.
 

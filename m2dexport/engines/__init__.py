@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,16 +35,23 @@ class Engine:
 
     package: str  # the Python package that it is; its folder here has the same name
     files: tuple[str, ...]  # of a graph: the one that names the others first
-    format: Literal["onnx", "ir"]  # of that file: ONNX, or OpenVINO's intermediate representation
+    #: Of that file: ONNX, OpenVINO's intermediate representation, or a table of token vectors.
+    format: Literal["onnx", "ir", "table"]
     provider: str  # that runs it unless a device says otherwise
+
+    @property
+    def encodes(self) -> bool:
+        """Whether a graph puts out codes; else it puts out float vectors, which numpy encodes."""
+        return self.format != "table"
 
 
 ENGINES: Mapping[str, Engine] = {
     "onnx": Engine("onnxruntime", ("model.onnx",), "onnx", "CPUExecutionProvider"),
     "openvino": Engine("openvino", ("model.xml", "model.bin"), "ir", "CPU"),
+    "static": Engine("numpy", ("table.safetensors",), "table", "CPU"),
 }
-#: What is taken where nobody names an engine.
-DEFAULT_ENGINE = "onnx"
+#: What is taken where nobody names an engine: for transformers, and for depth 0.
+DEFAULT_ENGINE, STATIC_ENGINE = "onnx", "static"
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,16 @@ def _module(name: str, part: str) -> ModuleType:
         if error.name != package:
             raise
         raise MissingExtra(f"The engine {name}", package, package) from error
+
+
+def file_view(file: Path | bytes) -> memoryview:
+    """Return the content of a graph's file; one that is a path is mapped into memory."""
+    if isinstance(file, bytes):
+        return memoryview(file)
+    if file.stat().st_size == 0:  # which cannot be mapped
+        return memoryview(b"")
+    with file.open("rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def engine_version(name: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
+from m2dexport.checkpoint.alignment import LinearMap
 from m2dexport.graph.edit import producer
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.vectors.codecs import (
@@ -24,6 +25,9 @@ from m2dexport.vectors.codecs import (
 )
 
 OUTPUT = "sentence_embedding"
+#: The weight of the map that ends an aligned graph; it stays in float32 beside integer weights.
+MAP = "alignment.weight"
+_ALIGNED = "aligned_embedding"
 
 
 def depth_output(depth: int) -> str:
@@ -51,25 +55,53 @@ def vector_graph(model: ir.Model, dim: int) -> ir.Model:
     vector = model.graph.outputs[0]
     if vector.shape is None or vector.shape[1] != dim:
         vector = _cut(tape, vector, dim)
-    axis = tape.constant("vector_axis", np.array([-1]))
-    norm = tape.op("ReduceL2", [vector, axis], {"keepdims": 1})
-    floor = tape.constant("epsilon", NORM_EPSILON)
-    vector = tape.op("Div", [vector, tape.op("Max", [norm, floor])])
+    vector = _normalized(tape, vector, "vector")
     return _with_output(model, vector, ir.DataType.FLOAT, dim)
 
 
-def full_width(model: ir.Model) -> ir.Model:
-    """Return a copy of a ``vector_graph`` that normalises the pooled vector without cutting it."""
+def aligned_graph(model: ir.Model, linear: LinearMap) -> ir.Model:
+    """Return a copy of a one-depth graph that normalises its output and maps it.
+
+    The output becomes float32 (batch, dim of the map), not normalised.
+    """
+    model = model.clone()
+    tape = _Tape(model.graph)
+    vector = _normalized(tape, model.graph.outputs[0], "pooled")
+    weight, bias = tape.constant(MAP, linear.weight), tape.constant("alignment.bias", linear.bias)
+    mapped = tape.op("Gemm", [vector, weight, bias], {"transB": 1})
+    return _with_output(model, mapped, ir.DataType.FLOAT, len(linear.bias), _ALIGNED)
+
+
+def pooled_graph(model: ir.Model) -> ir.Model:
+    """Return a copy of a ``vector_graph`` that puts out the pooled vector.
+
+    It is neither normalised, cut nor aligned.
+    """
     model = model.clone()
     divide = model.graph.outputs[0].producer()
     assert divide is not None
-    cut = producer(divide.inputs[0], "Slice")  # that of ``_cut``, or a sub-model's own
-    whole = cut.inputs[0] if cut is not None else None
-    if whole is None or whole.shape is None or len(whole.shape) != 2:
-        return model
-    model.graph.outputs[:] = [whole]
+    pooled = divide.inputs[0]
+    cut = producer(pooled, "Slice")  # that of ``_cut``, or a sub-model's own
+    if cut is not None and cut.inputs[0] is not None and len(cut.inputs[0].shape or ()) == 2:
+        pooled = cut.inputs[0]
+    mapped = producer(pooled, "Gemm")
+    if mapped is not None and pooled is not None and pooled.name == _ALIGNED:
+        norm = producer(mapped.inputs[0], "Div")
+        assert norm is not None
+        pooled = norm.inputs[0]
+    assert pooled is not None
+    model.graph.outputs[:] = [pooled]
     RemoveUnusedNodesPass()(model)
-    return vector_graph(model, int(whole.shape[1]))  # type: ignore[arg-type]
+    return model
+
+
+def full_width(model: ir.Model) -> ir.Model:
+    """Return a copy of a ``vector_graph`` that normalises the pooled vector, as wide as it is."""
+    pooled = pooled_graph(model)
+    shape = pooled.graph.outputs[0].shape
+    if shape is None:
+        return model.clone()
+    return vector_graph(pooled, int(shape[1]))  # type: ignore[arg-type]
 
 
 def coded_graph(
@@ -138,13 +170,20 @@ def tail_bytes(width: int, dim: int, vectors: VectorPrecision) -> int:
     model = ir.Model(graph, ir_version=8)
     ranges = None
     if vectors in LEVELS:
-        ranges = Ranges(
-            np.full(dim, -0.123456789, np.float32), np.full(dim, 0.123456789, np.float32)
-        )
+        ranges = _ranges_like(dim)
     tail = ir.to_proto(coded_graph(vector_graph(model, dim), vectors, ranges))
     plain = ir.to_proto(vector_graph(model, width))
-    files = len(ranges.to_json()) if ranges else 0
+    files = ranges_bytes(dim) if ranges else 0
     return len(tail.SerializeToString()) - len(plain.SerializeToString()) + files
+
+
+def ranges_bytes(dim: int) -> int:
+    """Return the bytes of the ranges file of int8 and int4 vectors."""
+    return len(_ranges_like(dim).to_json())
+
+
+def _ranges_like(dim: int) -> Ranges:
+    return Ranges(np.full(dim, -0.123456789, np.float32), np.full(dim, 0.123456789, np.float32))
 
 
 def _cut(tape: _Tape, vector: ir.Value, dim: int) -> ir.Value:
@@ -154,8 +193,17 @@ def _cut(tape: _Tape, vector: ir.Value, dim: int) -> ir.Value:
     )
 
 
-def _with_output(model: ir.Model, value: ir.Value, dtype: ir.DataType, width: int) -> ir.Model:
-    value.name = OUTPUT
+def _normalized(tape: _Tape, vector: ir.Value, name: str) -> ir.Value:
+    axis = tape.constant(f"{name}_axis", np.array([-1]))
+    norm = tape.op("ReduceL2", [vector, axis], {"keepdims": 1})
+    floor = tape.constant("epsilon" if name == "vector" else f"{name}_epsilon", NORM_EPSILON)
+    return tape.op("Div", [vector, tape.op("Max", [norm, floor])])
+
+
+def _with_output(
+    model: ir.Model, value: ir.Value, dtype: ir.DataType, width: int, name: str = OUTPUT
+) -> ir.Model:
+    value.name = name
     value.type = ir.TensorType(dtype)
     value.shape = ir.Shape(["batch", width])
     model.graph.outputs[:] = [value]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from m2dexport.align.texts import align_texts, sha256_of_texts
+from m2dexport.build.aligned import build_aligned
 from m2dexport.build.build import build_artifact
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
@@ -12,9 +15,11 @@ from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.files import require_file, scratch_folder
-from m2dexport.precisions import BitOrder
-from m2dexport.profile.schema import Profile
+from m2dexport.precisions import BitOrder, WeightPrecision
+from m2dexport.profile.schema import Cell, Profile
+from m2dexport.runtime.artifact import Loss
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
+from m2dexport.runtime.index import Index
 
 
 def open_profiled(
@@ -51,52 +56,94 @@ def open_profiled(
     return checkpoint
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """What must be the same as when a profile was made, and what it does not know."""
+
+    calibration: Sequence[str] | None = None  # the profile's; None: the shipped texts
+    align_texts: Iterable[str] | None = None  # likewise, of aligned cells
+    bit_order: BitOrder = "big"  # where the first dim of a packed byte goes
+    index: Index | None = None  # what wrote the index that the bundle is to query
+
+
 def bundle_cell(
     profile: Profile,
     cell_id: str,
     checkpoint: Checkpoint,
     out: str | Path,
+    deployment: Deployment = Deployment(),
     *,
-    calibration: Sequence[str] | None = None,
-    bit_order: BitOrder = "big",
     force: bool = False,
 ) -> BundleInfo:
     """Build the artifact of one cell of a profile as it was measured, and pack it.
 
-    Engine, device, precisions and the processors that int8 is made for are the cell's.
+    Engine, device, precisions and the processors that int8 is made for are the cell's. A bundle
+    that speaks the full model's space carries the loss that the profile measured there.
 
     Args:
         profile: the profile.
         cell_id: such as "6x128-int8-int8"; ``select`` names one.
         checkpoint: what was profiled, from ``open_profiled``.
         out: the bundle to write.
-        calibration: the texts that the profile was calibrated with; None: the shipped ones.
-        bit_order: where the first dim of a packed byte goes; it does not change quality.
+        deployment: the texts that the profile was made with, bit order and index.
         force: whether a file at ``out`` is replaced.
 
     Raises:
-        UsageError: when the profile has no such cell, or its calibration texts were others.
+        UsageError: when the profile has no such cell, its texts were others, or the index is not
+            of the full model at this dim.
         ParityError: when the artifact does not reproduce the torch original.
     """
-    out = Path(out)
-    require_file(out, force=force)
+    require_file(Path(out), force=force)
     cell = profile.cell(cell_id)
-    texts = calibration_texts() if calibration is None else calibration
-    if texts_sha256(texts) != profile.calibration_sha256:
-        raise UsageError(
-            "the profile was calibrated with other texts; name the same file by --calibration."
-        )
+    _require_texts(profile, cell, deployment)
     recipe = Recipe(
         engine=cell.engine,
         device=Device(cell.device.provider, cell.device.threads, cell.device.spin),
         weights=cell.weights,
         isa=cell.isa,
         vectors=cell.vectors,
-        bit_order=bit_order,
-        calibration=calibration,
+        bit_order=deployment.bit_order,
+        calibration=deployment.calibration,
         allow_batch_dependent="batch_dependent" in cell.flags,
+        align_texts=deployment.align_texts,
+        index=deployment.index,
+        losses=_losses(profile, cell),
     )
     with scratch_folder() as scratch:
         folder = scratch / "artifact"
-        build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
+        if cell.align == "full":
+            build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
+        else:
+            build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
         return write_bundle(folder, out, force=force)
+
+
+def _texts(deployment: Deployment) -> Iterable[str]:
+    return align_texts(None) if deployment.align_texts is None else deployment.align_texts
+
+
+def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None:
+    given = deployment.calibration
+    texts = calibration_texts() if given is None else given
+    if texts_sha256(texts) != profile.calibration_sha256:
+        raise UsageError(
+            "the profile was calibrated with other texts; name the same file by --calibration."
+        )
+    fitted = profile.aligned_with
+    if cell.align == "full" and (
+        fitted is None or sha256_of_texts(_texts(deployment)) != fitted.sha256
+    ):
+        raise UsageError(
+            "the profile was aligned on other texts; name the same file by --align-texts."
+        )
+
+
+def _losses(profile: Profile, cell: Cell) -> dict[WeightPrecision, dict[str, Loss]]:
+    """Return weights of an index -> what the cell's queries find there, by metric."""
+    return {
+        profile.cell(index).weights: {
+            metric: Loss(points, profile.cell(index).quality[metric])
+            for metric, points in found.items()
+        }
+        for index, found in cell.as_query.items()
+    }

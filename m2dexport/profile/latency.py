@@ -37,6 +37,8 @@ class Candidate:
 
     files: Mapping[str, Path]  # of the engine, by name
     isa: Isa
+    engine: str
+    device: Device
 
     @property
     def size_bytes(self) -> int:
@@ -48,10 +50,23 @@ class Candidate:
 class Conditions:
     """What is the same for all candidates of one run."""
 
-    engine: str
-    device: Device
     vocab_size: int  # token ids are drawn below this
     repeats: int = 30  # timed rounds per shape
+
+
+def write_candidate(
+    contents: Mapping[str, bytes],
+    folder: Path,
+    engine: str,
+    device: Device = Device(),
+    isa: Isa = "portable",
+) -> Candidate:
+    """Write the engine's files of a graph into a new folder, to be measured."""
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    files = {name: folder / name for name in contents}
+    return Candidate(files, isa, engine, device)
 
 
 @dataclass(frozen=True)
@@ -87,20 +102,20 @@ def measure_latency(
     Args:
         candidates: the graphs by any key.
         shapes: (batch, sequence) pairs; every token is real, none is padding.
-        conditions: engine, device and number of rounds.
+        conditions: token ids and number of rounds.
         on_step: called once per candidate and shape.
 
     Returns:
         A point per shape, or why a graph cannot be loaded.
     """
-    engine = engine_runner(conditions.engine)
     results: dict[Key, tuple[LatencyPoint, ...] | M2DError] = {}
     for group in _groups(candidates):
         runs: dict[Key, _Run] = {}
         for name in group:
             graph = candidates[name]
             try:
-                session = engine.load(graph.files, conditions.device, graph.isa)
+                engine = engine_runner(graph.engine)
+                session = engine.load(graph.files, graph.device, graph.isa)
                 runs[name] = partial(engine.run, session)
             except M2DError as error:
                 results[name] = error
@@ -124,8 +139,8 @@ def measure_footprint(
         M2DError: when the process fails.
     """
     asked = {
-        "engine": conditions.engine,
-        "device": {**asdict(conditions.device), "cache": None},
+        "engine": candidate.engine,
+        "device": {**asdict(candidate.device), "cache": None},
         "files": {name: str(path) for name, path in candidate.files.items()},
         "isa": candidate.isa,
         "shape": [*shape, conditions.vocab_size],
@@ -168,10 +183,11 @@ def _interleaved(
         _warm_up(run, *inputs)
     names = list(runs)
     times: dict[Key, list[float]] = {name: [] for name in names}
-    for turn in range(repeats):
-        first = turn % len(names)  # no candidate always follows the same one
-        for name in (*names[first:], *names[:first]):
-            times[name].append(_timed(runs[name], *inputs))
+    order = np.random.default_rng(_SEED)
+    for _ in range(repeats):
+        # No candidate always follows the same one, which leaves its data in the caches.
+        for index in order.permutation(len(names)):
+            times[names[index]].append(_timed(runs[names[index]], *inputs))
     return times
 
 
@@ -208,7 +224,8 @@ def _peak_memory() -> int:
 def _footprint(asked: Mapping[str, Any]) -> Footprint:
     engine = engine_runner(asked["engine"])
     start = time.perf_counter()
-    session = engine.load(asked["files"], Device(**asked["device"]), asked["isa"])
+    files = {name: Path(path) for name, path in asked["files"].items()}
+    session = engine.load(files, Device(**asked["device"]), asked["isa"])
     load_ms = (time.perf_counter() - start) * 1e3
     engine.run(session, *_inputs(*asked["shape"]))
     return Footprint(_peak_memory(), load_ms)

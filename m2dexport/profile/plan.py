@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.cores import granted_threads
 from m2dexport.engines import DEFAULT_ENGINE, Device, engine_maker, engine_runner
 from m2dexport.errors import UsageError
-from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
+from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.target import Target
 from m2dexport.quantize.recipes import require_precision
 from m2dexport.vectors.tasks import Task
@@ -21,7 +21,7 @@ _SMALLEST_DIM = 32
 class Plan:
     """Which cells to measure, and how."""
 
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # 0: the static model, which is always aligned
     dims: tuple[int, ...]
     weights: tuple[WeightPrecision, ...] = ("fp32", "fp16", "int8")
     vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
@@ -30,14 +30,34 @@ class Plan:
     device: Device = Device()
     isa: Isa = "portable"  # processors that int8 weights are made for
     repeats: int = 30  # timed runs of each graph at each shape
+    align: tuple[Align, ...] = ("none", "full")  # of the depths below the full one
+    align_texts: Iterable[str] | None = None  # what maps are fitted on; None: the shipped ones
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths of the transformer."""
+        return tuple(layers for layers in self.layers if layers > 0)
+
+    def alignments(self, layers: int, full: int) -> tuple[Align, ...]:
+        """Return how a depth is measured: the full one as it is, the static model aligned."""
+        if layers == full:
+            return ("none",)
+        return tuple(align for align in self.align if align == "full" or layers > 0)
+
+    def aligned(self, full: int) -> tuple[int, ...]:
+        """Return the depths that are measured with a map."""
+        return tuple(n for n in self.layers if "full" in self.alignments(n, full))
 
 
 def default_plan(checkpoint: Checkpoint) -> Plan:
-    """Return the grid of all depths and of the trained dims, or powers of two from 32 upwards."""
+    """Return the grid of all depths, 0 among them, and of the trained dims.
+
+    Where those are unknown, the dims are powers of two from 32 upwards.
+    """
     dims = {dim for _, dim in checkpoint.trained or ()}
     if not dims:
         dims = {_SMALLEST_DIM << i for i in range(16) if _SMALLEST_DIM << i < checkpoint.dim}
-    return Plan(tuple(range(1, checkpoint.layers + 1)), tuple(sorted({*dims, checkpoint.dim})))
+    return Plan(tuple(range(checkpoint.layers + 1)), tuple(sorted({*dims, checkpoint.dim})))
 
 
 def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
@@ -46,11 +66,13 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
     More threads than this process may use are cut to those, with a warning.
     """
     default = default_plan(checkpoint)
+    align = target.grid.align or default.align
     return Plan(
-        layers=target.grid.layers or default.layers,
+        layers=target.grid.layers or (default.layers if "full" in align else default.depths),
         dims=target.grid.dims or default.dims,
         weights=target.grid.weights or default.weights,
         vectors=target.grid.vectors or default.vectors,
+        align=align,
         shapes=target.latency.shapes if target.latency else default.shapes,
         engine=target.engine,
         isa=target.isa,
@@ -77,12 +99,27 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two evaluation sets are named {name!r}; rename a file or folder.")
-    for layers in plan.layers:
-        if not 1 <= layers <= checkpoint.layers:
-            raise UsageError(f"the checkpoint has 1 to {checkpoint.layers} layers, not {layers}.")
+    _require_depths(checkpoint, plan)
     for dim in plan.dims:
         if not 1 <= dim <= checkpoint.dim:
             raise UsageError(f"the checkpoint has 1 to {checkpoint.dim} dims, not {dim}.")
+
+
+def _require_depths(checkpoint: Checkpoint, plan: Plan) -> None:
+    if checkpoint.layers == 0 or checkpoint.alignment is not None:
+        raise UsageError(
+            f"{checkpoint.path} was made for one depth; profile the checkpoint that it was sliced "
+            "from."
+        )
+    if "none" not in plan.align:
+        raise UsageError("align lacks none, and plain cells are what aligned ones stand beside.")
+    if 0 in plan.layers and "full" not in plan.align:
+        raise UsageError("depth 0 is always aligned; add full to align, or leave 0 out of layers.")
+    if not plan.depths:
+        raise UsageError("depth 0 is measured beside others; name a depth of 1 or more, too.")
+    for layers in plan.layers:
+        if not 0 <= layers <= checkpoint.layers:
+            raise UsageError(f"the checkpoint has 0 to {checkpoint.layers} layers, not {layers}.")
 
 
 def within_length(plan: Plan, max_length: int) -> Plan:

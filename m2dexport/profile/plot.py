@@ -9,6 +9,7 @@ from typing import Any
 
 from m2dexport.files import atomic_file, require_file
 from m2dexport.profile.schema import Cell, Profile, write_profile
+from m2dexport.profile.select import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE
 
 PROFILE = "profile.json"
 PICTURES = ("frontier.png", "frontier.svg")
@@ -57,36 +58,32 @@ def write_report(profile: Profile, folder: Path, *, force: bool = False) -> tupl
 def plot_frontier(profile: Profile) -> Any:
     """Return a matplotlib figure of quality against p50 latency.
 
-    Each (layers, weights) is drawn at its best dim and vector precision, and below it, faintly, the
-    others. The line joins the cells that no cell beats in both quality and latency.
+    Each (layers, align, weights) is drawn at its best dim and vector precision, and below it,
+    faintly, the others. Aligned cells have hollow marks. The line joins the cells that no cell
+    beats in both quality and latency.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for weights in dict.fromkeys(cell.weights for cell in profile.cells):
-        colour, marker = _STYLE[weights]
-        cells = [cell for cell in profile.cells if cell.weights == weights]
-        best = _best_per_latency(cells)
-        rest = [cell for cell in cells if cell not in best]
-        axes.scatter(*_points(rest), s=14, c=colour, marker=marker, alpha=0.25, linewidths=0)
-        axes.scatter(*_points(best), s=60, c=colour, marker=marker, label=weights, zorder=3)
+        _draw_cells(axes, [cell for cell in profile.cells if cell.weights == weights])
     line = _upper_left(profile.cells)
     axes.plot(*_points(line), color="#444444", linewidth=1, zorder=2, label="frontier")
     # The line is sorted by latency: of cells that share a label, the fastest carries it.
-    labelled = {(cell.layers, cell.dim): cell for cell in reversed(line)}
+    labelled = {(cell.layers, cell.align, cell.dim): cell for cell in reversed(line)}
     for index, cell in enumerate(reversed(labelled.values())):
-        above = index % 2 == 0
+        above = index % 2 == 0  # to the left above the line, or to the right below it
         axes.annotate(
-            f"{cell.layers}x{cell.dim}",
+            f"{cell.layers}{'a' if _is_mapped(cell) else ''}x{cell.dim}",
             (cell.p50_ms, cell.mean_quality),
-            xytext=(0, 9 if above else -9),
+            xytext=(-4, 6) if above else (4, -6),
             textcoords="offset points",
-            ha="center",
+            ha="right" if above else "left",
             va="bottom" if above else "top",
             fontsize=9,
         )
-    shape, device = profile.latency_shape, profile.cells[0].device
+    shape, device = profile.latency_shape, profile.cell(profile.reference).device
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(
@@ -99,10 +96,11 @@ def plot_frontier(profile: Profile) -> Any:
     names = ", ".join(task.name for task in profile.tasks)
     words = f"quality, points (mean of {names})"
     axes.set_ylabel(textwrap.fill(words, _LABEL_WIDTH, break_on_hyphens=False))
-    axes.set_title("Latency and quality of every cell; labels: layers x dim")
+    aligned = "; a: aligned" if any(_is_mapped(cell) for cell in profile.cells) else ""
+    axes.set_title(f"Latency and quality of every cell; labels: layers x dim{aligned}")
     axes.grid(alpha=0.25)
     axes.margins(y=0.12)
-    axes.legend(title="weights", loc="lower right")
+    axes.legend(title="weights", loc="lower right", fontsize=9)
     return figure
 
 
@@ -114,19 +112,54 @@ def _points(cells: Sequence[Cell]) -> tuple[list[float], list[float]]:
     return [cell.p50_ms for cell in cells], [cell.mean_quality for cell in cells]
 
 
+def _draw_cells(axes: Any, cells: Sequence[Cell]) -> None:
+    """Draw the cells of one weight precision: aligned ones hollow, others filled."""
+    weights = cells[0].weights
+    colour, marker = _STYLE[weights]
+    best = _best_per_latency(cells)
+    rest = [cell for cell in cells if cell not in best]
+    axes.scatter(*_points(rest), s=14, c=colour, marker=marker, alpha=0.25, linewidths=0)
+    for mapped in (False, True):
+        drawn = [cell for cell in best if _is_mapped(cell) == mapped]
+        if drawn:
+            face = "white" if mapped else colour
+            name = f"{weights}, aligned" if mapped else weights
+            axes.scatter(
+                *_points(drawn),
+                s=60,
+                facecolors=face,
+                edgecolors=colour,
+                linewidths=1.5,
+                marker=marker,
+                label=name,
+                zorder=3,
+            )
+
+
+def _is_mapped(cell: Cell) -> bool:
+    return cell.align == "full"
+
+
 def _best_per_latency(cells: Sequence[Cell]) -> list[Cell]:
     """Return the best cell of each depth: cells of one depth and precision share their latency."""
-    best: dict[int, Cell] = {}
+    best: dict[tuple[int, str], Cell] = {}
     for cell in cells:
-        if cell.layers not in best or cell.mean_quality > best[cell.layers].mean_quality:
-            best[cell.layers] = cell
+        key = cell.layers, cell.align
+        if key not in best or cell.mean_quality > best[key].mean_quality:
+            best[key] = cell
     return list(best.values())
 
 
 def _upper_left(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that no other beats in both p50 latency and quality, fastest first."""
+    """Return the cells that no other beats in both p50 latency and quality, fastest first.
+
+    Differences within the noise of either count as none.
+    """
     line: list[Cell] = []
     for cell in sorted(cells, key=lambda cell: (cell.p50_ms, -cell.mean_quality)):
-        if not line or cell.mean_quality > line[-1].mean_quality:
-            line.append(cell)
+        if line and cell.mean_quality <= line[-1].mean_quality + QUALITY_NOISE:
+            continue
+        if line and cell.p50_ms <= line[-1].p50_ms * LATENCY_NOISE + LATENCY_GRAIN_MS:
+            line.pop()
+        line.append(cell)
     return line

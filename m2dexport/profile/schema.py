@@ -12,15 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
 from m2dexport.files import atomic_file
-from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
+from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.strict import parse_json
 
-FORMAT = 2
+FORMAT = 3
 MEAN = "mean"
 _DIGITS = 6
 
 Flag = Literal[
-    "untrained", "slower_than_fp32", "below_shallower", "batch_dependent", "mixed_precision"
+    "untrained",
+    "slower_than_fp32",
+    "below_shallower",
+    "below_static",
+    "batch_dependent",
+    "mixed_precision",
 ]
 
 
@@ -90,14 +95,18 @@ class Cell(_Model):
     """One point of the profile: what a (layers, dim, weights, vectors) gives and costs."""
 
     id: str
-    layers: int
+    layers: int = Field(description="0: the static model, a table of token vectors")
     dim: int
+    align: Align = Field(description="full: ends in a map into the full depth's space")
     weights: WeightPrecision
     vectors: VectorPrecision
     engine: str
     device: MeasuredOn
     isa: Isa = Field(description="processors that int8 weights are made for")
     quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
+    as_query: Mapping[str, Mapping[str, float]] = Field(
+        description="index cell -> quality of this cell's queries on what that cell wrote"
+    )
     mean_quality: float = Field(description="unweighted mean of the tasks' main metrics, points")
     retention: float | None = Field(
         description="mean_quality over that of the reference cell; null: that one has none"
@@ -117,9 +126,26 @@ class Failure(_Model):
     """Cells that could not be measured, since their graph does not pass its checks."""
 
     layers: int
+    align: Align
     weights: WeightPrecision
     reason: str
     cells: tuple[str, ...] = Field(description="ids")
+
+
+class CrossDepth(_Model):
+    """Queries of one depth against documents of another: the first weights, float32 vectors."""
+
+    dim: int
+    queries: str = Field(description='depth, as in "1" or "1-aligned"')
+    documents: str = Field(description="likewise")
+    quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
+
+
+class AlignedWith(_Model):
+    """What the maps of aligned cells were fitted on."""
+
+    texts: int
+    sha256: str
 
 
 class Profile(_Model):
@@ -132,10 +158,12 @@ class Profile(_Model):
     checkpoint: CheckpointInfo
     tasks: tuple[TaskInfo, ...]
     calibration_sha256: str
+    aligned_with: AlignedWith | None = Field(description="null: no cell is aligned")
     reference: str = Field(description="id of the deepest, widest, unquantized cell")
     latency_shape: Shape
     seconds: Mapping[str, float] = Field(description="step -> seconds it took")
     cells: tuple[Cell, ...]
+    cross_depth: tuple[CrossDepth, ...]
     failures: tuple[Failure, ...]
 
     def metric(self, cell: Cell, name: str) -> float:
@@ -150,6 +178,38 @@ class Profile(_Model):
             known = ", ".join([MEAN, *sorted(cell.quality)])
             raise UsageError(f"the profile has no metric {name!r}; it has: {known}.")
         return cell.quality[name]
+
+    def query_metric(self, cell: Cell, index: Cell, name: str) -> float | None:
+        """Return a cell's points in one metric, or their mean, as a query encoder of an index.
+
+        Args:
+            cell: whose queries are put to the index.
+            index: the cell that wrote it.
+            name: a metric, or "mean": of the main metrics of retrieval tasks.
+
+        Returns:
+            None where it was not measured.
+
+        Raises:
+            UsageError: when the profile has no such metric of queries.
+        """
+        retrieval = [task for task in self.tasks if task.kind == "retrieval"]
+        if not retrieval:
+            raise UsageError(
+                "the profile holds no retrieval, so no queries were measured; profile with --eval "
+                "of a BEIR folder."
+            )
+        found = index.quality if cell.id == index.id else cell.as_query.get(index.id)
+        if found is None:
+            return None
+        metrics = [f"{task.name}/{task.main_metric}" for task in retrieval]
+        metrics = metrics if name == MEAN else [name]
+        if any(metric not in found for metric in metrics):
+            raise UsageError(
+                f"the profile has no metric {name!r} of queries; it has: "
+                f"{', '.join([MEAN, *sorted(found)])}."
+            )
+        return float(sum(found[metric] for metric in metrics) / len(metrics))
 
     def cell(self, cell_id: str) -> Cell:
         """Return the cell of an id.
@@ -169,9 +229,17 @@ class Profile(_Model):
         )
 
 
-def cell_id(layers: int, dim: int, weights: str, vectors: str) -> str:
-    """Return the id of a cell: "6x128-int8-ubinary" is 6 layers, 128 dims, weights, vectors."""
-    return f"{layers}x{dim}-{weights}-{vectors}"
+def cell_id(layers: int, dim: int, weights: str, vectors: str, align: str = "none") -> str:
+    """Return the id of a cell: "6x128-int8-ubinary" is 6 layers, 128 dims, weights, vectors.
+
+    An aligned one is "2x128-aligned-int8-ubinary".
+    """
+    return f"{layers}x{dim}-{'aligned-' if align == 'full' else ''}{weights}-{vectors}"
+
+
+def depth_name(layers: int, align: str) -> str:
+    """Return how ``CrossDepth`` calls a depth."""
+    return f"{layers}-aligned" if align == "full" else str(layers)
 
 
 def write_profile(profile: Profile, path: str | Path, *, force: bool = False) -> None:

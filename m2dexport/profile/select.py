@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,9 @@ _MEGA = 1e6
 QUALITY_NOISE = 0.1
 LATENCY_NOISE = 1.05
 SIZE_NOISE = 1.01
+#: So are smaller differences of latency than this, in ms: a table of token vectors takes some tens
+#: of microseconds, and what ran before it decides how many.
+LATENCY_GRAIN_MS = 0.02
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Selection:
     metric: str
     binding: str | None  # the limit without which a better cell would fit; None: none does
     next_better: Cell | None  # that cell
+    index: Cell | None = None  # that wrote the index whose query encoder was chosen
+    native: float = 0.0  # points of its own queries
+    #: With an index: cells that can query it and points, best first, of which none is slower and
+    #: worse than another.
+    encoders: tuple[tuple[Cell, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,19 +57,18 @@ def frontier(cells: Sequence[Cell]) -> frozenset[str]:
 
     A cell dominates another when it is no worse in mean quality, p50 latency, file size and bytes
     per vector, and better in one of them. Differences of quality, latency and size within
-    ``QUALITY_NOISE``, ``LATENCY_NOISE`` and ``SIZE_NOISE`` count as none.
+    ``QUALITY_NOISE``, ``LATENCY_NOISE``, ``LATENCY_GRAIN_MS`` and ``SIZE_NOISE`` count as none.
     """
     quality = np.array([cell.mean_quality for cell in cells])
     cost = np.array([[cell.p50_ms, cell.size_bytes, cell.bytes_per_vector] for cell in cells])
     noise = np.array([LATENCY_NOISE, SIZE_NOISE, 1])
+    grain = np.array([LATENCY_GRAIN_MS, 0, 0])
     best = []
     for index, cell in enumerate(cells):
-        no_worse = (quality >= quality[index] - QUALITY_NOISE) & (cost <= cost[index] * noise).all(
-            axis=1
-        )
-        better = (quality > quality[index] + QUALITY_NOISE) | (cost * noise < cost[index]).any(
-            axis=1
-        )
+        no_dearer = (cost <= cost[index] * noise + grain).all(axis=1)
+        no_worse = (quality >= quality[index] - QUALITY_NOISE) & no_dearer
+        cheaper = (cost * noise + grain < cost[index]).any(axis=1)
+        better = (quality > quality[index] + QUALITY_NOISE) | cheaper
         if not (no_worse & better).any():
             best.append(cell.id)
     return frozenset(best)
@@ -73,7 +80,7 @@ def require_measured_for(profile: Profile, target: Target) -> None:
     Raises:
         UsageError: when the profile's engine or provider is not the target's.
     """
-    cell = profile.cells[0]
+    cell = profile.cell(profile.reference)
     provider = target.provider or ENGINES[target.engine].provider
     if (cell.engine, cell.device.provider) != (target.engine, provider):
         raise UsageError(
@@ -88,17 +95,27 @@ def require_measured_for(profile: Profile, target: Target) -> None:
         )
 
 
-def select_cell(profile: Profile, budget: Budget) -> Selection:
+def select_cell(profile: Profile, budget: Budget, index: str | None = None) -> Selection:
     """Return the cell of the highest quality within the budget.
 
-    Ties go to the lower p50, then the smaller file, the fewer vector bytes, and the id.
+    Ties go to the lower p50, then the smaller file, the fewer vector bytes, and the id. With an
+    index, quality is that of queries to it; within ``QUALITY_NOISE``, the fastest is taken.
+
+    Args:
+        profile: the profile.
+        budget: the limits.
+        index: the id of the cell that wrote an index, to choose what queries it.
 
     Raises:
-        UsageError: when the profile lacks the budget's metric.
+        UsageError: when the profile lacks the budget's metric, or the index cell, or that is not of
+            the full depth.
         M2DError: when no cell fits, naming the one that misses by the least.
     """
-    limits = _limits(profile, budget)
-    ranked = sorted(profile.cells, key=lambda cell: _rank(profile, cell, budget.metric))
+    wrote = None if index is None else _index_cell(profile, index)
+    points = _points(profile, budget.metric, wrote)
+    limits = _limits(profile, budget, points)
+    cells = [cell for cell in profile.cells if cell.id in points]
+    ranked = sorted(cells, key=lambda cell: _rank(cell, points))
     fitting = [cell for cell in ranked if all(limit.excess(cell) <= 0 for limit in limits)]
     if not fitting:
         nearest = min(ranked, key=lambda cell: max(limit.excess(cell) for limit in limits))
@@ -110,12 +127,49 @@ def select_cell(profile: Profile, budget: Budget) -> Selection:
         )
         raise M2DError(f"no cell fits the budget; the nearest is {nearest.id}: {missed}.")
     best = fitting[0]
-    binding, better = _binding(ranked, best, limits)
-    points = profile.metric(best, budget.metric)
-    return Selection(best, points, budget.metric, binding, better)
+    if wrote is not None:
+        near = [cell for cell in fitting if points[cell.id] >= points[best.id] - QUALITY_NOISE]
+        best = min(near, key=lambda cell: (cell.p50_ms, *_rank(cell, points)))
+    binding, better = _binding(ranked, fitting[0], limits)
+    found = Selection(best, points[best.id], budget.metric, binding, better)
+    if wrote is None:
+        return found
+    return replace(found, index=wrote, native=points[wrote.id], encoders=_encoders(ranked, points))
 
 
-def _limits(profile: Profile, budget: Budget) -> list[_Limit]:
+def _index_cell(profile: Profile, name: str) -> Cell:
+    wrote = profile.cell(name)
+    full = profile.checkpoint.layers
+    if wrote.layers != full:
+        raise UsageError(
+            f"{name} is a cell of depth {wrote.layers}, and encoders are aligned with the full "
+            f"depth; name a cell of {full} layers."
+        )
+    return wrote
+
+
+def _points(profile: Profile, metric: str, index: Cell | None) -> dict[str, float]:
+    """Return cell id -> points; with an index, of the cells whose vectors may be put to it."""
+    if index is None:
+        return {cell.id: profile.metric(cell, metric) for cell in profile.cells}
+    found = {
+        cell.id: profile.query_metric(cell, index, metric)
+        for cell in profile.cells
+        if cell.align == "full" or cell.layers == index.layers
+    }
+    return {name: points for name, points in found.items() if points is not None}
+
+
+def _encoders(ranked: Sequence[Cell], points: dict[str, float]) -> tuple[tuple[Cell, float], ...]:
+    """Return the cells of which none is both slower and worse than another."""
+    kept: list[Cell] = []
+    for cell in ranked:
+        if not kept or cell.p50_ms < kept[-1].p50_ms:
+            kept.append(cell)
+    return tuple((cell, points[cell.id]) for cell in kept)
+
+
+def _limits(profile: Profile, budget: Budget, points: dict[str, float]) -> list[_Limit]:
     def limit(key: str, sign: int, values: dict[str, float]) -> list[_Limit]:
         bound = getattr(budget, key)
         return [] if bound is None else [_Limit(key, float(bound), sign, values)]
@@ -127,13 +181,12 @@ def _limits(profile: Profile, budget: Budget) -> list[_Limit]:
         *limit("size_mb", 1, {c.id: c.size_bytes / _MEGA for c in cells}),
         *limit("memory_mb", 1, {c.id: c.peak_memory_bytes / _MEGA for c in cells}),
         *limit("vector_bytes", 1, {c.id: c.bytes_per_vector for c in cells}),
-        *limit("min_quality", -1, {c.id: profile.metric(c, budget.metric) for c in cells}),
+        *limit("min_quality", -1, points),
     ]
 
 
-def _rank(profile: Profile, cell: Cell, metric: str) -> tuple[float, float, int, int, str]:
-    quality = profile.metric(cell, metric)
-    return -quality, cell.p50_ms, cell.size_bytes, cell.bytes_per_vector, cell.id
+def _rank(cell: Cell, points: dict[str, float]) -> tuple[float, float, int, int, str]:
+    return -points[cell.id], cell.p50_ms, cell.size_bytes, cell.bytes_per_vector, cell.id
 
 
 def _binding(

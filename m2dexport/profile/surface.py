@@ -7,7 +7,7 @@ vector precision: the surface costs one full-depth encode of the texts per weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -31,7 +31,8 @@ from m2dexport.build.recipe import MIN_COVERAGE
 from m2dexport.build.source import Source
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
-from m2dexport.precisions import WeightPrecision
+from m2dexport.precisions import Align, WeightPrecision
+from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import cell_id
 from m2dexport.progress import OnProgress
@@ -41,6 +42,7 @@ from m2dexport.quantize.recipes import Requirement
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
+from m2dexport.vectors.codecs import Ranges
 from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.tasks import Task
 
@@ -53,6 +55,7 @@ _BATCH = 32
 class Corpus:
     """All texts of a sweep, each tokenized (and later encoded) once, however often it occurs."""
 
+    texts: tuple[str, ...]  # with their prompts
     ids: tuple[list[int], ...]
     probes: tuple[list[int], ...]
     calibration: tuple[int, ...]  # rows of ids
@@ -98,7 +101,7 @@ def corpus_of(source: Source, tasks: Sequence[Task], calibration: Sequence[str])
     tokenizer = load_tokenizer(source.tokenizer_json)
     ids = tuple(tokens.ids for tokens in tokenize(tokenizer, list(rows), ""))
     probes = tuple(tokens.ids for tokens in tokenize(tokenizer, PROBES, source.prompt))
-    return Corpus(ids, probes, tuple(calibration_rows), task_rows)
+    return Corpus(tuple(rows), ids, probes, tuple(calibration_rows), task_rows)
 
 
 def compute_surface(
@@ -122,7 +125,7 @@ def compute_surface(
     except (UsageError, MissingExtra):
         raise
     except M2DError as error:  # of the graph that all depths share
-        return Surface({}, dict.fromkeys(plan.layers, str(error)))
+        return Surface({}, dict.fromkeys(plan.depths, str(error)))
     failures: dict[int, str] = {}
     depths: dict[int, Depth] = {}
     for layers, candidate in candidates.items():
@@ -160,10 +163,11 @@ class _Pass:
 
     def candidates(self, graph: ir.Model) -> dict[int, _Candidate]:
         """Run probes and corpus through a graph of all depths; return each depth's part."""
-        run = _runner(graph, self.plan)
+        run = loaded_runner(graph, self.plan)
         probes = self._probes(run)
-        depths = range(len(self.plan.layers))
-        dependent = any(self._depends_on_batch(_at(probes, index)) for index in depths)
+        places = {depth: place for place, depth in enumerate(self.source.probes)}
+        measured = {layers: places[layers] for layers in self.plan.depths}
+        dependent = any(self._depends_on_batch(_at(probes, at)) for at in measured.values())
         run = _counting(run, f"quality {self.weights}", self.corpus, self.on_progress)
         vectors = self._encoded(run, self.corpus.ids, 1 if dependent else _BATCH)
         exact = vectors[:0]
@@ -172,11 +176,11 @@ class _Pass:
         return {
             layers: _Candidate(
                 self.source.vectors_at(layers, graph),
-                _at(probes, index),
-                vectors[:, index],
-                exact[:, index],
+                _at(probes, place),
+                vectors[:, place],
+                exact[:, place],
             )
-            for index, layers in enumerate(self.plan.layers)
+            for layers, place in measured.items()
         }
 
     def checked(self, layers: int, candidate: _Candidate) -> Depth:
@@ -209,7 +213,7 @@ class _Pass:
             self.corpus.calibration_ids(),
             self.on_progress,
         )
-        run = _runner(graph, self.plan)
+        run = loaded_runner(graph, self.plan)
         vectors = self._encoded(run, self.corpus.ids, _BATCH)[:, 0]
         kept = mixture.kept if mixture else frozenset()
         return replace(
@@ -219,7 +223,7 @@ class _Pass:
     def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
         """Encode in one thread, as ``build`` does where vectors decide what stays in float32."""
         device = replace(self.plan.device, threads=1)
-        return self._encoded(_runner(graph, replace(self.plan, device=device)), ids, _BATCH)
+        return self._encoded(loaded_runner(graph, replace(self.plan, device=device)), ids, _BATCH)
 
     def _probes(self, run: Run) -> Embedded:
         longest = self.source.checkpoint.max_length
@@ -244,27 +248,51 @@ class _Pass:
         return self.requirement.floor is not None and not invariant
 
 
-def qualities(
-    surface: Surface, weights: WeightPrecision, corpus: Corpus, plan: Plan
-) -> dict[str, dict[str, float]]:
-    """Return cell id -> "task/metric" -> points, of every depth that did not fail."""
-    found: dict[str, dict[str, float]] = {}
+@dataclass(frozen=True)
+class View:
+    """The vectors of one depth and dim, aligned or not, before they are coded."""
+
+    layers: int
+    align: Align
+    dim: int
+    vectors: Floats  # (texts, dim or more), of the whole corpus, not normalised
+    ranges: Ranges | None  # that int8 and int4 are coded with; None where none are
+
+
+def views_of(surface: Surface, maps: Maps, corpus: Corpus, plan: Plan, full: int) -> Iterator[View]:
+    """Yield every depth and dim that did not fail, plain and aligned.
+
+    Plain vectors are coded with ranges of their own, aligned ones with the full depth's.
+    """
     ranged = any(vectors in (*codecs.LEVELS, *codecs.PER_BYTE) for vectors in plan.vectors)
     for (layers, depth), dim in product(surface.depths.items(), plan.dims):
-        vectors = depth.vectors
-        ranges = None
-        if ranged:
-            calibration = codecs.truncate(vectors[list(corpus.calibration)], dim)
-            ranges = codecs.calibrate_ranges(calibration)
-        for precision in plan.vectors:
-            found[cell_id(layers, dim, weights, precision)] = {
-                f"{task.name}/{metric}": value
-                for task, rows in corpus.tasks
-                for metric, value in evaluate(
-                    task, tuple(vectors[row] for row in rows), dim, precision, ranges
-                ).items()
-            }
-    return found
+        for align in plan.alignments(layers, full):
+            if align == "none":
+                ranges = None
+                if ranged:
+                    calibration = codecs.truncate(depth.vectors[list(corpus.calibration)], dim)
+                    ranges = codecs.calibrate_ranges(calibration)
+                yield View(layers, align, dim, depth.vectors, ranges)
+            elif (layers, dim) in maps.linear:
+                aligned = maps.linear[layers, dim](codecs.normalize(depth.vectors))
+                yield View(layers, align, dim, aligned, maps.ranges[dim])
+
+
+def qualities(
+    views: Iterable[View], weights: WeightPrecision, corpus: Corpus, plan: Plan
+) -> dict[str, dict[str, float]]:
+    """Return cell id -> "task/metric" -> points."""
+    return {
+        cell_id(view.layers, view.dim, weights, precision, view.align): {
+            f"{task.name}/{metric}": value
+            for task, rows in corpus.tasks
+            for metric, value in evaluate(
+                task, tuple(view.vectors[row] for row in rows), view.dim, precision, view.ranges
+            ).items()
+        }
+        for view in views
+        for precision in plan.vectors
+    }
 
 
 def _at(probes: Embedded, index: int) -> Embedded:
@@ -272,7 +300,7 @@ def _at(probes: Embedded, index: int) -> Embedded:
     return Embedded(*(vectors[:, index] for vectors in vars(probes).values()))
 
 
-def _runner(graph: ir.Model, plan: Plan) -> Run:
+def loaded_runner(graph: ir.Model, plan: Plan) -> Run:
     """Load a graph; return what runs it: its outputs become float32 (batch, outputs, width)."""
     engine, files = engine_runner(plan.engine), engine_maker(plan.engine).files(graph)
     session = engine.load(files, plan.device, isa_of(graph.graph))

@@ -10,25 +10,15 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-import onnx_ir as ir
-
+from m2dexport.align.static import TokenTable
+from m2dexport.align.texts import align_texts, prompted, prompts_of, sha256_of_texts
 from m2dexport.build.source import Source, export_source, tool_versions
 from m2dexport.checkpoint.open import Checkpoint
-from m2dexport.cores import threads_for
 from m2dexport.data import texts_sha256
-from m2dexport.engines import ENGINES, engine_maker
-from m2dexport.errors import M2DError, ParityError
+from m2dexport.errors import M2DError
 from m2dexport.files import scratch_folder
-from m2dexport.graph.vector import tail_bytes
-from m2dexport.precisions import WeightPrecision
 from m2dexport.profile import schema
-from m2dexport.profile.cells import (
-    GraphFacts,
-    Measured,
-    failures_of,
-    join_cells,
-    reference_id,
-)
+from m2dexport.profile.cells import Graph, Measured, failures_of, join_cells, reference_id
 from m2dexport.profile.latency import (
     Candidate,
     Conditions,
@@ -38,15 +28,15 @@ from m2dexport.profile.latency import (
     measure_latency,
 )
 from m2dexport.profile.machine import read_machine
+from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps
+from m2dexport.profile.passes import Passes, Sweep, added_bytes, require_reference
 from m2dexport.profile.plan import Plan, require_plan, within_length
-from m2dexport.profile.schema import Flag, MeasuredOn, Profile
-from m2dexport.profile.surface import Depth, compute_surface, corpus_of, qualities
+from m2dexport.profile.schema import Profile
+from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
-from m2dexport.quantize.saturation import isa_of
-from m2dexport.slice.slicing import UntrainedWarning
+from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.slice.write import UntrainedWarning
 from m2dexport.vectors.tasks import Task
-
-Graph = tuple[int, WeightPrecision]  # depth and weights: what latency, size and memory depend on
 
 
 def profile_checkpoint(
@@ -76,8 +66,10 @@ def profile_checkpoint(
     """
     require_plan(checkpoint, plan, tasks)
     plan = within_length(plan, checkpoint.max_length)
+    texts = align_texts(None) if plan.align_texts is None else plan.align_texts
+    sweep = Sweep(checkpoint, tuple(tasks), calibration, texts, plan, on_progress)
     with scratch_folder() as scratch:
-        source, measured = _measure(checkpoint, tasks, calibration, plan, scratch, on_progress)
+        source, measured = _measure(sweep, scratch)
     batch, sequence = plan.shapes[0]
     return Profile(
         format=schema.FORMAT,
@@ -87,12 +79,21 @@ def profile_checkpoint(
         checkpoint=_checkpoint_info(checkpoint, source, model, pooling),
         tasks=tuple(_task_info(task) for task in tasks),
         calibration_sha256=texts_sha256(calibration),
+        aligned_with=_aligned_with(sweep),
         reference=reference_id(plan),
         latency_shape=schema.Shape(batch=batch, sequence=sequence),
         seconds=measured.seconds,
         cells=join_cells(measured, plan, tasks, checkpoint.trained),
+        cross_depth=measured.cross_depth,
         failures=failures_of(measured, plan),
     )
+
+
+def _aligned_with(sweep: Sweep) -> schema.AlignedWith | None:
+    if not sweep.plan.aligned(sweep.checkpoint.layers):
+        return None
+    count = sum(1 for _ in sweep.align_texts)
+    return schema.AlignedWith(texts=count, sha256=sha256_of_texts(sweep.align_texts))
 
 
 def _checkpoint_info(
@@ -119,85 +120,72 @@ def _task_info(task: Task) -> schema.TaskInfo:
     )
 
 
-def _measure(
-    checkpoint: Checkpoint,
-    tasks: Sequence[Task],
-    calibration: Sequence[str],
-    plan: Plan,
-    folder: Path,
-    on_progress: OnProgress,
-) -> tuple[Source, Measured]:
+def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured]:
+    checkpoint, plan, on_progress = sweep.checkpoint, sweep.plan, sweep.on_progress
     seconds: dict[str, float] = {}
     with _timed(seconds, "export"), warnings.catch_warnings():
         # The profile flags every untrained cell; this one slice stands for all of them.
         warnings.simplefilter("ignore", UntrainedWarning)
         on_progress("export", 0, 1)
-        source = export_source(checkpoint, plan.layers, checkpoint.dim, plan.engine)
+        aligned = plan.aligned(checkpoint.layers)
+        depths = sorted({*plan.depths, *([checkpoint.layers] if aligned else [])})
+        source = export_source(checkpoint, depths, checkpoint.dim, plan.engine)
         on_progress("export", 1, 1)
-    corpus = corpus_of(source, tasks, calibration)
-    quality: dict[str, Mapping[str, float]] = {}
-    graphs: dict[Graph, Candidate] = {}
-    flags: dict[Graph, tuple[Flag, ...]] = {}
-    failures: dict[Graph, str] = {}
+    corpus = corpus_of(source, sweep.tasks, sweep.calibration)
+    maps = NO_MAPS
+    if aligned:
+        with _timed(seconds, "align"):
+            maps = _fit(sweep, source, folder)
+    passes = Passes(sweep, source, corpus, maps, folder)
     with _timed(seconds, "quality"):
         for weights in plan.weights:
-            surface = compute_surface(source, weights, corpus, plan, on_progress)
-            quality.update(qualities(surface, weights, corpus, plan))
-            failures.update({(n, weights): reason for n, reason in surface.failures.items()})
-            _require_reference(plan, failures)
-            for layers, depth in surface.depths.items():
-                graphs[layers, weights] = _write(depth.graph, plan, folder / f"{layers}-{weights}")
-                flags[layers, weights] = _flags_of(depth)
-    conditions = Conditions(plan.engine, plan.device, checkpoint.vocab_size, plan.repeats)
+            passes.add(weights)
+        crossing = passes.crossing()
+        as_query, cross_depth = crossing.as_queries(), crossing.cross_depth()
+    graphs, failures = passes.graphs, passes.failures
+    conditions = Conditions(checkpoint.vocab_size, plan.repeats)
     with _timed(seconds, "latency"):
         latency = _latencies(graphs, plan.shapes, conditions, failures, on_progress)
     with _timed(seconds, "memory"):
         footprints = _footprints(graphs, plan.shapes, conditions, failures, on_progress)
-    _require_reference(plan, failures)
-    tokenizer_bytes = len(source.tokenizer_json.encode())
+    require_reference(plan, failures)
     facts = {
-        graph: GraphFacts(
-            points, footprints[graph], graphs[graph].size_bytes + tokenizer_bytes, flags[graph]
-        )
+        graph: passes.facts(graph, points, footprints[graph])
         for graph, points in latency.items()
         if graph in footprints
     }
-    tail_sizes = {
-        (dim, vectors): tail_bytes(checkpoint.dim, dim, vectors)
-        for dim, vectors in product(plan.dims, plan.vectors)
-    }
-    device = _measured_on(plan)
-    return source, Measured(quality, facts, tail_sizes, failures, device, seconds)
+    return source, Measured(
+        quality=passes.quality,
+        as_query=as_query,
+        cross_depth=cross_depth,
+        graphs=facts,
+        added_bytes={
+            (graph, dim, vectors): added_bytes(
+                graph, dim, vectors, checkpoint.dim, passes.widest(graph.layers)
+            )
+            for graph in facts
+            for dim, vectors in product(plan.dims, plan.vectors)
+        },
+        failures=failures,
+        unaligned=maps.failures,
+        seconds=seconds,
+    )
 
 
-def _measured_on(plan: Plan) -> MeasuredOn:
-    """Return what sessions of this plan really run on here."""
-    provider = plan.device.provider or ENGINES[plan.engine].provider
-    threads = threads_for(plan.device.threads)
-    return MeasuredOn(provider=provider, threads=threads, spin=bool(plan.device.spin))
-
-
-def _flags_of(depth: Depth) -> tuple[Flag, ...]:
-    flags: dict[Flag, bool] = {
-        "batch_dependent": depth.batch_dependent,
-        "mixed_precision": depth.mixed,
-    }
-    return tuple(flag for flag, holds in flags.items() if holds)
-
-
-def _write(graph: ir.Model, plan: Plan, folder: Path) -> Candidate:
-    """Write the engine's files of a graph into a new folder, to be measured."""
-    folder.mkdir()
-    contents: dict[str, bytes] = engine_maker(plan.engine).files(graph)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return Candidate({name: folder / name for name in contents}, isa_of(graph.graph))
-
-
-def _require_reference(plan: Plan, failures: Mapping[Graph, str]) -> None:
-    reason = failures.get((max(plan.layers), plan.weights[0]))
-    if reason is not None:
-        raise ParityError(f"the reference cell {reference_id(plan)} failed: {reason}")
+def _fit(sweep: Sweep, source: Source, folder: Path) -> Maps:
+    """Fit the maps, and count how rare each token is, where depth 0 is measured."""
+    checkpoint, plan = sweep.checkpoint, sweep.plan
+    table = None
+    if 0 in plan.aligned(checkpoint.layers):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntrainedWarning)
+            shallow = slice_checkpoint(checkpoint, 1, checkpoint.dim, folder / "tokens")
+        texts = prompted(sweep.align_texts, prompts_of(checkpoint))
+        table = TokenTable(shallow, texts)
+    run = loaded_runner(source.graph, plan)
+    return fit_maps(
+        source, run, table, sweep.align_texts, sweep.calibration, plan, sweep.on_progress
+    )
 
 
 def _latencies(

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from m2dexport.data import read_utf8
 from m2dexport.engines import ENGINES
 from m2dexport.errors import UsageError
-from m2dexport.precisions import Isa, VectorPrecision, WeightPrecision
+from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.schema import MEAN
 
 if sys.version_info >= (3, 11):
@@ -29,6 +29,7 @@ MAX_TOKENS = 1 << 18
 _LINE = 200  # characters of foreign text in a message
 
 _Count = Annotated[int, Field(strict=True, gt=0)]  # strict: TOML's true is not 1
+_Depth = Annotated[int, Field(strict=True, ge=0)]
 _Amount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
@@ -76,10 +77,11 @@ class Budget(_Table):
 class Grid(_Table):
     """The cells to profile; None takes the default."""
 
-    layers: _Choices[_Count] | None = None
+    layers: _Choices[_Depth] | None = None  # 0: the static model
     dims: _Choices[_Count] | None = None
     weights: _Choices[WeightPrecision] | None = None
     vectors: _Choices[VectorPrecision] | None = None
+    align: _Choices[Align] | None = None  # of the depths below the full one
 
 
 class LatencyShapes(_Table):
@@ -130,8 +132,13 @@ def load_target(name: str | Path) -> Target:
     return target
 
 
-def budget_from(target: str | Path | None, **limits: Any) -> Budget:
+def budget_from(target: str | Path | None, *, unlimited: bool = False, **limits: Any) -> Budget:
     """Return a target's budget with the limits that are given replaced.
+
+    Args:
+        target: its name or file; None: there is none.
+        unlimited: whether a budget without any limit will do.
+        limits: the limits that are given; None stands for none.
 
     Raises:
         UsageError: when a limit is not a positive number, or nothing is limited at all.
@@ -139,7 +146,8 @@ def budget_from(target: str | Path | None, **limits: Any) -> Budget:
     base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
     budget: Budget = _validated(Budget, {**base, **given}, "the budget")
-    if not any(value is not None for key, value in budget if key != "metric"):
+    limited = any(value is not None for key, value in budget if key != "metric")
+    if not limited and not unlimited:
         raise UsageError("no limit is given; pass --target or a limit such as --p95-ms 5.")
     return budget
 

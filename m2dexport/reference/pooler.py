@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m2dexport.checkpoint.alignment import read_map
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.st_modules import Dense, Head, PoolingMode
 from m2dexport.checkpoint.tensors import read_tensor, stored_tensors
@@ -15,6 +16,7 @@ from m2dexport.checkpoint.tokenizer import open_tokenizer
 from m2dexport.latent import latent_attention
 from m2dexport.reference.backbone import Backbone
 from m2dexport.reference.tokens import token_batch
+from m2dexport.vectors.codecs import normalize
 
 _ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
     "identity": torch.nn.Identity,
@@ -30,7 +32,7 @@ class DepthPooler(torch.nn.Module):  # type: ignore[misc]
     """A transformer that pools the output of several of its layers in one pass.
 
     Depth-n vectors are the token states of depth n, pooled, then passed through the modules after
-    pooling. They are neither cut to a dim nor normalised.
+    pooling. They are neither cut to a dim, normalised nor aligned.
     """
 
     def __init__(self, checkpoint: Checkpoint, depths: Sequence[int], attention: str) -> None:
@@ -62,6 +64,7 @@ class Reference:
 
     def __init__(self, checkpoint: Checkpoint, depths: Sequence[int] | None = None) -> None:
         self.checkpoint = checkpoint
+        self._map = read_map(checkpoint.alignment) if checkpoint.alignment else None
         self.depths = tuple(depths or range(1, checkpoint.layers + 1))
         self._tokenizer = open_tokenizer(checkpoint.path)
         self._model = DepthPooler(checkpoint, self.depths, attention="sdpa")
@@ -71,7 +74,8 @@ class Reference:
     ) -> dict[int, NDArray[np.float32]]:
         """Return depth -> float32 (texts, dim), all depths from one forward pass per text.
 
-        The vectors are neither cut nor normalised. ``prompt`` is put in front of every text.
+        The vectors are neither cut nor normalised; those of an aligned sub-model are aligned.
+        ``prompt`` is put in front of every text.
         """
         rows: dict[int, list[NDArray[np.float32]]] = {depth: [] for depth in self.depths}
         for start in range(0, len(texts), batch_size):
@@ -81,7 +85,10 @@ class Reference:
                 vectors = self._model(*batch)
             for depth, vector in zip(self.depths, vectors, strict=True):
                 rows[depth].append(vector.float().numpy())
-        return {depth: np.concatenate(parts) for depth, parts in rows.items()}
+        found = {depth: np.concatenate(parts) for depth, parts in rows.items()}
+        if self._map is None:
+            return found
+        return {depth: self._map(normalize(vectors)) for depth, vectors in found.items()}
 
 
 def pool(state: torch.Tensor, attention_mask: torch.Tensor, mode: PoolingMode) -> torch.Tensor:

@@ -12,11 +12,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
@@ -31,15 +31,21 @@ from m2dexport.strict import (
     parse_json,
     read_value,
     require_format,
+    sha256_of_json,
     shown,
 )
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE, Ranges, ranges_from_json, require_codec
 
-FORMAT = 2
+FORMAT = 3
 #: The names that a graph's files have, of all engines.
 GRAPH_FILES = frozenset(name for engine in ENGINES.values() for name in engine.files)
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
+#: What an aligned artifact's provenance says of the full model: hashes, its depth, and what may be
+#: another one's than the artifact's own.
+FULL_MODEL, FULL_TOKENIZER, FULL_LAYERS = "full_model", "full_tokenizer", "full_layers"
+FULL_POOLING, FULL_NORM = "full_pooling", "full_final_norm"
+_FULL = (FULL_MODEL, FULL_TOKENIZER, FULL_LAYERS, FULL_POOLING, FULL_NORM)
 
 SMALL_LIMIT = 1 << 28  # bytes of any file but the graph
 GRAPH_LIMIT = 1 << 28  # bytes of a graph that is read at once
@@ -51,13 +57,40 @@ _Count = Annotated[int, Within(1, 1 << 20)]
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What an encoder gives on an index that another one wrote, in points."""
+
+    points: float  # with its queries
+    native: float  # with queries of the encoder that wrote the index
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """The space of an index that an encoder's vectors may be put to, beside its own space."""
+
+    space_id: SpaceId
+    layers: _Count  # of the encoder that wrote it
+    weights: WeightPrecision  # likewise
+    measured: dict[Name, Loss]  # "task/metric" -> the loss; empty: not measured
+
+    def sentence(self) -> str:
+        """Return the loss as part of a sentence."""
+        if not self.measured:
+            return "what its queries lose there was not measured"
+        return ", ".join(
+            f"{name} {loss.points:.2f} where the native encoder has {loss.native:.2f}"
+            for name, loss in sorted(self.measured.items())
+        )
+
+
+@dataclass(frozen=True)
 class ArtifactSpec:
     """Everything a runtime must know about an artifact beside its graph and tokenizer."""
 
     format: int
     engine: Name  # a key of ENGINES
     device: Device  # that it was checked on, and runs on unless another is asked for
-    layers: _Count
+    layers: Annotated[int, Within(0, 1 << 20)]  # 0: a static model
     dim: _Count
     weights: WeightPrecision
     isa: Isa  # where its 8-bit products are exact at full speed (``quantize.saturation``)
@@ -74,6 +107,7 @@ class ArtifactSpec:
     batch_invariant: bool  # False: run one text at a time
     trained: bool | None  # whether training visited this (layers, dim); None: unknown
     space_id: SpaceId
+    speaks: Spoken | None  # the space of another encoder that its vectors are in, too
     parity: dict[Name, float]  # measured against the torch original when it was built
     fitted_to: Sha256 | None  # of the texts that the weights were fitted to; None: to none
     kept_sha256: Sha256 | None  # of the weights that --max-drop kept in float32; None: of none
@@ -189,13 +223,62 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
     """
     if "sub_model" not in spec.provenance:
         raise UsageError(f"{SPEC} does not give the hash of its weights (provenance.sub_model).")
+    tokenizer = sha256_of_json(parse_json(tokenizer_json, TOKENIZER))
+    return _space_id(spec, spec.provenance["sub_model"], tokenizer, ranges)
+
+
+def space_id_of_full_model(spec: ArtifactSpec) -> str:
+    """Return the space of the full model in fp32, with an aligned artifact's codes.
+
+    Args:
+        spec: the aligned artifact's, whose codes have no ranges.
+    """
+    whole = full_spec(spec)
+    return _space_id(whole, spec.provenance[FULL_MODEL], spec.provenance[FULL_TOKENIZER], None)
+
+
+def full_spec(spec: ArtifactSpec) -> ArtifactSpec:
+    """Return what decides the space of the model in fp32 that an artifact is aligned with.
+
+    Args:
+        spec: the aligned artifact's, whose codes it has.
+    """
+    return replace(
+        spec,
+        layers=full_layers(spec) or spec.layers,
+        weights="fp32",
+        isa="portable",
+        fitted_to=None,
+        kept_sha256=None,
+        pooling=spec.provenance[FULL_POOLING].split("+"),
+        final_norm=cast(Any, spec.provenance[FULL_NORM]),
+    )
+
+
+def full_layers(spec: ArtifactSpec) -> int | None:
+    """Return the depth of the model that an artifact is aligned with, None when it is not aligned.
+
+    Raises:
+        UsageError: when its specification says only half of that.
+    """
+    found = {name: spec.provenance[name] for name in _FULL if name in spec.provenance}
+    if not found:
+        return None
+    if len(found) < len(_FULL) or not re.fullmatch("[0-9]{1,7}", found[FULL_LAYERS]):
+        raise UsageError(f"{SPEC} says half of what the encoder was aligned with; build it again.")
+    return int(found[FULL_LAYERS])
+
+
+def _space_id(
+    spec: ArtifactSpec, weights_sha256: str, tokenizer_sha256: str, ranges: Ranges | None
+) -> str:
     decides: dict[str, Any] = {
-        "weights_sha256": spec.provenance["sub_model"],
+        "weights_sha256": weights_sha256,
         "ranges": ranges.sha256() if ranges else None,
-        "tokenizer": _sha256(parse_json(tokenizer_json, TOKENIZER)),
+        "tokenizer": tokenizer_sha256,
         **{name: getattr(spec, name) for name in _deciding_fields(spec)},
     }
-    return f"m2d1-{_sha256(decides)[:32]}"
+    return f"m2d1-{sha256_of_json(decides)[:32]}"
 
 
 def _deciding_fields(spec: ArtifactSpec) -> list[str]:
@@ -219,9 +302,14 @@ def _deciding_fields(spec: ArtifactSpec) -> list[str]:
     return [name for name, does in decides.items() if does]
 
 
+def spaces_of(spec: ArtifactSpec) -> tuple[str, ...]:
+    """Return the spaces that an artifact's vectors are in: its own first."""
+    return (spec.space_id, *([spec.speaks.space_id] if spec.speaks else []))
+
+
 def require_same_space(
     first: ArtifactSpec, second: ArtifactSpec, first_name: object, second_name: object
-) -> None:
+) -> str:
     """Refuse to compare vectors of two spaces, such as an index and the bundle that queries it.
 
     Args:
@@ -230,11 +318,15 @@ def require_same_space(
         first_name: what the message calls them, a path for instance.
         second_name: likewise.
 
+    Returns:
+        The space that they have in common: the second one's own if possible.
+
     Raises:
         UsageError: when they differ, naming both and the parts that differ.
     """
-    if first.space_id == second.space_id:
-        return
+    for space in spaces_of(second):
+        if space in spaces_of(first):
+            return space
     names = dict.fromkeys([*_deciding_fields(first), *_deciding_fields(second)])
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
     parts = [f"{name} ({shown(a)}, {shown(b)})" for name, (a, b) in pairs.items() if a != b]
@@ -247,8 +339,3 @@ def require_same_space(
         f"{first_name} (space {first.space_id}) and {second_name} (space {second.space_id}) must "
         f"not be compared, since they differ in {', '.join(parts)}; encode both with one bundle."
     )
-
-
-def _sha256(value: Any) -> str:
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -22,7 +22,7 @@ from m2dexport.runtime.archive import (
     read_manifest,
     write_archive,
 )
-from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec, Spoken
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.golden import MAX_DIFFERENCE, Golden
 from m2dexport.runtime.vector_files import require_vectors_of
@@ -46,11 +46,18 @@ class IndexReport:
 
     path: Path
     count: int  # vectors
-    space_id: str
+    space_id: str  # that the encoder has in common with it
+    spoken: Spoken | None  # where that is another encoder's, which the encoder speaks; else None
 
     def sentence(self) -> str:
         """Return the report as one line."""
-        return f"{self.path}: {self.count} vectors of this space"
+        if self.spoken is None:
+            return f"{self.path}: {self.count} vectors of this space"
+        return (
+            f"{self.path}: {self.count} vectors of space {self.space_id}, which this encoder "
+            f"speaks ({self.spoken.layers} layers in {self.spoken.weights}); "
+            f"{self.spoken.sentence()}"
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,9 @@ def _verify(
 def _index_report(vectors: Path | None, spec: ArtifactSpec, path: Path) -> IndexReport | None:
     if vectors is None:
         return None
-    return IndexReport(vectors, require_vectors_of(vectors, spec, path), spec.space_id)
+    count, space = require_vectors_of(vectors, spec, path)
+    spoken = spec.speaks if space != spec.space_id else None
+    return IndexReport(vectors, count, space, spoken)
 
 
 def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
@@ -247,7 +256,7 @@ def _require_one_space(encoder: Encoder, files: Mapping[str, bytes], path: Path)
 def _expected_ranges(encoder: Encoder) -> dict[str, NDArray[Any]]:
     """Return what the graph must code with, float32 (dim,), by its names there."""
     ranges = encoder.ranges
-    if ranges is None:
+    if ranges is None or not ENGINES[encoder.spec.engine].encodes:
         return {}
     return {"range_low": ranges.low, "range_step": ranges.step(encoder.spec.vectors)}
 

@@ -21,7 +21,13 @@ from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
 from m2dexport.runtime.tokenizer import Tokens, load_tokenizer, require_room, tokenize
 from m2dexport.runtime.tokenizer_guard import require_plain_tokenizer
 from m2dexport.strict import shown
-from m2dexport.vectors.codecs import Ranges, code_dtype, code_width, ranges_from_json
+from m2dexport.vectors.codecs import (
+    Ranges,
+    code_dtype,
+    code_width,
+    encode_vectors,
+    ranges_from_json,
+)
 from m2dexport.vectors.search import Codec
 
 
@@ -139,6 +145,8 @@ class Encoder:
         """
         vectors: NDArray[Any] = self._engine.run(self._session, input_ids, attention_mask)[0]
         spec = self.spec
+        if not ENGINES[spec.engine].encodes and vectors.shape == (len(input_ids), spec.dim):
+            vectors = encode_vectors(vectors, spec.vectors, self.ranges, spec.bit_order)
         shape = (len(input_ids), code_width(spec.dim, spec.vectors))
         dtype = code_dtype(spec.vectors)
         if vectors.shape != shape or vectors.dtype != dtype:

@@ -16,16 +16,15 @@ texts. Get bundles from where you trust.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from m2dexport.engines import ENGINES
+from m2dexport.engines import ENGINES, file_view
 from m2dexport.errors import M2DError, one_line
-from m2dexport.runtime.graph_content import GraphContent, UnsafeGraph
+from m2dexport.runtime.graph_content import Constant, GraphContent, Node, UnsafeGraph
 from m2dexport.runtime.graph_sizes import require_sizes
 from m2dexport.runtime.onnx_content import onnx_content
 from m2dexport.runtime.openvino_content import openvino_content
@@ -74,8 +73,10 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
     """
     stored = ENGINES[engine]
     name = stored.files[0]
+    if stored.format == "table":  # which is data alone; whoever loads it checks its form
+        return _table_content(file_view(files[0]), name)
     try:
-        views = [_view(file) for file in files]
+        views = [file_view(file) for file in files]
         if stored.format == "ir":
             content = openvino_content(*views)
             _require_operators(content, _OPENVINO)
@@ -112,13 +113,15 @@ def ranges_of(content: GraphContent) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _view(file: Path | bytes) -> memoryview:
-    if isinstance(file, bytes):
-        return memoryview(file)
-    if file.stat().st_size == 0:  # which cannot be mapped
-        return memoryview(b"")
-    with file.open("rb") as stream:
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+def _table_content(view: memoryview, name: str) -> GraphContent:
+    """Return a static model's table in the form of a graph's content."""
+    from m2dexport.engines.numpy.table import read_table
+
+    arrays = read_table(view, name)
+    constants = {
+        key: Constant(array.shape, array.dtype, array.data) for key, array in arrays.items()
+    }
+    return GraphContent((Node("Gather", (next(iter(arrays)), _IDS), ("rows",)),), constants)
 
 
 def _require_operators(content: GraphContent, known: frozenset[str]) -> None:

@@ -27,9 +27,8 @@ import numpy as np
 
 from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_file, require_file
+from m2dexport.lines import JSONL, text_lines
 from m2dexport.runtime.encoder import Encoded, Encoder
-from m2dexport.runtime.lines import lines_of
-from m2dexport.runtime.vector_files import JSONL
 from m2dexport.strict import is_unicode
 
 _CHUNK, _CHUNK_CHARACTERS = 1024, 1 << 22  # texts held in memory at a time, and their length
@@ -234,12 +233,7 @@ def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
 def _rows(stream: BinaryIO, source: Path | None) -> Iterator[_Row]:
     name = str(source) if source else _STDIN
     jsonl = source is not None and source.suffix in JSONL
-    for number, line in lines_of(stream, name):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{name}:{number} is not UTF-8; convert it first.") from error
-        text = text.removesuffix("\n").removesuffix("\r")
+    for number, text in text_lines(stream, name):
         if number == 1 and not jsonl and _OBJECT.match(text):
             if source is not None:
                 raise UsageError(f"{name}:1 looks like JSONL; name the file .jsonl.")

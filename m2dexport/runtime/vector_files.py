@@ -11,16 +11,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from m2dexport.errors import UsageError, one_line
-from m2dexport.runtime.artifact import ArtifactSpec, require_same_space, spec_from_json
-from m2dexport.runtime.lines import lines_of
+from m2dexport.lines import JSONL, lines_of
+from m2dexport.runtime.artifact import ArtifactSpec, require_same_space, spaces_of, spec_from_json
 from m2dexport.strict import parse_json, shown
 from m2dexport.vectors.codecs import code_dtype, code_width
 
-JSONL = (".jsonl", ".ndjson")
 _AT_ONCE = 1 << 22  # values of a file that are held at a time
 
 
-def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
+def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> tuple[int, str]:
     """Refuse a file of vectors, an index for instance, that another bundle made.
 
     Args:
@@ -29,7 +28,7 @@ def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
         bundle: what the message calls it.
 
     Returns:
-        The number of vectors, all of this space.
+        The number of vectors, and the space that they and the bundle have in common.
 
     Raises:
         UsageError: when the spaces differ, naming both and, of a .npy file, the parts that differ;
@@ -44,14 +43,14 @@ def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
         raise UsageError(
             f"{path} does not name the space of its vectors; encode makes files that do."
         )
-    require_same_space(spec_from_json(found.spec, path), spec, path, bundle)
+    space = require_same_space(spec_from_json(found.spec, path), spec, path, bundle)
     width, dtype = code_width(spec.dim, spec.vectors), code_dtype(spec.vectors)
     if (found.shape[1:], found.dtype) != ((width,), dtype):
         raise UsageError(
             f"{path} holds {found.dtype} of shape {found.shape} where vectors of {bundle} are "
             f"{width} values of {dtype}; encode it again."
         )
-    return found.shape[0]
+    return found.shape[0], space
 
 
 @dataclass(frozen=True)
@@ -116,15 +115,15 @@ def _require_finite(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[An
             raise ValueError(f"its row {row} holds {values[wrong[0]]}")
 
 
-def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
+def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> tuple[int, str]:
     width, dtype = code_width(spec.dim, spec.vectors), code_dtype(spec.vectors)
-    number = 0
+    number, spaces = 0, set(spaces_of(spec))
     with path.open("rb") as stream:
         for number, line in lines_of(stream, path):
             row = parse_json(line, f"{path}:{number}")
             if not isinstance(row, dict) or not {"space_id", "vector"} <= row.keys():
                 raise UsageError(f"{path}:{number} is not a vector with its space_id.")
-            if row["space_id"] != spec.space_id:
+            if not isinstance(row["space_id"], str) or row["space_id"] not in spaces:
                 raise UsageError(
                     f"{path}:{number} (space {shown(row['space_id'])}) and {bundle} (space "
                     f"{spec.space_id}) must not be compared; encode both with one bundle."
@@ -135,7 +134,8 @@ def _require_rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> int:
                     f"{path}:{number} holds {shown(row['vector'])} where a vector of {bundle} is "
                     f"{width} values of {dtype}; encode it again."
                 )
-    return number
+            spaces = {row["space_id"]}  # rows of two spaces are not comparable with each other
+    return number, next((space for space in spaces_of(spec) if space in spaces), spec.space_id)
 
 
 def _is_vector(found: Any, width: int, dtype: np.dtype[Any]) -> bool:

@@ -15,7 +15,7 @@ from m2dexport.checkpoint.st_modules import read_lowercase
 from m2dexport.checkpoint.tensors import NewTensor, StoredTensor, selected
 from m2dexport.checkpoint.tokenizer import write_tokenizer
 from m2dexport.data import calibration_texts
-from m2dexport.errors import CheckpointError
+from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import scratch_folder
 from m2dexport.slice.vocabulary import prune_vocabulary, token_use
 
@@ -51,9 +51,11 @@ def plan_pruning(
             that the texts use, and no others.
 
     Raises:
-        UsageError: when ``size`` is below the number of pieces that always stay.
+        UsageError: when ``size`` is too small, or the checkpoint is a static model.
         CheckpointError: when a tokenizer of its kind cannot be pruned.
     """
+    if checkpoint.layers == 0:
+        raise UsageError(f"{checkpoint.path} is a static model; prune what it was made of.")
     sets = {"calibration": calibration_texts()}
     if texts is not None:
         sets = {"corpus": tuple(texts), **sets}

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import shutil
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-from m2dexport.checkpoint.families import bare_class
-from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, cut_config
-from m2dexport.checkpoint.jsonfile import read_json, write_json
-from m2dexport.checkpoint.open import Checkpoint, FinalNorm, open_checkpoint
-from m2dexport.checkpoint.st_modules import SENTENCE_CONFIG, Modules, read_lowercase
-from m2dexport.checkpoint.st_write import write_modules
-from m2dexport.checkpoint.tensors import FLOAT_NAMES, WEIGHTS, write_tensors
-from m2dexport.checkpoint.tokenizer import replace_tokenizer, write_tokenizer
-from m2dexport.checkpoint.widths import (
-    Importance,
-    Widths,
-    cut_tensors,
-    narrowed,
-    unknown_widths,
-    width_config,
-)
-from m2dexport.errors import CheckpointError, UsageError
-from m2dexport.files import PROVENANCE, atomic_folder
-from m2dexport.slice.pruning import PruningPlan, pruned_tensors
-
-_FORMAT = 1
-_RAW_STATE_SINCE = ">=5.18"
-_TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
+from m2dexport.checkpoint.open import Checkpoint, FinalNorm
+from m2dexport.checkpoint.tensors import FLOAT_NAMES
+from m2dexport.checkpoint.widths import Importance, narrowed, unknown_widths
+from m2dexport.errors import UsageError
+from m2dexport.files import atomic_folder
+from m2dexport.progress import OnProgress
+from m2dexport.slice.aligned import Alignment, align_pairs, require_alignable
+from m2dexport.slice.pruning import PruningPlan
+from m2dexport.slice.write import Plan, written
 
 FinalNormChoice = Literal["applied", "skipped"]
-
-
-class UntrainedWarning(UserWarning):
-    """The (layers, dim) asked for is not one that training visited."""
-
-
-class LoadingWarning(UserWarning):
-    """transformers has no setting for the widths asked for; only m2dexport loads the sub-model."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +31,7 @@ class Cut:
     final_norm: FinalNormChoice | None = None  # of pre-LN families: applied to the last layer?
     normalize: bool = False  # a dot-product model's vectors, which otherwise keep their norms
     pruning: PruningPlan | None = None  # the part of the vocabulary to keep, from ``plan_pruning``
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One sub-model to be made, every value checked."""
-
-    layers: int
-    dim: int
-    dtype: str | None  # "F32", "F16" or "BF16"; None keeps the stored types
-    final_norm: FinalNorm
-    widths: Widths | None  # None: of a family whose layers are not in the table
-    trained: bool | None  # None: the trained grid is unknown
-    normalize: bool  # end in Normalize
-    pruning: PruningPlan | None
+    align: Iterable[str] | None = None  # texts to fit a map into the full model's space on
 
 
 def slice_checkpoint(
@@ -91,7 +52,8 @@ def slice_checkpoint(
 
     Args:
         checkpoint: what to cut.
-        layers: how many layers to keep, 1 to N.
+        layers: how many layers to keep, 1 to N, or 0 for a static model of the token table, which
+            is always aligned.
         dim: how many leading dims of the vector to keep, before normalising.
         out: the folder to write.
         cut: what else to change.
@@ -115,6 +77,7 @@ def slice_grid(
     dims: Sequence[int],
     out: str | Path,
     cut: Cut = Cut(),
+    on_progress: OnProgress = lambda *_: None,
     *,
     force: bool = False,
 ) -> list[Checkpoint]:
@@ -122,7 +85,7 @@ def slice_grid(
 
     One pair is written to ``out`` itself, several to folders in it: ``out/6x128``.
 
-    Args and raises: as ``slice_checkpoint``.
+    Args and raises: as ``slice_checkpoint``; ``on_progress`` is called as texts are aligned on.
     """
     out = Path(out)
     pairs = dict.fromkeys((n, d) for n in layers for d in dims)
@@ -134,11 +97,12 @@ def slice_grid(
         raise UsageError(f"{out} holds the checkpoint itself; name another place with --out.")
     with atomic_folder(out, force=force) as folder:
         importance = _importance(checkpoint, cut.reorder)
-        written = [
-            _written(checkpoint, plan, importance, folder / name)
+        alignment = _alignment(checkpoint, plans, importance, cut, on_progress)
+        sub_models = [
+            written(checkpoint, plan, importance, folder / name, alignment)
             for plan, name in zip(plans, names, strict=True)
         ]
-    return [sub.moved(out / name) for sub, name in zip(written, names, strict=True)]
+    return [sub.moved(out / name) for sub, name in zip(sub_models, names, strict=True)]
 
 
 def _importance(checkpoint: Checkpoint, texts: Sequence[str] | None) -> Importance | None:
@@ -149,11 +113,34 @@ def _importance(checkpoint: Checkpoint, texts: Sequence[str] | None) -> Importan
     return importance_of(checkpoint, texts)
 
 
-def _checked(checkpoint: Checkpoint, layers: int, dim: int, cut: Cut) -> _Plan:
-    if not 1 <= layers <= checkpoint.layers:
+def _alignment(
+    checkpoint: Checkpoint,
+    plans: Sequence[Plan],
+    importance: Importance | None,
+    cut: Cut,
+    on_progress: OnProgress,
+) -> Alignment | None:
+    if cut.align is None:
+        return None
+
+    def plain(layers: int, dim: int, folder: Path) -> Checkpoint:
+        plan = _checked(checkpoint, layers, dim, replace(cut, align=None))
+        return written(checkpoint, plan, importance, folder, None)
+
+    def full(layers: int, dim: int, folder: Path) -> Checkpoint:
+        plan = _checked(checkpoint, layers, dim, Cut(normalize=cut.normalize))
+        return written(checkpoint, plan, None, folder, None)
+
+    pairs = [(plan.layers, plan.dim) for plan in plans]
+    return align_pairs(checkpoint, pairs, cut.align, plain, full, on_progress)
+
+
+def _checked(checkpoint: Checkpoint, layers: int, dim: int, cut: Cut) -> Plan:
+    if not 0 <= layers <= checkpoint.layers:
         raise UsageError(
-            f"--layers {layers} is not between 1 and {checkpoint.layers}, the checkpoint's depth."
+            f"--layers {layers} is not between 0 and {checkpoint.layers}, the checkpoint's depth."
         )
+    _require_alignment(checkpoint, layers, cut)
     if not 1 <= dim <= checkpoint.dim:
         raise UsageError(
             f"--dim {dim} is not between 1 and {checkpoint.dim}, the checkpoint's width."
@@ -163,9 +150,11 @@ def _checked(checkpoint: Checkpoint, layers: int, dim: int, cut: Cut) -> _Plan:
     whole = checkpoint.widths and checkpoint.widths.first(layers)
     widths = narrowed(whole, checkpoint.model_type, cut.heads, cut.ffn)
     trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
+    if layers == 0:
+        trained = None  # its table is fitted, at every dim
     if trained and widths != whole:
         trained = None  # a grid of layers and dims says nothing of narrower layers
-    return _Plan(
+    return Plan(
         layers,
         dim,
         FLOAT_NAMES[cut.dtype] if cut.dtype else None,
@@ -175,6 +164,25 @@ def _checked(checkpoint: Checkpoint, layers: int, dim: int, cut: Cut) -> _Plan:
         cut.normalize or not checkpoint.keeps_norms,
         cut.pruning,
     )
+
+
+def _require_alignment(checkpoint: Checkpoint, layers: int, cut: Cut) -> None:
+    """Refuse a map where there is none to fit, and a cut that a map was not fitted for."""
+    if cut.align is not None:
+        require_alignable(
+            checkpoint, layers, normalized=cut.normalize or not checkpoint.keeps_norms
+        )
+    inside = cut.heads or cut.ffn or cut.reorder is not None or cut.final_norm
+    if layers == 0 and inside:
+        raise UsageError("depth 0 has no heads, channels or norm to cut; leave those out.")
+    if layers == 0 < checkpoint.layers and cut.align is None:
+        raise UsageError("depth 0 is made by a map; pass texts to align it on.")
+    changed = layers != checkpoint.layers or inside or cut.align is not None
+    if checkpoint.alignment is not None and changed:
+        raise UsageError(
+            f"{checkpoint.path} ends in a map that was fitted to its own vectors; align again by "
+            "slicing the whole checkpoint."
+        )
 
 
 def _final_norm(checkpoint: Checkpoint, asked: str | None) -> FinalNorm:
@@ -188,136 +196,3 @@ def _final_norm(checkpoint: Checkpoint, asked: str | None) -> FinalNorm:
     if asked not in ("applied", "skipped"):
         raise UsageError(f"--final-norm {asked!r} is unknown; choose applied or skipped.")
     return cast(FinalNorm, asked)
-
-
-def _written(
-    checkpoint: Checkpoint, plan: _Plan, importance: Importance | None, folder: Path
-) -> Checkpoint:
-    """Write one sub-model into a folder, and describe it as any reader of that folder would."""
-    folder.mkdir(exist_ok=True)
-    layout = checkpoint.layout
-    tensors = cut_tensors(
-        layout, checkpoint.widths, plan.widths, plan.layers, importance=importance, dtype=plan.dtype
-    )
-    config, loads = width_config(
-        cut_config(
-            read_json(checkpoint.path / CONFIG),
-            layout.family,
-            checkpoint.layers,
-            plan.layers,
-            own_code=checkpoint.own_code,
-        ),
-        layout.family,
-        plan.widths,
-        tensors,
-    )
-    _warn(checkpoint, plan, loads)
-    write_json(folder / CONFIG, _config(config, plan))
-    _copy_beside(checkpoint, folder)
-    write_tokenizer(checkpoint.path, folder, lowercase=read_lowercase(checkpoint.path))
-    provenance = _provenance(checkpoint, plan, importance)
-    if plan.pruning:
-        whole = sum(tensor.size for tensor in tensors)
-        tensors = pruned_tensors(plan.pruning, tensors, layout.outside)
-        saved = whole - sum(tensor.size for tensor in tensors)
-        provenance["vocabulary"] = {**plan.pruning.report, "bytes_saved": saved}
-        replace_tokenizer(folder, plan.pruning.tokenizer, plan.pruning.ids)
-    write_tensors(folder / WEIGHTS, tensors)
-    _write_modules(checkpoint, plan, folder)
-    write_json(folder / PROVENANCE, provenance)
-    try:
-        return open_checkpoint(folder, trust_remote_code=checkpoint.own_code)
-    except CheckpointError as error:  # the folder is a temporary one, which nobody will find
-        reason = str(error).replace(str(folder), "it")
-        raise CheckpointError(
-            f"the sub-model of {checkpoint.path} cannot be read back: {reason}"
-        ) from error
-
-
-def _warn(checkpoint: Checkpoint, plan: _Plan, loads: bool) -> None:
-    if plan.trained is False:
-        warnings.warn(
-            f"({plan.layers}, {plan.dim}) is not in the trained grid of {checkpoint.path}; measure "
-            "it before use.",
-            UntrainedWarning,
-            stacklevel=5,
-        )
-    if not loads:
-        warnings.warn(
-            f"no config.json of {checkpoint.model_type} can state these widths, so transformers "
-            "and sentence-transformers will refuse this sub-model; build, profile and bundle take "
-            "it.",
-            LoadingWarning,
-            stacklevel=5,
-        )
-
-
-def _config(cut: Mapping[str, Any], plan: _Plan) -> dict[str, Any]:
-    config = {key: value for key, value in cut.items() if key != RAW_LAST_STATE}
-    if plan.final_norm == "skipped":
-        config[RAW_LAST_STATE] = False
-    if plan.dtype:
-        config.pop("torch_dtype", None)
-        config["dtype"] = _TORCH_DTYPES[plan.dtype]
-    return config | dict(plan.pruning.config if plan.pruning else {})
-
-
-def _copy_beside(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy what goes along as it is: licences, and the model's code where it has its own."""
-    code = checkpoint.path.glob("*.py") if checkpoint.own_code else ()
-    for path in (*code, *checkpoint.licenses):
-        shutil.copyfile(path, folder / path.name)
-
-
-def _write_modules(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> None:
-    modules = Modules(
-        transformer=folder,
-        max_length=checkpoint.max_length,
-        raw_output=plan.final_norm == "skipped",
-        latent=checkpoint.latent,
-        pooling=checkpoint.pooling,
-        head=checkpoint.head,
-        normalized=plan.normalize,
-        without_pooler=_lacks_pooler(checkpoint),
-    )
-    write_modules(modules, checkpoint.hidden, dim=plan.dim, dtype=plan.dtype)
-    write_json(folder / SENTENCE_CONFIG, _sentence_config(checkpoint, plan))
-
-
-def _lacks_pooler(checkpoint: Checkpoint) -> bool:
-    """Say whether a class that can do without BERT's pooler has no weights for it."""
-    stored = any(name.startswith("pooler.") for name in checkpoint.layout.outside)
-    if stored or checkpoint.own_code:
-        return False
-    return "add_pooling_layer" in inspect.signature(bare_class(checkpoint.model_type)).parameters
-
-
-def _sentence_config(checkpoint: Checkpoint, plan: _Plan) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "model_type": "SentenceTransformer",
-        "prompts": dict(checkpoint.prompts),
-        "default_prompt_name": checkpoint.default_prompt,
-        "similarity_fn_name": checkpoint.similarity,
-    }
-    if plan.final_norm == "skipped":
-        # Older versions would apply the norm and say nothing.
-        config["requirements"] = {"transformers": _RAW_STATE_SINCE}
-    return config
-
-
-def _provenance(
-    checkpoint: Checkpoint, plan: _Plan, importance: Importance | None
-) -> dict[str, Any]:
-    narrower = checkpoint.widths and plan.widths != checkpoint.widths.first(plan.layers)
-    grid = None if narrower else checkpoint.trained
-    return {
-        "format": _FORMAT,
-        "layers": plan.layers,
-        "dim": plan.dim,
-        "widths": plan.widths and asdict(plan.widths),
-        "reordered_by": importance and importance.texts_sha256,
-        "final_norm": plan.final_norm,
-        "trained": plan.trained,
-        "trained_grid": grid and [[n, d] for n, d in grid if n <= plan.layers and d <= plan.dim],
-        "sliced_from": checkpoint.weights_sha256,
-    }

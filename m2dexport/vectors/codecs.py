@@ -151,16 +151,18 @@ def truncate(vectors: Floats, dim: int) -> Floats:
 def cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the cosine of each row of ``a`` with the same row of ``b``, float64 (rows,).
 
-    ``a @ b / (|a| * |b|)`` in float64, so that 1 - cosine is right to about 1e-15; 0 where a row
-    is zero.
+    ``a @ b / (|a| * |b|)`` in float64, so that 1 - cosine is right to about 1e-15; 0 where one row
+    is zero, and 1 where both are, as those of a text without tokens are at depth 0.
 
     Args:
         a: (rows, dim), of any length.
         b: likewise.
     """
     first, second = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    lengths = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
+    norms = lengths[0] * lengths[1]
     found: NDArray[np.float64] = (first * second).sum(axis=1) / np.where(norms > 0, norms, 1)
+    found[(lengths[0] == 0) & (lengths[1] == 0)] = 1
     return found
 
 

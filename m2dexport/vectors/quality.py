@@ -5,7 +5,7 @@ All metrics are in points, 0 to 100.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,29 +97,23 @@ def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float
 
 def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
     """Return nDCG@10 and recall@10 of rankings of ten documents, (queries, 10), best first."""
-    gains = [_ndcg(row, relevant) for row, relevant in zip(ranking, task.relevance, strict=True)]
-    recalls = [
-        sum(i in relevant for i in row.tolist()) / max(1, len(relevant))
-        for row, relevant in zip(ranking, task.relevance, strict=True)
-    ]
+    discounts = 1 / np.log2(np.arange(2, TOP + 2))
+    judged = task.judged
+    gains = judged.gains(ranking)
+    ideal = (judged.ideal * discounts).sum(axis=1)
+    found = (gains * discounts[: gains.shape[1]]).sum(axis=1)
+    # As trec_eval and BEIR: linear gains, and the log2 discount.
+    ndcg = np.divide(found, ideal, out=np.zeros_like(found), where=ideal > 0)
+    recall = (gains > 0).sum(axis=1) / np.maximum(judged.counts, 1)
     return {
-        f"ndcg@{TOP}": _points(float(np.mean(gains))),
-        f"recall@{TOP}": _points(float(np.mean(recalls))),
+        f"ndcg@{TOP}": _points(float(np.mean(ndcg))),
+        f"recall@{TOP}": _points(float(np.mean(recall))),
     }
 
 
 def _paired(first: Floats, second: Floats) -> NDArray[np.float64]:
     products: NDArray[np.float64] = (rounded(first) * rounded(second)).sum(axis=1)
     return products
-
-
-def _ndcg(ranking: NDArray[np.intp], relevance: Mapping[int, float]) -> float:
-    """Return nDCG@10 with linear gains and the log2 discount, as trec_eval and BEIR compute it."""
-    discounts = 1 / np.log2(np.arange(2, TOP + 2))
-    found = np.array([relevance.get(i, 0.0) for i in ranking.tolist()])
-    ideal = np.sort(np.array([*relevance.values()]))[::-1][:TOP]
-    best = float((ideal * discounts[: len(ideal)]).sum())
-    return float((found * discounts[: len(found)]).sum()) / best if best else 0.0
 
 
 def _points(value: float) -> float:

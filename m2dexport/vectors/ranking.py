@@ -25,6 +25,7 @@ _QUERY_BLOCK = 256
 _DOCUMENT_BLOCK = 8192
 _BLOCK_VALUES = 1 << 21  # of a block of documents
 _GRAIN = 1 << 26
+_FEW = 2048  # documents that are all multiplied with a query sooner than some are picked out
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,13 @@ def rescore(queries: Floats, documents: Floats, candidates: Rows, count: int) ->
             them; ties keep that order, and ``NO_ROW`` stays last.
         count: how many to keep.
     """
-    return nearest_among(queries, lambda rows: documents[rows], candidates, count).rows
+    if len(documents) > _FEW:
+        return nearest_among(queries, lambda rows: documents[rows], candidates, count).rows
+    products = rounded(queries) @ rounded(documents).T
+    values = np.take_along_axis(products, np.maximum(candidates, 0), axis=1)
+    values[candidates == NO_ROW] = -np.inf
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(candidates, order, axis=1)
 
 
 def nearest_among(
@@ -139,9 +146,17 @@ def _nearest_of_block(queries: Floats, documents: NDArray[np.float64], count: in
     products = np.empty((len(queries), count), dtype=np.float64)
     for start in range(0, len(queries), _QUERY_BLOCK):
         block = rounded(queries[start : start + _QUERY_BLOCK]) @ documents.T
-        lowest = np.partition(block, len(documents) - count, axis=1)[:, len(documents) - count]
-        for row, values in enumerate(block, start=start):
-            tied = np.flatnonzero(values >= lowest[row - start])  # by row; ties may be too many
-            order = np.argsort(-values[tied], kind="stable")[:count]
-            rows[row], products[row] = tied[order], values[tied[order]]
+        first = len(documents) - count
+        best = np.sort(np.argpartition(block, first, axis=1)[:, first:], axis=1)  # by row
+        values = np.take_along_axis(block, best, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        end = start + len(block)
+        rows[start:end] = np.take_along_axis(best, order, axis=1)
+        products[start:end] = np.take_along_axis(values, order, axis=1)
+        lowest = values.min(axis=1, initial=np.inf)
+        # Where more documents tie than there are places, the partition takes any of them.
+        for row in np.flatnonzero((block >= lowest[:, None]).sum(axis=1) > count):
+            tied = np.flatnonzero(block[row] >= lowest[row])
+            order = np.argsort(-block[row, tied], kind="stable")[:count]
+            rows[start + row], products[start + row] = tied[order], block[row, tied[order]]
     return Found(rows, products)

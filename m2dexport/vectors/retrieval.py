@@ -6,13 +6,17 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
 from m2dexport.strict import shown
-from m2dexport.vectors.ranking import NO_ROW
+from m2dexport.vectors.ranking import NO_ROW, Rows
 from m2dexport.vectors.texts import TextSet, as_number, digest_of, read_jsonl, text_of
 
 TOP = 10  # documents of a ranking that count
@@ -52,6 +56,45 @@ class RetrievalTask:
     def texts(self) -> tuple[TextSet, ...]:
         """Return what must be encoded, in the order in which ``evaluate`` takes the vectors."""
         return TextSet(self.queries, "query"), TextSet(self.documents, "document")
+
+    @cached_property
+    def judged(self) -> Judged:
+        """The relevance of all queries as arrays, for looking many up at once."""
+        width = 2 + max((row for gains in self.relevance for row in gains), default=0)
+        width = max(width, 1 + len(self.documents))
+        pairs = sorted(
+            (query * width + row + 1, gain)
+            for query, gains in enumerate(self.relevance)
+            for row, gain in gains.items()
+        )
+        best = [sorted(gains.values(), reverse=True)[:TOP] for gains in self.relevance]
+        return Judged(
+            width,
+            np.array([key for key, _ in pairs], dtype=np.int64),
+            np.array([gain for _, gain in pairs], dtype=np.float64),
+            np.array([each + [0.0] * (TOP - len(each)) for each in best], dtype=np.float64),
+            np.array([len(gains) for gains in self.relevance]),
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Which documents answer which query, as arrays."""
+
+    width: int
+    keys: NDArray[np.int64]  # query * width + row + 1, sorted
+    values: NDArray[np.float64]  # the gain of each key
+    ideal: NDArray[np.float64]  # (queries, TOP): a query's largest gains, best first
+    counts: NDArray[np.int64]  # (queries,): relevant documents
+
+    def gains(self, ranking: Rows) -> NDArray[np.float64]:
+        """Return the gain of each place of rankings, (queries, places); 0 where there is none."""
+        if not len(self.keys):
+            return np.zeros(ranking.shape)
+        keys = np.arange(len(ranking))[:, None] * self.width + ranking + 1
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        found: NDArray[np.float64] = np.where(self.keys[places] == keys, self.values[places], 0.0)
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""numpy: static models, which are a table of token vectors and need no inference engine."""
