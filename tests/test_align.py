@@ -323,7 +323,7 @@ def test_vectors_that_keep_their_norms_are_aligned_when_normalized(
     edit_json(parent / "config_sentence_transformers.json", similarity_fn_name="dot")
     arguments = ["--layers", DEPTH, "--align", "--align-texts", few_texts, "--out", tmp_path / "x"]
     told = refused("slice", "--model", parent, *arguments)
-    assert "keep their norms; pass --normalize to align them all the same" in told
+    assert "keep their norms; slice --normalize --align makes" in told
     sub = aligned(parent, "--normalize")
     np.testing.assert_allclose(np.linalg.norm(encode(sub), axis=1), 1, atol=1e-6)
 

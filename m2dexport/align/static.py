@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from m2dexport.align.texts import chunks_of
@@ -74,7 +75,7 @@ class TokenTable:
         for number, ids in enumerate(self.ids(texts)):
             row = found[number]
             weights = self._weights[ids]
-            row[:-1] = weights @ self.rows[ids]
+            row[:-1] = (weights[:, None] * self.rows[ids]).sum(axis=0)
             row[-1] = weights.sum() * self._scale
             row /= max(float(np.linalg.norm(row[:-1])), float(NORM_EPSILON))
         return found
@@ -91,7 +92,8 @@ class TokenTable:
             float32 (tokens, dim).
         """
         weight, bias = linear.weight[:, :-1], linear.weight[:, -1] * self._scale
-        table: Floats = self._weights[:, None] * (self.rows @ weight.T + bias)
+        with threadpool_limits(1):  # the table must not depend on how many cores there are
+            table: Floats = self._weights[:, None] * (self.rows @ weight.T + bias)
         table[self._unknown()] = 0
         return table.astype(np.float32)
 

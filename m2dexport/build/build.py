@@ -45,7 +45,7 @@ from m2dexport.runtime.artifact import (
     space_id_of_artifact,
 )
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.runtime.index import require_ranges_of, spoken_space
+from m2dexport.runtime.index import require_no_ranges, require_ranges_of, spoken_space
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import LEVELS, Ranges
@@ -98,6 +98,9 @@ def build_artifact(
     out = Path(out)
     require_folder(out, force=force)
     require_recipe(recipe)
+    speaks = checkpoint.speaks and dim == checkpoint.dim
+    if speaks and recipe.index is None:  # said again later, but before the work
+        require_no_ranges(recipe.vectors)
     source = export_source(checkpoint, (layers,), dim, recipe.engine)
     trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
     original = original_of(source, checkpoint.licenses, trained)

@@ -132,6 +132,7 @@ def _print_artifact(artifact: Artifact, original: str, as_json: bool) -> None:
         f"parity with {original} on {parity['texts']:.0f} ragged texts: mean cosine "
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
         f"the same in a batch: {parity['batch_cosine']:.6f}{clipped}"
+        + (f"\n{spec.speaks.name()}" if spec.speaks else "")
     )
     if artifact.mixture is not None:
         print_mixture(artifact.mixture, spec.weights)

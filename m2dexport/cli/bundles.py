@@ -75,7 +75,8 @@ def bundle(
     if as_json:
         print_json(asdict(info))
     else:
-        click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}")
+        spoken = f"; {info.speaks.name()}" if info.speaks else ""
+        click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}{spoken}")
 
 
 def _bundle_cell(

@@ -35,6 +35,7 @@ def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None
         + " + ".join(checkpoint.pooling.modes),
         "final norm": checkpoint.final_norm,
         "normalised": "yes" if checkpoint.normalized else "no",
+        **({"aligned": f"with depth {checkpoint.speaks.layers}"} if checkpoint.speaks else {}),
         "similarity": checkpoint.similarity,
         "prompts": checkpoint.prompts or "none",
         "default prompt": checkpoint.default_prompt or "none",

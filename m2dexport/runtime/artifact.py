@@ -73,6 +73,10 @@ class Spoken:
     weights: WeightPrecision  # likewise
     measured: dict[Name, Loss]  # "task/metric" -> the loss; empty: not measured
 
+    def name(self) -> str:
+        """Return which space it is, as one line."""
+        return f"speaks the space of {self.layers} layers in {self.weights}, {self.space_id}"
+
     def sentence(self) -> str:
         """Return the loss as part of a sentence."""
         if not self.measured:
@@ -310,23 +314,23 @@ def spaces_of(spec: ArtifactSpec) -> tuple[str, ...]:
 def require_same_space(
     first: ArtifactSpec, second: ArtifactSpec, first_name: object, second_name: object
 ) -> str:
-    """Refuse to compare vectors of two spaces, such as an index and the bundle that queries it.
+    """Refuse to compare an index with queries of an encoder that does not speak its space.
 
     Args:
-        first: the specification of the artifact that made the first vectors.
-        second: likewise.
+        first: the specification of the artifact that made the index.
+        second: that of the encoder.
         first_name: what the message calls them, a path for instance.
         second_name: likewise.
 
     Returns:
-        The space that they have in common: the second one's own if possible.
+        The index's space. What else its encoder speaks does not count: what is measured is small
+        encoders' queries on the full model's documents, not the other way around.
 
     Raises:
-        UsageError: when they differ, naming both and the parts that differ.
+        UsageError: when the encoder does not speak it, naming both and the parts that differ.
     """
-    for space in spaces_of(second):
-        if space in spaces_of(first):
-            return space
+    if first.space_id in spaces_of(second):
+        return first.space_id
     names = dict.fromkeys([*_deciding_fields(first), *_deciding_fields(second)])
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
     parts = [f"{name} ({shown(a)}, {shown(b)})" for name, (a, b) in pairs.items() if a != b]

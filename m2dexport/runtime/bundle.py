@@ -37,6 +37,7 @@ class BundleInfo:
     path: Path
     size_bytes: int
     space_id: str
+    speaks: Spoken | None  # the space of another encoder that its vectors are in, too
     files: tuple[str, ...]  # names of the entries, manifest.json included
 
 
@@ -137,7 +138,7 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     with atomic_file(out, force=force) as temporary:
         write_archive(temporary, files)
         _verify(open_bundle(temporary), out, device)
-    return BundleInfo(out, out.stat().st_size, spec.space_id, tuple(sorted(files)))
+    return BundleInfo(out, out.stat().st_size, spec.space_id, spec.speaks, tuple(sorted(files)))
 
 
 def verify_bundle(

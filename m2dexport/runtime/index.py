@@ -12,6 +12,7 @@ from pathlib import Path
 
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
+from m2dexport.precisions import VectorPrecision
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import (
@@ -112,20 +113,32 @@ def require_ranges_of(spec: ArtifactSpec, index: Index | None) -> None:
     Raises:
         UsageError: when it is aligned, its codes need ranges, and no index has them.
     """
-    if spec.vectors in LEVELS and index is None and full_layers(spec) is not None:
+    if index is None and full_layers(spec) is not None:
+        require_no_ranges(spec.vectors)
+
+
+def require_no_ranges(vectors: VectorPrecision) -> None:
+    """Refuse codes that need ranges, of an aligned encoder that has no index to take them from.
+
+    Raises:
+        UsageError: naming the ways out.
+    """
+    if vectors in LEVELS:
         raise UsageError(
-            f"{spec.vectors} codes of an aligned encoder need the ranges of the index that they "
-            "are put to: name the bundle that wrote it by --index, or build from the whole "
-            "checkpoint with --align."
+            f"{vectors} codes of an aligned encoder need the ranges of the index that they are put "
+            "to: name the bundle that wrote it by --index, or build from the whole checkpoint with "
+            "--align."
         )
 
 
 def _other_model(spec: ArtifactSpec, index: Index, full: int | None) -> str:
     found = index.spec
+    if full is None and found.layers == spec.layers:
+        return f"{index.name} was written by other weights than these; name a bundle of these."
     if full is None:
         return (
-            f"{index.name} was written by another model, and this encoder of {spec.layers} layers "
-            "is not aligned with it; pass --align."
+            f"{index.name} was written at depth {found.layers}, and this encoder of {spec.layers} "
+            "layers is not aligned with it; pass --align."
         )
     if found.layers != full:
         return (

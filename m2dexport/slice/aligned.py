@@ -103,7 +103,7 @@ def require_alignable(checkpoint: Checkpoint, layers: int, *, normalized: bool) 
     if not normalized:
         raise UsageError(
             f"aligned vectors have length 1, and those of {checkpoint.path} keep their norms; "
-            "pass --normalize to align them all the same."
+            "slice --normalize --align makes a sub-model of unit vectors."
         )
 
 

@@ -147,7 +147,7 @@ def _checked(checkpoint: Checkpoint, layers: int, dim: int, cut: Cut) -> Plan:
         )
     if cut.dtype is not None and cut.dtype not in FLOAT_NAMES:
         raise UsageError(f"--dtype {cut.dtype!r} is unknown; choose from {', '.join(FLOAT_NAMES)}.")
-    whole = checkpoint.widths and checkpoint.widths.first(layers)
+    whole = checkpoint.widths.first(layers) if checkpoint.widths and layers else None
     widths = narrowed(whole, checkpoint.model_type, cut.heads, cut.ffn)
     trained = None if checkpoint.trained is None else (layers, dim) in checkpoint.trained
     if layers == 0:

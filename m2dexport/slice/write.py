@@ -34,6 +34,10 @@ class UntrainedWarning(UserWarning):
     """The (layers, dim) asked for is not one that training visited."""
 
 
+class UnalignedWarning(UserWarning):
+    """A map is cut to fewer dims than it was fitted for."""
+
+
 class LoadingWarning(UserWarning):
     """transformers has no setting for the widths asked for; only m2dexport loads the sub-model."""
 
@@ -65,7 +69,15 @@ def written(
     provenance = _provenance(checkpoint, plan, importance)
     if alignment is not None:
         provenance["alignment"] = alignment.provenance(plan.layers, plan.dim)
-    elif checkpoint.speaks and plan.dim == checkpoint.dim:
+    elif checkpoint.speaks and plan.dim < checkpoint.dim:
+        warnings.warn(
+            f"the map was fitted for {checkpoint.dim} dims and is cut to {plan.dim}: the result "
+            "does not speak the full model's space; align the whole checkpoint at that dim to "
+            "query its index.",
+            UnalignedWarning,
+            stacklevel=4,
+        )
+    elif checkpoint.speaks:
         provenance["alignment"] = read_object(checkpoint.path / PROVENANCE)["alignment"]
     if plan.layers == 0:
         saved = _write_static(checkpoint, plan, folder, alignment)
