@@ -31,6 +31,7 @@ from m2dexport.runtime.artifact import (
     full_layers,
     read_ranges,
     read_spec,
+    space_id_of_artifact,
 )
 from m2dexport.runtime.index import read_index
 from m2dexport.vectors.codecs import normalize
@@ -304,12 +305,12 @@ def refused_with(
     ("cell", "recipe", "told"),
     [
         (("int8", 2, 32), Recipe(vectors="int8"), "holds vectors of 32 dims, and this encoder "
-         "gives 48; pass --dim 32"),
-        (("ubinary",), Recipe(vectors="int8"), "pass --vectors ubinary --bit-order big"),
+         "gives 48; make one of 32 dims"),
+        (("ubinary",), Recipe(vectors="int8"), "make one that gives ubinary with big"),
         (("int8",), Recipe(), "holds vectors=int8 with bit order big, and this encoder gives "
-         "float32 with big; pass --vectors int8"),
-        (("ubinary", 2, DIM, "little"), Recipe(vectors="ubinary"), "pass --vectors ubinary "
-         "--bit-order little"),
+         "float32 with big; make one that gives int8"),
+        (("ubinary", 2, DIM, "little"), Recipe(vectors="ubinary"), "make one that gives ubinary "
+         "with little"),
         (("float32", 1), Recipe(), "was written at depth 1, and this encoder is aligned with "
          "depth 2; name a bundle of depth 2"),
     ],
@@ -334,7 +335,7 @@ def test_an_index_of_another_checkpoint_is_refused(
     aligned: Path, foreign: Path, original: Callable[..., Original], tmp_path: Path
 ) -> None:
     told = refused_with(aligned, original, tmp_path / "a", foreign, Recipe())
-    assert "was not written by the checkpoint that this encoder's map was fitted to" in told
+    assert "than this encoder's map was fitted to" in told
 
 
 @pytest.mark.parametrize(
@@ -358,30 +359,49 @@ def test_an_index_of_the_same_weights_used_otherwise_is_refused(
     tmp_path: Path,
 ) -> None:
     path = copytree(built("float32"), tmp_path / "index")
-    (path / "artifact.json").write_text(replace(read_spec(path), **change).to_json())
+    changed = replace(read_spec(path), **change)
+    write_as_built(path, changed)
     for source in (original(aligned, 1, DIM), original(model, 2, DIM)):
-        with pytest.raises(UsageError, match=f"the same weights with another {told}; name a"):
+        with pytest.raises(UsageError, match=f"the same weights and differs in {told}; name a"):
             make_artifact(source, tmp_path / "a", Recipe(index=read_index(path)))
 
 
 def test_an_index_of_another_tokenizer_is_refused(
-    aligned: Path, built: Made, original: Callable[..., Original], tmp_path: Path
+    model: Path, aligned: Path, built: Made, original: Callable[..., Original], tmp_path: Path
 ) -> None:
     path = copytree(built("float32"), tmp_path / "index")
     tokenizer = json.loads((path / "tokenizer.json").read_text())
     tokenizer["normalizer"]["lowercase"] = False
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    told = refused_with(aligned, original, tmp_path / "a", path, Recipe())
-    assert "written by the same weights with another tokenizer" in told
+    with pytest.raises(UsageError, match="was changed since it was built"):
+        read_index(path)
+    write_as_built(path, read_spec(path))
+    for source in (original(aligned, 1, DIM), original(model, 2, DIM)):
+        with pytest.raises(UsageError, match="the same weights and differs in tokenizer"):
+            make_artifact(source, tmp_path / "a", Recipe(index=read_index(path)))
+
+
+def write_as_built(path: Path, spec: ArtifactSpec) -> None:
+    """Write a specification whose space is that of the files beside it."""
+    tokenizer = (path / "tokenizer.json").read_text()
+    space = space_id_of_artifact(spec, read_ranges(path), tokenizer)
+    (path / "artifact.json").write_text(replace(spec, space_id=space).to_json())
+
+
+def test_an_index_whose_ranges_were_changed_is_refused(built: Made, tmp_path: Path) -> None:
+    path = copytree(built("int8"), tmp_path / "index")
+    ranges = json.loads((path / "ranges.json").read_text())
+    ranges["high"] = [value + 1 for value in ranges["high"]]
+    (path / "ranges.json").write_text(json.dumps(ranges))
+    with pytest.raises(UsageError, match="was changed since it was built"):
+        read_index(path)
 
 
 def test_an_encoder_that_is_not_aligned_is_put_to_no_index_of_the_full_depth(
     model: Path, built: Made, original: Callable[..., Original], tmp_path: Path
 ) -> None:
     recipe = Recipe(index=read_index(built("float32")))
-    with pytest.raises(
-        UsageError, match="encoder of 1 layers is not aligned with it; pass --align"
-    ):
+    with pytest.raises(UsageError, match="encoder of 1 layers is not aligned with it: build it"):
         make_artifact(original(model, 1, DIM), tmp_path / "a", recipe)
 
 

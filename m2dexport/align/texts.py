@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from m2dexport.checkpoint.open import Checkpoint
@@ -15,6 +14,8 @@ from m2dexport.lines import JSONL, text_lines
 from m2dexport.strict import is_unicode, parse_json
 
 _CORPUS = "corpus.jsonl"  # of a BEIR folder
+#: Characters of a text that count, far more than any maximum length; and of a chunk.
+_LONGEST, _AT_ONCE = 1 << 18, 1 << 21
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TextFile:
                 text = self._text(line, f"{self.path}:{number}") if line.strip() else ""
                 if text:
                     found = True
-                    yield text
+                    yield text[:_LONGEST]
         if not found:
             raise UsageError(f"{self.path} holds no text; it needs one text per line.")
 
@@ -73,9 +74,16 @@ def sha256_of_texts(texts: Iterable[str]) -> str:
 
 
 def chunks_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Yield texts in lists of ``size``, the last one perhaps shorter."""
-    rest = iter(texts)
-    while chunk := list(islice(rest, size)):
+    """Yield texts in lists of at most ``size`` texts and, but for one text, 2 MB."""
+    chunk: list[str] = []
+    held = 0
+    for text in texts:
+        if chunk and (len(chunk) == size or held + len(text) > _AT_ONCE):
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(text)
+        held += len(text)
+    if chunk:
         yield chunk
 
 

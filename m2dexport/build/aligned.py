@@ -12,7 +12,7 @@ from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.engines import DEFAULT_ENGINE, ENGINES
 from m2dexport.files import require_folder, scratch_folder
 from m2dexport.progress import OnProgress
-from m2dexport.runtime.index import read_index
+from m2dexport.runtime.index import Wanted, read_index, require_index
 from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.vectors.codecs import LEVELS
 
@@ -48,6 +48,9 @@ def build_aligned(
     out = Path(out)
     require_folder(out, force=force)
     require_recipe(recipe)
+    if recipe.index is not None:  # before the work
+        wanted = Wanted(dim, recipe.vectors, recipe.bit_order, layers, checkpoint.layers)
+        require_index(recipe.index, wanted)
     with scratch_folder() as scratch:
         cut = Cut(align=align_texts(None) if recipe.align_texts is None else recipe.align_texts)
         sub_model = slice_checkpoint(checkpoint, layers, dim, scratch / "sub-model", cut)

@@ -196,7 +196,7 @@ def make_artifact(
     Raises:
         M2DError: as ``build_artifact`` does, except for what concerns the export.
     """
-    _spoken(original.spec, recipe)  # refused before the work
+    _spoken(original.spec, recipe, original.tokenizer_json)  # refused before the work
     texts = recipe.texts()
     quantized = _quantize(original, recipe, texts, out, on_progress)
     checked = _check(original, quantized, recipe, out)
@@ -294,7 +294,7 @@ def _calibrate(
     checked: _Checked, recipe: Recipe, texts: Sequence[str], tokenizer_json: str
 ) -> tuple[Ranges | None, ArtifactSpec]:
     """Freeze the ranges of the vectors; return them and the final specification."""
-    spec = _spoken(checked.spec, recipe)
+    spec = _spoken(checked.spec, recipe, tokenizer_json)
     ranges = recipe.index.ranges if recipe.index else None
     if recipe.vectors in LEVELS:
         floats = checked.encoder.encode(texts, batch_size=checked.batch_size)
@@ -307,7 +307,7 @@ def _calibrate(
     return ranges, replace(spec, space_id=space_id_of_artifact(spec, ranges, tokenizer_json))
 
 
-def _spoken(spec: ArtifactSpec, recipe: Recipe) -> ArtifactSpec:
+def _spoken(spec: ArtifactSpec, recipe: Recipe, tokenizer_json: str) -> ArtifactSpec:
     """Return the specification with its codes, and with the space that they speak.
 
     Raises:
@@ -315,7 +315,7 @@ def _spoken(spec: ArtifactSpec, recipe: Recipe) -> ArtifactSpec:
     """
     spec = replace(spec, vectors=recipe.vectors, bit_order=recipe.bit_order)
     require_ranges_of(spec, recipe.index)
-    spoken = spoken_space(spec, recipe.index)
+    spoken = spoken_space(spec, recipe.index, tokenizer_json)
     if spoken is not None:
         spoken = replace(spoken, measured=recipe.losses.get(spoken.weights, {}))
     return replace(spec, speaks=spoken)

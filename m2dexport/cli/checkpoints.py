@@ -192,20 +192,29 @@ def _print_slices(sub_models: Sequence[Checkpoint], as_json: bool) -> None:
     from m2dexport.checkpoint.jsonfile import read_object
     from m2dexport.files import PROVENANCE
 
-    pruned = [read_object(n.path / PROVENANCE).get("vocabulary") for n in sub_models]
+    said = [read_object(n.path / PROVENANCE) for n in sub_models]
     if as_json:
         facts = [{"layers": n.layers, "dim": n.dim, "path": n.path} for n in sub_models]
-        print_json(
-            [fact | ({"vocabulary": v} if v else {}) for fact, v in zip(facts, pruned, strict=True)]
-        )
-    else:
-        for sub_model in sub_models:
-            click.echo(
-                f"{sub_model.path}: {sub_model.layers} layers, {sub_model.dim} dims, "
-                f"{_folder_megabytes(sub_model.path):.1f} MB"
+        for fact, provenance in zip(facts, said, strict=True):
+            named = ("vocabulary", "alignment")
+            fact |= {key: provenance[key] for key in named if provenance.get(key)}
+        print_json(facts)
+        return
+    for sub_model, provenance in zip(sub_models, said, strict=True):
+        fit = provenance.get("alignment")
+        aligned = ""
+        if fit:
+            aligned = (
+                f"; aligned on {fit['texts']:,} texts: held-out cosine to depth "
+                f"{fit['full_model']['layers']} {fit['cosine_before']:.3f} before, "
+                f"{fit['cosine_after']:.3f} after"
             )
-        if pruned[0]:
-            click.echo(_vocabulary_sentence(pruned[0]))
+        click.echo(
+            f"{sub_model.path}: {sub_model.layers} layers, {sub_model.dim} dims, "
+            f"{_folder_megabytes(sub_model.path):.1f} MB{aligned}"
+        )
+    if said[0].get("vocabulary"):
+        click.echo(_vocabulary_sentence(said[0]["vocabulary"]))
 
 
 def _vocabulary_sentence(vocabulary: dict[str, Any]) -> str:

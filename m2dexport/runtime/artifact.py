@@ -329,7 +329,8 @@ def require_same_space(
     Raises:
         UsageError: when the encoder does not speak it, naming both and the parts that differ.
     """
-    if first.space_id in spaces_of(second):
+    codes = [(each.dim, each.vectors, each.bit_order) for each in (first, second)]
+    if first.space_id in spaces_of(second) and codes[0] == codes[1]:
         return first.space_id
     names = dict.fromkeys([*_deciding_fields(first), *_deciding_fields(second)])
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}

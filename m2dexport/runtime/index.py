@@ -12,7 +12,7 @@ from pathlib import Path
 
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
-from m2dexport.precisions import VectorPrecision
+from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import (
@@ -53,23 +53,75 @@ def read_index(path: str | Path) -> Index:
     """
     path = Path(path)
     if path.is_dir():
-        tokenizer = artifact.read_file(path, TOKENIZER)
         spec, ranges = artifact.read_spec(path), artifact.read_ranges(path)
-        return Index(str(path), spec, ranges, sha256_of_json(parse_json(tokenizer, TOKENIZER)))
-    if not path.is_file():
+        tokenizer = artifact.read_file(path, TOKENIZER).decode(errors="replace")
+    elif path.is_file():
+        files = open_bundle(path)
+        spec = spec_from_json(files[SPEC], path)
+        ranges = ranges_from_json(files[RANGES]) if RANGES in files else None
+        tokenizer = files[TOKENIZER].decode(errors="replace")
+    else:
         raise UsageError(f"{path} does not exist; name the bundle that wrote the index.")
-    files = open_bundle(path)
-    ranges = ranges_from_json(files[RANGES]) if RANGES in files else None
-    tokenizer_sha256 = sha256_of_json(parse_json(files[TOKENIZER], path))
-    return Index(str(path), spec_from_json(files[SPEC], path), ranges, tokenizer_sha256)
+    if spec.space_id != artifact.space_id_of_artifact(spec, ranges, tokenizer):
+        raise UsageError(
+            f"{path} was changed since it was built; name the one that wrote the index."
+        )
+    return Index(str(path), spec, ranges, sha256_of_json(parse_json(tokenizer, path)))
 
 
-def spoken_space(spec: ArtifactSpec, index: Index | None) -> Spoken | None:
+@dataclass(frozen=True)
+class Wanted:
+    """What an encoder's vectors are, whatever its weights."""
+
+    dim: int
+    vectors: VectorPrecision
+    bit_order: BitOrder
+    layers: int
+    full: int  # the depth that its vectors are like: its own, or what it is aligned with
+
+
+def require_index(index: Index, wanted: Wanted) -> None:
+    """Refuse an index that an encoder cannot query.
+
+    Raises:
+        UsageError: when the index is of another dim, of other codes, or of another depth.
+    """
+    found, full = index.spec, wanted.full
+    if found.dim != wanted.dim:
+        raise UsageError(
+            f"{index.name} holds vectors of {found.dim} dims, and this encoder gives "
+            f"{wanted.dim}; make one of {found.dim} dims."
+        )
+    if (found.vectors, found.bit_order) != (wanted.vectors, wanted.bit_order):
+        raise UsageError(
+            f"{index.name} holds vectors={found.vectors} with bit order {found.bit_order}, and "
+            f"this encoder gives {wanted.vectors} with {wanted.bit_order}; make one that gives "
+            f"{found.vectors} with {found.bit_order}."
+        )
+    if full_layers(found) is not None:
+        raise UsageError(
+            f"{index.name} is an aligned encoder itself; name what the index was written by, of "
+            f"depth {full}."
+        )
+    if found.layers != full and full == wanted.layers:
+        raise UsageError(
+            f"{index.name} was written at depth {found.layers}, and this encoder of {full} layers "
+            "is not aligned with it: build it with --align, or take an aligned cell of the profile."
+        )
+    if found.layers != full:
+        raise UsageError(
+            f"{index.name} was written at depth {found.layers}, and this encoder is aligned with "
+            f"depth {full}; name a bundle of depth {full}."
+        )
+
+
+def spoken_space(spec: ArtifactSpec, index: Index | None, tokenizer_json: str) -> Spoken | None:
     """Return the space that an artifact speaks beside its own, None when there is none.
 
     Args:
         spec: the artifact's, whose vectors are coded with the index's ranges.
         index: what wrote the index; None takes the full model in fp32, whose ranges nobody knows.
+        tokenizer_json: the artifact's.
 
     Raises:
         UsageError: when the index is not of the model that the artifact is aligned with, of
@@ -80,31 +132,34 @@ def spoken_space(spec: ArtifactSpec, index: Index | None) -> Spoken | None:
         if full is None:
             return None
         return Spoken(space_id_of_full_model(spec), full, "fp32", {})
+    like = spec.layers if full is None else full
+    require_index(index, Wanted(spec.dim, spec.vectors, spec.bit_order, spec.layers, like))
     found = index.spec
-    if found.dim != spec.dim:
-        raise UsageError(
-            f"{index.name} holds vectors of {found.dim} dims, and this encoder gives {spec.dim}; "
-            f"pass --dim {found.dim}."
-        )
-    if (found.vectors, found.bit_order) != (spec.vectors, spec.bit_order):
-        raise UsageError(
-            f"{index.name} holds vectors={found.vectors} with bit order {found.bit_order}, and "
-            f"this encoder gives {spec.vectors} with {spec.bit_order}; pass --vectors "
-            f"{found.vectors} --bit-order {found.bit_order}."
-        )
     own = spec.provenance.get("sub_model" if full is None else FULL_MODEL)
     if own != found.provenance.get("sub_model"):
-        raise UsageError(_other_model(spec, index, full))
+        raise UsageError(
+            f"{index.name} was written by other weights (of {_short(found)}) than "
+            + ("these" if full is None else "this encoder's map was fitted to")
+            + f" ({str(own)[:12]}); name a bundle of the same checkpoint."
+        )
     whole = spec if full is None else full_spec(spec)
     others = [name for name in _SHARED if getattr(found, name) != getattr(whole, name)]
-    if full is not None and spec.provenance[FULL_TOKENIZER] != index.tokenizer_sha256:
+    if full is None:
+        tokenizer = sha256_of_json(parse_json(tokenizer_json, TOKENIZER))
+    else:
+        tokenizer = spec.provenance[FULL_TOKENIZER]
+    if tokenizer != index.tokenizer_sha256:
         others.append("tokenizer")
     if others:
         raise UsageError(
-            f"{index.name} was written by the same weights with another {' and '.join(others)}; "
+            f"{index.name} was written by the same weights and differs in {' and '.join(others)}; "
             "name a bundle of this checkpoint as it is."
         )
     return Spoken(found.space_id, found.layers, found.weights, {})
+
+
+def _short(spec: ArtifactSpec) -> str:
+    return str(spec.provenance.get("sub_model"))[:12]
 
 
 def require_ranges_of(spec: ArtifactSpec, index: Index | None) -> None:
@@ -129,24 +184,3 @@ def require_no_ranges(vectors: VectorPrecision) -> None:
             "to: name the bundle that wrote it by --index, or build from the whole checkpoint with "
             "--align."
         )
-
-
-def _other_model(spec: ArtifactSpec, index: Index, full: int | None) -> str:
-    found = index.spec
-    if full is None and found.layers == spec.layers:
-        return f"{index.name} was written by other weights than these; name a bundle of these."
-    if full is None:
-        return (
-            f"{index.name} was written at depth {found.layers}, and this encoder of {spec.layers} "
-            "layers is not aligned with it; pass --align."
-        )
-    if found.layers != full:
-        return (
-            f"{index.name} was written at depth {found.layers}, and this encoder is aligned with "
-            f"depth {full}; name a bundle of depth {full}."
-        )
-    return (
-        f"{index.name} was not written by the checkpoint that this encoder's map was fitted to "
-        f"(weights {spec.provenance[FULL_MODEL][:12]}, and the index is of "
-        f"{found.provenance.get('sub_model', 'unknown')[:12]}); align with that one."
-    )

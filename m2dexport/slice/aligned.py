@@ -96,6 +96,11 @@ def require_alignable(checkpoint: Checkpoint, layers: int, *, normalized: bool) 
     Raises:
         UsageError: naming the reason.
     """
+    if checkpoint.speaks or checkpoint.layers == 0:
+        raise UsageError(
+            f"{checkpoint.path} is aligned already; leave --align out, or align the whole "
+            "checkpoint again."
+        )
     if layers == checkpoint.layers:
         raise UsageError(
             f"depth {layers} is the full depth, whose map is the identity; align shallower ones."

@@ -78,7 +78,7 @@ def written(
             stacklevel=4,
         )
     elif checkpoint.speaks:
-        provenance["alignment"] = read_object(checkpoint.path / PROVENANCE)["alignment"]
+        provenance["alignment"] = _kept_alignment(checkpoint)
     if plan.layers == 0:
         saved = _write_static(checkpoint, plan, folder, alignment)
     else:
@@ -88,12 +88,31 @@ def written(
         provenance["vocabulary"] = {**plan.pruning.report, "bytes_saved": saved}
     write_json(folder / PROVENANCE, provenance)
     try:
-        return open_checkpoint(folder, trust_remote_code=checkpoint.own_code)
+        found = open_checkpoint(folder, trust_remote_code=checkpoint.own_code)
+        if "alignment" in provenance:
+            provenance["alignment"]["weights_sha256"] = found.weights_sha256
+            write_json(folder / PROVENANCE, provenance)
+        return found
     except CheckpointError as error:  # the folder is a temporary one, which nobody will find
         reason = str(error).replace(str(folder), "it")
         raise CheckpointError(
             f"the sub-model of {checkpoint.path} cannot be read back: {reason}"
         ) from error
+
+
+def _kept_alignment(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what m2dexport.json says of a map, when the weights are still those it was made for.
+
+    Raises:
+        CheckpointError: when they are not.
+    """
+    stored: dict[str, Any] = read_object(checkpoint.path / PROVENANCE)["alignment"]
+    if stored.get("weights_sha256") != checkpoint.weights_sha256:
+        raise CheckpointError(
+            f"the weights of {checkpoint.path} have changed since its map was fitted; align again "
+            "by slicing the whole checkpoint."
+        )
+    return stored
 
 
 def _write_layers(
