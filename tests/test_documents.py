@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import click
@@ -133,7 +134,10 @@ def export_once() -> Callable[..., ir.Model]:
 @pytest.fixture
 def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages name, where the checkpoint that ships is tiny."""
-    evaluation = evaluation_in(tmp_path)
+    pairs, retrieval = evaluation_in(tmp_path)
+    shipped = tmp_path / "shipped" / "stsb-dev.tsv"
+    shipped.parent.mkdir()
+    evaluation = (Path(copyfile(pairs, shipped)), retrieval)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("m2dexport.checkpoint.folder.default_checkpoint", lambda: stand_in)
     monkeypatch.setattr("m2dexport.vectors.tasks.default_task_paths", lambda: evaluation)

@@ -68,6 +68,10 @@ def bundle(
         raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
     if source.is_dir() == (cell is not None):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
+    if cell is None and options["index"]:
+        raise UsageError(
+            "--index goes with a profile's cell; build or quantize the artifact with --index."
+        )
     if cell is None:
         info = write_bundle(source, out, force=force)
     else:

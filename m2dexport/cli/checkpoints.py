@@ -73,7 +73,11 @@ def inspect(model: str | None, as_json: bool, **options: Any) -> None:
 
 @cli.command(name="slice")
 @model_options
-@click.option("--layers", type=NUMBERS, help="Depth to keep; several give a grid.  [default: all]")
+@click.option(
+    "--layers",
+    type=NUMBERS,
+    help="Depth to keep; 0 is a static model, always aligned; several give a grid.  [default: all]",
+)
 @click.option("--dim", type=NUMBERS, help="Leading width to keep; likewise.  [default: all]")
 @click.option(
     "--heads", type=PER_LAYER, help="Attention heads to keep; several are one number per layer."

@@ -143,7 +143,11 @@ def print_selection(selection: Selection, profile_path: Path) -> None:
         console.print(_encoder_table(selection))
     console.print(
         f"{cell.id}: {selection.metric} {selection.points:.2f}"
-        + (f" as a query encoder of {index.id}" if index else "")
+        + (
+            f" as a query encoder of {index.id}, whose own queries have {selection.native:.2f}"
+            if index
+            else ""
+        )
         + f", p50 {cell.p50_ms:.2f} ms, "
         f"p95 {cell.p95_ms:.2f} ms, {cell.size_bytes / 1e6:.1f} MB, peak memory "
         f"{cell.peak_memory_bytes / 1e6:.0f} MB, {cell.bytes_per_vector} bytes per vector"
@@ -167,13 +171,14 @@ def print_selection(selection: Selection, profile_path: Path) -> None:
 
 def _encoder_table(selection: Selection) -> Table:
     """Return the query encoders of an index of which none is both slower and worse."""
-    table = _table("query encoder", selection.metric, "loss", "p50 ms", "MB")
+    table = _table("query encoder", f"its {selection.metric}", "loss", "p50 ms", "p95 ms", "MB")
     for cell, points in selection.encoders:
         table.add_row(
             cell.id,
             f"{points:.2f}",
             f"{selection.native - points:.2f}",
             f"{cell.p50_ms:.2f}",
+            f"{cell.p95_ms:.2f}",
             f"{cell.size_bytes / 1e6:.1f}",
         )
     return table

@@ -41,6 +41,11 @@ def open_profiled(
         UsageError: when it is gone or has changed since.
     """
     named, trained = model or profile.checkpoint.model, profile.checkpoint.trained
+    if model is None and named is not None and "/" in named and not Path(named).exists():
+        raise UsageError(
+            f"the profile measured {named}, which is not there from here; say where that "
+            "checkpoint is by --model."
+        )
     checkpoint = open_checkpoint(
         named,
         allow_pickle=allow_pickle,

@@ -80,7 +80,10 @@ class Spoken:
     def sentence(self) -> str:
         """Return the loss as part of a sentence."""
         if not self.measured:
-            return "what its queries lose there was not measured"
+            return (
+                "what its queries lose there was not measured (a profile does, and bundle --cell "
+                "carries it)"
+            )
         return ", ".join(
             f"{name} {loss.points:.2f} where the native encoder has {loss.native:.2f}"
             for name, loss in sorted(self.measured.items())
@@ -332,6 +335,12 @@ def require_same_space(
     codes = [(each.dim, each.vectors, each.bit_order) for each in (first, second)]
     if first.space_id in spaces_of(second) and codes[0] == codes[1]:
         return first.space_id
+    if second.speaks and codes[0] == codes[1]:
+        raise UsageError(
+            f"{first_name} is of space {first.space_id}, and {second_name} speaks "
+            f"{second.speaks.space_id} ({second.speaks.layers} layers in {second.speaks.weights}) "
+            f"beside its own; build it with --index of the bundle that wrote {first_name}."
+        )
     names = dict.fromkeys([*_deciding_fields(first), *_deciding_fields(second)])
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
     parts = [f"{name} ({shown(a)}, {shown(b)})" for name, (a, b) in pairs.items() if a != b]

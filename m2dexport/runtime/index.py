@@ -12,6 +12,7 @@ from pathlib import Path
 
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
+from m2dexport.lines import JSONL
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import open_bundle
@@ -52,6 +53,8 @@ def read_index(path: str | Path) -> Index:
         BundleError: when the bundle is damaged.
     """
     path = Path(path)
+    if path.suffix in (".npy", *JSONL):
+        raise UsageError(f"{path} holds vectors; name the bundle that wrote them.")
     if path.is_dir():
         spec, ranges = artifact.read_spec(path), artifact.read_ranges(path)
         tokenizer = artifact.read_file(path, TOKENIZER).decode(errors="replace")
