@@ -213,7 +213,8 @@ def test_the_encoders_of_an_index_are_printed_and_can_be_read_by_a_script(tmp_pa
         ["0x64-aligned-fp32-int8", "40.00", "20.00"],
     ]
     assert rest[0].startswith(
-        f"2x64-aligned-fp32-int8: mean 50.00 as a query encoder of {INDEX.id}, p50 2.00 ms"
+        f"2x64-aligned-fp32-int8: mean 50.00 as a query encoder of {INDEX.id}, whose own queries "
+        "have 60.00, p50 2.00 ms"
     )
     assert rest[1] == f"p50_ms binds: without it, {INDEX.id} is better."
     assert "--cell 2x64-aligned-fp32-int8 --index INDEX.m2d --out" in rest[2]

@@ -214,7 +214,7 @@ def _report(bench: Bench) -> Iterator[str]:
     space = fitted(bench, bench.fitting, range(bench.full), every)
     yield from _fits_table(bench, space)
     yield from _sts_table(bench, space, dims)
-    for task, dim in product(bench.retrieval, bench.some_dims(128)):
+    for task, dim in product(bench.retrieval, bench.some_dims(256, 128, 64, 32)):
         yield from _retrieval_table(bench, space, task, dim)
     for each in tasks:
         yield from _counts_table(bench, each)
