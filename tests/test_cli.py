@@ -335,7 +335,7 @@ def test_a_profiled_checkpoint_that_moved_is_named_again(
     old.rename(new)
     bundled = ["bundle", tmp_path / "p" / "profile.json", "--cell", "2x32-fp32-float32"]
     out = ["--out", tmp_path / "x.m2d"]
-    assert f"{old} does not exist" in refused(2, *bundled, *out)
+    assert f"the profile measured {old}, which is not there" in refused(2, *bundled, *out)
     assert "--allow-pickle" in refused(1, *bundled, *out, "--model", new)
     succeeds(*bundled, *out, "--model", new, "--allow-pickle")
     files = open_bundle(tmp_path / "x.m2d")

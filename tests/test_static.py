@@ -248,7 +248,7 @@ def test_what_depth_0_does_not_have_is_refused(
     ("options", "told"),
     [
         (["--layers", 1], "--layers 1 is not between 0 and 0"),
-        (["--align"], "depth 0 is the full depth, whose map is the identity"),
+        (["--align"], "is aligned already; leave --align out"),
         (["--heads", 2], "depth 0 has no heads, channels or norm to cut"),
         (
             ["--prune-vocab", 50],

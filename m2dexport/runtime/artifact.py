@@ -337,9 +337,10 @@ def require_same_space(
         return first.space_id
     if second.speaks and codes[0] == codes[1]:
         raise UsageError(
-            f"{first_name} is of space {first.space_id}, and {second_name} speaks "
-            f"{second.speaks.space_id} ({second.speaks.layers} layers in {second.speaks.weights}) "
-            f"beside its own; build it with --index of the bundle that wrote {first_name}."
+            f"{first_name} (space {first.space_id}) and {second_name} must not be compared, since "
+            f"that speaks {second.speaks.space_id} ({second.speaks.layers} layers in "
+            f"{second.speaks.weights}) beside its own; build it with --index of the bundle that "
+            f"wrote {first_name}."
         )
     names = dict.fromkeys([*_deciding_fields(first), *_deciding_fields(second)])
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in names}
