@@ -33,7 +33,7 @@ from m2dexport.checkpoint.alignment import LinearMap
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.engines import Device
 from m2dexport.engines.numpy import run
-from m2dexport.engines.numpy.table import dim_of, read_table, rows_of, table_bytes
+from m2dexport.engines.numpy.table import Table, read_table, rows_of, table_bytes
 from m2dexport.errors import M2DError
 from m2dexport.precisions import VECTOR_PRECISIONS
 from m2dexport.reference.pooler import Reference
@@ -443,6 +443,12 @@ TABLES = {
         "offset": np.full((4, 2, 1), -1, np.float16),
     },
 }
+
+
+def dim_of(table: Table) -> int:
+    if "packed" in table:
+        return int(table["packed"].shape[1]) * 32
+    return int(table["rows" if "rows" in table else "codes"].shape[1])
 
 
 def reading(content: bytes) -> Any:

@@ -31,6 +31,7 @@ from m2dexport.vectors.codecs import NORM_EPSILON
 Floats = NDArray[np.float32]
 _COMMON = 0.1  # what the weight of a token that every text has stays above
 _CHUNK = 4096
+_PADDING = ("[PAD]", "<pad>")
 
 
 class TokenTable:
@@ -114,21 +115,12 @@ class TokenTable:
         return [i for i in found if i is not None and i < len(self.rows)]
 
 
-_PADDING = ("[PAD]", "<pad>")
-
-
 def _token_table(checkpoint: Checkpoint) -> StoredTensor:
     """Return where the token vectors lie: the embeddings with a row per token."""
-    found = [
-        tensor
-        for name, tensor in sorted(checkpoint.layout.outside.items())
-        if len(tensor.shape) == 2
-        and tensor.shape[0] == checkpoint.vocab_size
-        and "position" not in name
-    ]
+    found = checkpoint.layout.token_tables(checkpoint.vocab_size)
     if not found:
         raise CheckpointError(
             f"{checkpoint.path} has no table with a row for each of its {checkpoint.vocab_size} "
             "tokens, so it has no depth 0."
         )
-    return found[0]
+    return next(iter(found.values()))

@@ -65,6 +65,11 @@ def align_texts(path: Path | None) -> TextFile:
     return TextFile(file)
 
 
+def texts_or_shipped(texts: Iterable[str] | None) -> Iterable[str]:
+    """Return texts to fit maps on: None takes those that ship."""
+    return align_texts(None) if texts is None else texts
+
+
 def sha256_of_texts(texts: Iterable[str]) -> str:
     """Return the hash that ``data.texts_sha256`` gives, without holding the texts."""
     digest = hashlib.sha256()

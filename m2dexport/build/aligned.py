@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from m2dexport.align.texts import align_texts
+from m2dexport.align.texts import texts_or_shipped
 from m2dexport.build.build import Artifact, build_artifact
 from m2dexport.build.recipe import Recipe, require_recipe
 from m2dexport.checkpoint.open import Checkpoint
@@ -52,7 +52,7 @@ def build_aligned(
         wanted = Wanted(dim, recipe.vectors, recipe.bit_order, layers, checkpoint.layers)
         require_index(recipe.index, wanted)
     with scratch_folder() as scratch:
-        cut = Cut(align=align_texts(None) if recipe.align_texts is None else recipe.align_texts)
+        cut = Cut(align=texts_or_shipped(recipe.align_texts))
         sub_model = slice_checkpoint(checkpoint, layers, dim, scratch / "sub-model", cut)
         if recipe.index is None and recipe.vectors in LEVELS:
             whole = Recipe(

@@ -163,6 +163,14 @@ class Layout:
             found.update(layer)
         return dict(sorted(found.items()))
 
+    def token_tables(self, rows: int) -> dict[str, StoredTensor]:
+        """Return the embeddings that have a row for each of ``rows`` tokens, by name."""
+        return {
+            name: tensor
+            for name, tensor in sorted(self.outside.items())
+            if len(tensor.shape) == 2 and tensor.shape[0] == rows and "position" not in name
+        }
+
 
 def family_of(model_type: str, names: Iterable[str], layers: int) -> Family:
     """Return the row of a model type, or a family inferred from the tensor names.

@@ -178,7 +178,7 @@ def _cell(
 
 def _flags(cell: Cell, cells: Mapping[str, Cell], plan: Plan, trained: Grid | None) -> list[Flag]:
     flags: list[Flag] = []
-    fitted = cell.layers == 0 or cell.align == "full"  # by a map, at every dim
+    fitted = cell.align == "full"  # by a map, at every dim
     if not fitted and trained is not None and (cell.layers, cell.dim) not in trained:
         flags.append("untrained")
     twin = cells.get(cell_id(cell.layers, cell.dim, "fp32", cell.vectors, cell.align))

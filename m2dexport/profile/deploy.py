@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2dexport.align.texts import align_texts, sha256_of_texts
+from m2dexport.align.texts import sha256_of_texts, texts_or_shipped
 from m2dexport.build.aligned import build_aligned
 from m2dexport.build.build import build_artifact
 from m2dexport.build.recipe import Recipe
@@ -123,10 +123,6 @@ def bundle_cell(
         return write_bundle(folder, out, force=force)
 
 
-def _texts(deployment: Deployment) -> Iterable[str]:
-    return align_texts(None) if deployment.align_texts is None else deployment.align_texts
-
-
 def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None:
     given = deployment.calibration
     texts = calibration_texts() if given is None else given
@@ -136,7 +132,7 @@ def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None
         )
     fitted = profile.aligned_with
     if cell.align == "full" and (
-        fitted is None or sha256_of_texts(_texts(deployment)) != fitted.sha256
+        fitted is None or sha256_of_texts(texts_or_shipped(deployment.align_texts)) != fitted.sha256
     ):
         raise UsageError(
             "the profile was aligned on other texts; name the same file by --align-texts."

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from m2dexport.align.static import TokenTable
-from m2dexport.align.texts import align_texts, prompted, prompts_of, sha256_of_texts
+from m2dexport.align.texts import prompted, prompts_of, sha256_of_texts, texts_or_shipped
 from m2dexport.build.source import Source, export_source, tool_versions
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
@@ -66,7 +66,7 @@ def profile_checkpoint(
     """
     require_plan(checkpoint, plan, tasks)
     plan = within_length(plan, checkpoint.max_length)
-    texts = align_texts(None) if plan.align_texts is None else plan.align_texts
+    texts = texts_or_shipped(plan.align_texts)
     sweep = Sweep(checkpoint, tuple(tasks), calibration, texts, plan, on_progress)
     with scratch_folder() as scratch:
         source, measured = _measure(sweep, scratch)

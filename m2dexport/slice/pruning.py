@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from m2dexport.checkpoint.families import Layout
 from m2dexport.checkpoint.hf_config import read_config
 from m2dexport.checkpoint.jsonfile import read_json
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.checkpoint.st_modules import read_lowercase
-from m2dexport.checkpoint.tensors import NewTensor, StoredTensor, selected
+from m2dexport.checkpoint.tensors import NewTensor, selected
 from m2dexport.checkpoint.tokenizer import write_tokenizer
 from m2dexport.data import calibration_texts
 from m2dexport.errors import CheckpointError, UsageError
@@ -88,22 +89,16 @@ def plan_pruning(
 
 
 def pruned_tensors(
-    pruning: PruningPlan, tensors: Sequence[NewTensor], outside: Mapping[str, StoredTensor]
+    pruning: PruningPlan, tensors: Sequence[NewTensor], layout: Layout
 ) -> list[NewTensor]:
     """Return tensors to be written, the token tables with the rows that are left.
 
     Args:
         pruning: which rows are left.
         tensors: all tensors.
-        outside: what the checkpoint stores outside of its layers, token tables included.
+        layout: of the checkpoint, whose token tables these are.
     """
-    tables = {
-        name: tensor
-        for name, tensor in outside.items()
-        if len(tensor.shape) == 2
-        and tensor.shape[0] == pruning.rows_before
-        and "position" not in name
-    }
+    tables = layout.token_tables(pruning.rows_before)
     rows = np.array(pruning.rows, dtype=np.int64)
     return [
         selected(tables[t.name], t.name, rows, dtype=t.dtype) if t.name in tables else t

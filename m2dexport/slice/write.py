@@ -141,7 +141,7 @@ def _write_layers(
     saved = 0
     if plan.pruning:
         whole = sum(tensor.size for tensor in tensors)
-        tensors = pruned_tensors(plan.pruning, tensors, layout.outside)
+        tensors = pruned_tensors(plan.pruning, tensors, layout)
         saved = whole - sum(tensor.size for tensor in tensors)
         replace_tokenizer(folder, plan.pruning.tokenizer, plan.pruning.ids)
     write_tensors(folder / WEIGHTS, tensors)

@@ -112,13 +112,6 @@ def _require_table(table: Table, size: int, name: str) -> None:
         raise M2DError(f"{name} is no table of token vectors: its arrays do not fit together.")
 
 
-def dim_of(table: Table) -> int:
-    """Return the values of a token's vector."""
-    if "packed" in table:
-        return int(table["packed"].shape[1]) * 2 * _BLOCK_BYTES
-    return int(next(array for key, array in table.items() if key in ("rows", "codes")).shape[1])
-
-
 def rows_of(table: Table, ids: NDArray[np.intp]) -> NDArray[np.float32]:
     """Return the vectors of tokens, float32 (tokens, dim)."""
     if "rows" in table:
