@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from m2dexport.profile.sweep import profile_checkpoint
     from m2dexport.profile.target import Budget
     from m2dexport.runtime.bundle import verify_bundle, write_bundle
-    from m2dexport.runtime.encoder import Encoder, load
+    from m2dexport.runtime.encoder import Encoder
     from m2dexport.runtime.index import read_index
+    from m2dexport.runtime.loading import load
     from m2dexport.slice.slicing import Cut, slice_checkpoint
     from m2dexport.vectors.tasks import load_task
 
@@ -74,7 +75,8 @@ _MODULES = {
     "profile.sweep": ("profile_checkpoint",),
     "profile.target": ("Budget",),
     "runtime.bundle": ("verify_bundle", "write_bundle"),
-    "runtime.encoder": ("Encoder", "load"),
+    "runtime.encoder": ("Encoder",),
+    "runtime.loading": ("load",),
     "runtime.index": ("read_index",),
     "slice.slicing": ("Cut", "slice_checkpoint"),
     "vectors.tasks": ("load_task",),

@@ -40,6 +40,24 @@ torch.set_num_threads(1)  # tiny models: threads cost more than they give
 SHIPPED_DEPTHS = (1, 2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not torch.cuda.is_available() and not _has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def _has_gpu() -> bool:
+    """Say whether CUDA finds a GPU; the CPU build of torch does not look."""
+    try:
+        from cuda.bindings import runtime
+    except ModuleNotFoundError:
+        return False
+    status, count = runtime.cudaGetDeviceCount()
+    return int(status) == 0 and count > 0
+
+
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep converted and merged checkpoints out of the user's cache."""

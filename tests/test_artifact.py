@@ -182,7 +182,7 @@ def test_a_folder_without_specification_is_no_artifact(tmp_path: Path) -> None:
         read_spec(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 3}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 4}', "[" * 100_000])
 def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SPEC).write_text(text)
     with pytest.raises(UsageError, match=r"artifact\.json cannot be read: ") as refused:
@@ -193,8 +193,8 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"format": 4}, "has format 4 and this version reads format 3; upgrade"),
-        ({"format": 2}, "has format 2 and this version reads format 3; make it again"),
+        ({"format": 5}, "has format 5 and this version reads format 4; upgrade"),
+        ({"format": 3}, "has format 3 and this version reads format 4; make it again"),
         ({"engine": "abacus"}, "engine 'abacus'; this version has onnx"),
         ({"vectors": "int3"}, "vectors is 'int3' where one of float32, int8"),
         ({"weights": "int3"}, "weights is 'int3' where one of fp32"),

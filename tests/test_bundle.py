@@ -31,7 +31,7 @@ from m2dexport.runtime.artifact import (
     spec_from_json,
 )
 from m2dexport.runtime.bundle import verify_artifact, verify_bundle, write_bundle
-from m2dexport.runtime.encoder import load
+from m2dexport.runtime.loading import load
 from m2dexport.vectors.codecs import PER_BYTE, Ranges
 
 Files = dict[str, bytes]

@@ -23,7 +23,8 @@ from m2dexport.engines import ENGINES
 from m2dexport.profile.schema import MEAN, Profile, read_profile
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.archive import open_bundle
-from m2dexport.runtime.encoder import Encoder, load
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.loading import load
 from m2dexport.vectors.codecs import calibrate_ranges, truncate
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import comparable, score_pairs, score_ranking

@@ -29,7 +29,7 @@ from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.reference.backbone import Backbone
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.bundle import write_bundle
-from m2dexport.runtime.encoder import load
+from m2dexport.runtime.loading import load
 from m2dexport.slice.slicing import Cut, slice_checkpoint
 
 CLOSE = 1e-4

@@ -14,8 +14,8 @@ from tiny_artifact import GRAPH, VOCABULARY, tiny_artifact, tiny_graph, tiny_ran
 
 from m2dexport.errors import M2DError
 from m2dexport.runtime import onnx_content
-from m2dexport.runtime.encoder import load
 from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
+from m2dexport.runtime.loading import load
 
 SOUND = tiny_graph(12, "int8", tiny_ranges(12))
 XML = """<?xml version="1.0"?>

@@ -383,7 +383,7 @@ def test_without_openvino_one_sentence_names_the_extra(monkeypatch: pytest.Monke
 def test_a_device_needs_no_onnxruntime(int8: Artifact, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from m2dexport.runtime.encoder import load\n"
+        "from m2dexport.runtime.loading import load\n"
         "print(load(sys.argv[1]).encode(['a']).shape)\n"
     )
     ran = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import m2dexport
@@ -21,6 +22,8 @@ def test_every_module_is_imported() -> None:
     """In one process: only an engine's module sets a variable, and none opens a logger."""
     names = [info.name for info in pkgutil.walk_packages(m2dexport.__path__, "m2dexport.")]
     assert len(names) > 60
+    if not find_spec("tensorrt"):  # which no registry has
+        names.remove("m2dexport.engines.tensorrt.run")
     code = (
         "import importlib, logging, os, sys\n"
         "before = dict(os.environ)\n"

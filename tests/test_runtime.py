@@ -18,7 +18,8 @@ from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.runtime import artifact
 from m2dexport.runtime.bundle import write_bundle
-from m2dexport.runtime.encoder import Encoder, load
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.loading import load
 
 TEXTS = ["a guitar", "", "a much longer text than the others", "今日", "b", "find a guitar"]
 
@@ -208,11 +209,11 @@ def refuse(*args, **kwargs):
     raise AssertionError("the runtime opened a socket")
 
 socket.socket = socket.create_connection = socket.getaddrinfo = refuse
-import m2dexport.runtime.encoder, m2dexport.runtime.bundle, m2dexport.runtime.streams
+import m2dexport.runtime.loading, m2dexport.runtime.bundle, m2dexport.runtime.streams
 from pathlib import Path
 bundle = Path(sys.argv[1])
 assert m2dexport.runtime.bundle.verify_bundle(bundle).texts > 0
-assert m2dexport.runtime.encoder.load(bundle).encode(["a"]).shape == (1, 12)
+assert m2dexport.runtime.loading.load(bundle).encode(["a"]).shape == (1, 12)
 heavy = {"torch", "transformers", "pydantic", "sentence_transformers", "onnx", "huggingface_hub"}
 print(sorted(heavy & set(sys.modules)))
 """

@@ -23,7 +23,8 @@ from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.runtime import streams
 from m2dexport.runtime.bundle import write_bundle
-from m2dexport.runtime.encoder import Encoder, load
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.loading import load
 from m2dexport.runtime.streams import encode_stream
 from m2dexport.runtime.vector_files import require_vectors_of
 

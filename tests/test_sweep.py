@@ -22,7 +22,7 @@ from m2dexport.profile.surface import compute_surface, corpus_of
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.profile.target import load_target
 from m2dexport.reference.pooler import Reference
-from m2dexport.runtime.encoder import load
+from m2dexport.runtime.loading import load
 from m2dexport.vectors import codecs
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import evaluate

@@ -25,7 +25,9 @@ def test_a_target_is_found_by_name_and_by_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('description = "x"\nengine = "onnx"\nprovider = "CPUExecutionProvider"\n')
     assert load_target(path).threads is None
-    with pytest.raises(UsageError, match=r"those are: browser, edge-cpu, edge-openvino, server"):
+    with pytest.raises(
+        UsageError, match=r"those are: browser, edge-cpu, edge-openvino, rtx, server"
+    ):
         load_target("edge")
 
 

@@ -27,7 +27,7 @@ import m2dexport
 from m2dexport.data import calibration_texts
 from m2dexport.errors import M2DError
 from m2dexport.runtime import tokenizer as runtime
-from m2dexport.runtime.encoder import load
+from m2dexport.runtime.loading import load
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.runtime.tokenizer_guard import require_plain_tokenizer
 
@@ -136,7 +136,7 @@ def test_a_text_of_one_huge_word_is_read_up_to_a_limit(monkeypatch: pytest.Monke
 MEMORY = """
 import re, sys
 from pathlib import Path
-from m2dexport.runtime.encoder import load
+from m2dexport.runtime.loading import load
 from m2dexport.runtime.streams import encode_stream
 summary = encode_stream(load(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
 # Not by getrusage, which begins with the parent's.

@@ -66,6 +66,7 @@ def tiny_spec(
         space_id="m2d1-" + "0" * 32,
         speaks=None,
         parity={"max_difference": 0.0},
+        checked_by="onnxruntime 1.32.0",
         fitted_to=None,
         kept_sha256=None,
         clipping_rate=None,

@@ -26,10 +26,11 @@ from m2dexport.build.recipe import Recipe, require_recipe
 from m2dexport.build.source import Original, export_source, original_of
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
-from m2dexport.engines import ENGINES, engine_maker
+from m2dexport.engines import ENGINES, Compilation, engine_maker
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.files import SPEC, atomic_folder, license_files, require_folder
 from m2dexport.graph.vector import MAP, coded_graph, full_width
+from m2dexport.precisions import Isa
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage, require_coverage
@@ -142,15 +143,15 @@ def quantize_artifact(
             f"{artifact} is already quantized (weights={spec.weights}, vectors={spec.vectors}); "
             "start from one built with fp32 weights and float32 vectors."
         )
-    if ENGINES[spec.engine].format != "onnx":
+    if ENGINES[spec.engine].format != "onnx" or ENGINES[spec.engine].on_gpu:
         raise UsageError(
-            f"{artifact} was built for {spec.engine}, and quantize takes ONNX artifacts; build "
+            f"{artifact} was built for {spec.engine}, and quantize takes those for onnx; build "
             f"with --engine {spec.engine} --weights {recipe.weights} --vectors {recipe.vectors} "
             "instead."
         )
     tokenizer_json = read_file(artifact, TOKENIZER).decode()
     (graph,) = (artifact / name for name in ENGINES[spec.engine].files)
-    encoder = Encoder(spec, tokenizer_json, {graph.name: graph}, replace(recipe.device, threads=1))
+    encoder = Encoder(spec, tokenizer_json, {graph.name: graph}, recipe.checked_on(threads=1))
     expected = encoder.encode(PROBES)
     original = Original(ir.load(graph), spec, tokenizer_json, expected, license_files(artifact))
     return make_artifact(original, out, recipe, on_progress, force=force)
@@ -201,7 +202,7 @@ def make_artifact(
     quantized = _quantize(original, recipe, texts, out, on_progress)
     checked = _check(original, quantized, recipe, out)
     ranges, spec = _calibrate(checked, recipe, texts, original.tokenizer_json)
-    files = _encode(checked, spec, ranges, original.tokenizer_json, out)
+    files = _encode(checked, spec, ranges, original, recipe, out)
     contents = {
         **files,
         TOKENIZER: original.tokenizer_json.encode(),
@@ -231,7 +232,7 @@ def _quantize(
     def load(model: ir.Model) -> Encoder:
         shape = model.graph.outputs[0].shape
         assert shape is not None
-        needs = replace(spec, dim=int(shape[1]), isa=isa_of(model.graph))  # type: ignore[arg-type]
+        needs = replace(spec, dim=int(shape[1]), isa=_isa(recipe, model))  # type: ignore[arg-type]
         return _loaded(needs, original, model, recipe)
 
     mixture: Mixture | None = None
@@ -254,7 +255,7 @@ def _quantize(
         original.spec,
         device=replace(recipe.device, cache=None),
         weights=weights,
-        isa="vnni" if recipe.isa == "vnni" else isa_of(graph.graph),
+        isa=_isa(recipe, graph),
         fitted_to=texts_sha256(texts) if requirement.calibrated else None,
         kept_sha256=sha256_of_weights(original.graph.graph, kept),
         coverage=covered.share,
@@ -266,6 +267,13 @@ def _quantize(
         },
     )
     return _Quantized(graph, spec, mixture)
+
+
+def _isa(recipe: Recipe, graph: ir.Model) -> Isa:
+    """Return the processors whose 8-bit products are exact; a GPU's are."""
+    if ENGINES[recipe.engine].on_gpu:
+        return "portable"
+    return "vnni" if recipe.isa == "vnni" else isa_of(graph.graph)
 
 
 def _check(original: Original, quantized: _Quantized, recipe: Recipe, out: Path) -> _Checked:
@@ -283,6 +291,7 @@ def _check(original: Original, quantized: _Quantized, recipe: Recipe, out: Path)
     spec = replace(
         spec,
         batch_invariant=invariant,
+        checked_by=encoder.describe()["engine"],
         # More digits differ between processors, and say nothing.
         parity={name: float(f"{value:.6g}") for name, value in asdict(parity).items()},
     )
@@ -322,7 +331,12 @@ def _spoken(spec: ArtifactSpec, recipe: Recipe, tokenizer_json: str) -> Artifact
 
 
 def _encode(
-    checked: _Checked, spec: ArtifactSpec, ranges: Ranges | None, tokenizer_json: str, out: Path
+    checked: _Checked,
+    spec: ArtifactSpec,
+    ranges: Ranges | None,
+    original: Original,
+    recipe: Recipe,
+    out: Path,
 ) -> dict[str, bytes]:
     """Return the engine's files of the graph that puts out codes, compared with the numpy codec.
 
@@ -333,11 +347,15 @@ def _encode(
     coded = checked.graph
     if ENGINES[spec.engine].encodes:
         coded = coded_graph(coded, spec.vectors, ranges, spec.bit_order)
-    files: dict[str, bytes] = maker.files(coded)
+    compilation = _compilation(spec, recipe)
+    files: dict[str, bytes] = maker.files(coded, compilation)
+    if ENGINES[spec.engine].on_gpu:
+        files = maker.compiled(files, compilation)
     if spec.vectors == "float32":
         return files
     expected = codecs.encode_vectors(checked.probes, spec.vectors, ranges, spec.bit_order)
-    encoder = Encoder(spec, tokenizer_json, files, replace(spec.device, threads=1), ranges)
+    device = recipe.checked_on(threads=1)
+    encoder = Encoder(spec, original.tokenizer_json, files, device, ranges)
     found = encoder.encode(PROBES, batch_size=checked.batch_size)
     equal = float(np.mean(found == expected))
     if equal < _MIN_EQUAL_CODES:
@@ -354,8 +372,12 @@ def _loaded(spec: ArtifactSpec, original: Original, model: ir.Model, recipe: Rec
     The order of sums depends on the number of threads, and what is decided and recorded here must
     not depend on how many cores there are.
     """
-    files = engine_maker(recipe.engine).files(model)
-    return Encoder(spec, original.tokenizer_json, files, replace(recipe.device, threads=1))
+    files = engine_maker(recipe.engine).files(model, _compilation(spec, recipe))
+    return Encoder(spec, original.tokenizer_json, files, recipe.checked_on(threads=1))
+
+
+def _compilation(spec: ArtifactSpec, recipe: Recipe) -> Compilation:
+    return replace(recipe.compilation, max_length=spec.max_length)
 
 
 def _tokenized(original: Original, texts: Sequence[str]) -> CalibrationTokens:

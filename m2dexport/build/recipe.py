@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from m2dexport.build.mixed import QualityLimit
 from m2dexport.data import calibration_texts
-from m2dexport.engines import DEFAULT_ENGINE, Device, engine_maker, engine_runner
+from m2dexport.engines import (
+    DEFAULT_ENGINE,
+    ENGINES,
+    Compilation,
+    Device,
+    checking_device,
+    engine_maker,
+)
 from m2dexport.errors import UsageError
 from m2dexport.precisions import (
     BIT_ORDERS,
@@ -57,8 +64,19 @@ class Recipe:
     #: The index that the vectors are to be put to, whose ranges they take; None: none, or, of an
     #: aligned sub-model, one that the full model writes in fp32.
     index: Index | None = field(default=None, hash=False)
+    #: What an engine for a GPU is compiled for; others have no use for it.
+    compilation: Compilation = Compilation()
     #: What queries lose on an index, by the weights of what wrote it, from a profile.
     losses: Mapping[WeightPrecision, dict[str, Loss]] = field(default_factory=dict, hash=False)
+
+    def checked_on(self, threads: int | None = None) -> Device:
+        """Return what the artifact is checked on: its device, or the oracle where there is no GPU.
+
+        Args:
+            threads: of the sessions; None: those of the device.
+        """
+        device = replace(self.device, threads=threads) if threads else self.device
+        return checking_device(self.engine, device)
 
     def texts(self) -> Sequence[str]:
         """Return the calibration texts."""
@@ -75,7 +93,11 @@ def require_recipe(recipe: Recipe) -> None:
     engine, weights, isa, limit = recipe.engine, recipe.weights, recipe.isa, recipe.limit
     known = engine_maker(engine).PRECISIONS
     require_precision(weights, engine, known)
-    engine_runner(engine).require_device(recipe.device)
+    recipe.checked_on()
+    if ENGINES[engine].on_gpu:
+        engine_maker(engine).require_compilation(recipe.compilation)
+    elif recipe.compilation != Compilation():
+        raise UsageError(f"--gpu, --compatible and --with-engine do not go with {engine}.")
     if isa not in ISAS:
         raise UsageError(f"--isa {isa!r} is unknown; choose from {', '.join(ISAS)}.")
     if isa not in known[weights].isas:

@@ -182,6 +182,7 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
         space_id="",
         speaks=None,
         parity={},
+        checked_by=source.engine,
         fitted_to=None,
         kept_sha256=None,
         clipping_rate=None,

@@ -13,6 +13,7 @@ from m2dexport.cli.group import cli
 from m2dexport.cli.options import (
     PATH,
     align_options,
+    compilation_options,
     device_options,
     force_option,
     index_option,
@@ -35,14 +36,15 @@ if TYPE_CHECKING:
     "--layers", type=int, help="Depth to keep; 0 is a static model, always aligned.  [default: all]"
 )
 @click.option("--dim", type=int, help="Leading width to keep.  [default: all]")
-@recipe_options()
+@recipe_options(None)
 @click.option(
     "--engine",
     type=click.Choice(list(ENGINES)),
-    help="What will run it: ONNX Runtime, OpenVINO, or, of depth 0, numpy.  "
+    help="What will run it: ONNX Runtime, OpenVINO, TensorRT, or, of depth 0, numpy.  "
     "[default: onnx; of depth 0, static]",
 )
 @device_options
+@compilation_options
 @align_options
 @index_option
 @click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
@@ -65,19 +67,22 @@ def build(
     Examples:
       m2dexport build --layers 4 --dim 128 --weights int8 --vectors int8 --out artifact
       m2dexport build --weights int4-weight-only --max-drop 0.5 --out artifact
+      m2dexport build --engine tensorrt-rtx --gpu 8.9,12.0 --out artifact
       m2dexport build --layers 1 --align --vectors int8 --index index.m2d --out query
     """
     from m2dexport.build.aligned import build_aligned
     from m2dexport.build.build import build_artifact
 
     align, align_texts = options.pop("align"), options.pop("align_texts")
-    engine, recipe = options.pop("engine"), recipe_of(options)
+    engine, weights = options.pop("engine"), options["weights"]
+    recipe = recipe_of(options)
     checkpoint = open_model(model, options)
     layers = checkpoint.layers if layers is None else layers
     dim = checkpoint.dim if dim is None else dim
     texts = texts_to_align(align or layers == 0 < checkpoint.layers, align_texts)
     engine = engine or (STATIC_ENGINE if layers == 0 else DEFAULT_ENGINE)
-    recipe = replace(recipe, engine=engine, align_texts=texts)
+    weights = weights or ENGINES[engine].weights
+    recipe = replace(recipe, engine=engine, weights=weights, align_texts=texts)
     with busy("Building") as on_progress:
         if texts is None:
             artifact = build_artifact(
@@ -123,13 +128,15 @@ def _print_artifact(artifact: Artifact, original: str, as_json: bool) -> None:
         print_json(asdict(artifact))
         return
     spec, parity = artifact.spec, artifact.spec.parity
-    clipped = ""
+    clipped = checked_by = ""
+    if ENGINES[spec.engine].on_gpu and not spec.checked_by.startswith(spec.engine):
+        checked_by = f" (of the graph, run by {spec.checked_by}: no GPU is here)"
     if spec.clipping_rate is not None:
         clipped = f"\nvalues of held-out texts outside the ranges: {spec.clipping_rate:.2%}"
     click.echo(
         f"{artifact.path}: {spec.layers} layers, {spec.dim} dims, weights={spec.weights}, "
         f"vectors={spec.vectors}, isa={spec.isa}, {artifact.size_bytes / 1e6:.2f} MB\n"
-        f"parity with {original} on {parity['texts']:.0f} ragged texts: mean cosine "
+        f"parity with {original}{checked_by} on {parity['texts']:.0f} ragged texts: mean cosine "
         f"{parity['mean_cosine']:.6f}, largest difference {parity['max_difference']:.1e}; "
         f"the same in a batch: {parity['batch_cosine']:.6f}{clipped}"
         + (f"\n{spec.speaks.name()}" if spec.speaks else "")

@@ -176,7 +176,7 @@ def encode(
       echo "A man is playing a guitar." | m2dexport encode edge.m2d
     """
     from m2dexport.engines import Device
-    from m2dexport.runtime.encoder import load
+    from m2dexport.runtime.loading import load
     from m2dexport.runtime.streams import encode_stream
 
     summary = encode_stream(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from m2dexport.cores import granted_threads
+from m2dexport.engines import COMPATIBLE
 from m2dexport.errors import UsageError
 from m2dexport.precisions import BIT_ORDERS, ISAS, VECTOR_PRECISIONS, WEIGHT_PRECISIONS
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from m2dexport.build.mixed import QualityLimit
     from m2dexport.build.recipe import Recipe
     from m2dexport.checkpoint.open import Checkpoint
+    from m2dexport.engines import Compilation
     from m2dexport.runtime.index import Index
     from m2dexport.vectors.tasks import Task
 
@@ -142,7 +144,7 @@ bit_order_option = click.option(
 )
 
 
-def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[[F], F]:
+def recipe_options(weights: str | None, vectors: str = "float32") -> Callable[[F], F]:
     """Return the options that say how an artifact is quantized, with these defaults."""
     return _together(
         click.option(
@@ -187,8 +189,8 @@ def recipe_options(weights: str = "fp32", vectors: str = "float32") -> Callable[
             "--weights",
             type=click.Choice(WEIGHT_PRECISIONS),
             default=weights,
-            show_default=True,
-            help="Weight precision.",
+            show_default=weights is not None,
+            help="Weight precision." + ("" if weights else "  [default: fp32; of TensorRT, fp16]"),
         ),
     )
 
@@ -205,6 +207,31 @@ device_options = _together(
         "--provider",
         metavar="NAME",
         help="onnxruntime execution provider, or OpenVINO device.  [default: as it was made for]",
+    ),
+)
+
+
+#: The options that say what an engine for a GPU is compiled for.
+compilation_options = _together(
+    click.option(
+        "--with-engine",
+        is_flag=True,
+        help="TensorRT: put the engine itself beside the graph, too, if its licence lets you hand "
+        "it on. Else it is built where it runs.",
+    ),
+    click.option(
+        "--compatible",
+        type=click.Choice(COMPATIBLE),
+        multiple=True,
+        help="TensorRT: the engine also runs on other GPUs from Ampere on (hardware), or with "
+        "later versions (version).",
+    ),
+    click.option(
+        "--gpu",
+        "gpus",
+        metavar="X.Y,...",
+        help="TensorRT-RTX: compute capabilities to build for, such as 8.9,12.0.  "
+        "[default: all that it knows]",
     ),
 )
 
@@ -259,7 +286,27 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
     names = ("weights", "isa", "vectors", "bit_order", "min_coverage", "allow_batch_dependent")
     values = {name: options.pop(name) for name in names}
     limit, index = _limit_of(max_drop, evaluation), index_of(options.pop("index"))
-    return Recipe(**values, device=device, calibration=calibration, limit=limit, index=index)
+    compilation = _compilation_of(options)
+    return Recipe(
+        **values,
+        device=device,
+        calibration=calibration,
+        limit=limit,
+        index=index,
+        compilation=compilation,
+    )
+
+
+def _compilation_of(options: dict[str, Any]) -> Compilation:
+    """Take the values of ``compilation_options`` out of all options; return what they say."""
+    from m2dexport.engines import Compilation
+
+    gpus = options.pop("gpus", None)
+    return Compilation(
+        gpus=tuple(gpu.strip() for gpu in gpus.split(",")) if gpus else (),
+        compatible=options.pop("compatible", ()),
+        keep_engine=options.pop("with_engine", False),
+    )
 
 
 def index_of(path: Path | None) -> Index | None:

@@ -12,7 +12,10 @@
 * ``PRECISIONS``: the weights that the engine runs, and what each requires;
 * ``fuse(graph)``: a plain graph, in place, in the operators that the engine runs fastest;
 * ``quantize(graph, weights, calibration, isa)``: a float32 graph -> one of other weights;
-* ``files(graph)``: a graph -> the engine's own files, by name.
+* ``files(graph, compilation)``: a graph -> the engine's own files, by name;
+* of engines for a GPU, ``require_compilation(compilation)``: what they would be built for, refused
+  where that cannot be; and ``compiled(files, compilation)``: the files, once an engine was built
+  of them.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 from m2dexport.errors import M2DError, MissingExtra, UsageError
+from m2dexport.precisions import WeightPrecision
 from m2dexport.strict import Name
 
 
@@ -33,11 +37,21 @@ from m2dexport.strict import Name
 class Engine:
     """What must be known of an engine where it is not installed."""
 
-    package: str  # the Python package that it is; its folder here has the same name
+    folder: str  # of its modules here
+    package: str  # the Python package that it is
     files: tuple[str, ...]  # of a graph: the one that names the others first
     #: Of that file: ONNX, OpenVINO's intermediate representation, or a table of token vectors.
     format: Literal["onnx", "ir", "table"]
     provider: str  # that runs it unless a device says otherwise
+    weights: WeightPrecision = "fp32"  # unless others are asked for
+    #: The provider that runs the graph where there is no GPU, of engines that are built there, too.
+    oracle: str | None = None
+    may_hold: tuple[str, ...] = ()  # files that a graph may come with, too
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it compiles a graph for a GPU, on which it then runs."""
+        return self.provider == "CUDA"
 
     @property
     def encodes(self) -> bool:
@@ -46,9 +60,28 @@ class Engine:
 
 
 ENGINES: Mapping[str, Engine] = {
-    "onnx": Engine("onnxruntime", ("model.onnx",), "onnx", "CPUExecutionProvider"),
-    "openvino": Engine("openvino", ("model.xml", "model.bin"), "ir", "CPU"),
-    "static": Engine("numpy", ("table.safetensors",), "table", "CPU"),
+    "onnx": Engine("onnxruntime", "onnxruntime", ("model.onnx",), "onnx", "CPUExecutionProvider"),
+    "openvino": Engine("openvino", "openvino", ("model.xml", "model.bin"), "ir", "CPU"),
+    "tensorrt": Engine(
+        folder="tensorrt",
+        package="tensorrt",
+        files=("model.onnx", "engine.toml"),
+        format="onnx",
+        provider="CUDA",
+        weights="fp16",
+        may_hold=("model.engine",),
+    ),
+    "tensorrt-rtx": Engine(
+        folder="tensorrt_rtx",
+        package="tensorrt_rtx_bindings",
+        files=("model.onnx", "engine.toml"),
+        format="onnx",
+        provider="CUDA",
+        weights="fp16",
+        oracle="CPU",
+        may_hold=("model.engine",),
+    ),
+    "static": Engine("numpy", "numpy", ("table.safetensors",), "table", "CPU"),
 }
 #: What is taken where nobody names an engine: for transformers, and for depth 0.
 DEFAULT_ENGINE, STATIC_ENGINE = "onnx", "static"
@@ -67,6 +100,23 @@ class Device:
         """Return this device, with what it leaves open (None) taken from another one."""
         taken = {name: value for name, value in vars(self).items() if value is not None}
         return replace(other, **taken)
+
+
+#: What else than its own GPU and version a TensorRT engine can be made to run on: other GPUs from
+#: Ampere on, and later versions. TensorRT-RTX engines are portable as they are.
+Compatible = Literal["hardware", "version"]
+COMPATIBLE: tuple[Compatible, ...] = get_args(Compatible)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What an engine for a GPU is made for; the others have no use for it."""
+
+    gpus: tuple[str, ...] = ()  # compute capabilities such as "8.9"; none: all that are known
+    shapes: tuple[tuple[int, int], ...] = ()  # (texts, tokens) that it must be fast at
+    max_length: int = 512  # tokens of a text at most
+    compatible: tuple[Compatible, ...] = ()
+    keep_engine: bool = False  # beside the graph; else it is built where it runs
 
 
 def engine_of(name: str) -> Engine:
@@ -101,13 +151,33 @@ def engine_maker(name: str) -> ModuleType:
 
 
 def _module(name: str, part: str) -> ModuleType:
-    package = engine_of(name).package
+    engine = engine_of(name)
     try:
-        return importlib.import_module(f"{__name__}.{package}.{part}")
+        return importlib.import_module(f"{__name__}.{engine.folder}.{part}")
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if error.name != engine.package:
             raise
-        raise MissingExtra(f"The engine {name}", package, package) from error
+        extra = engine.folder.replace("_", "-")
+        raise MissingExtra(f"The engine {name}", engine.package, extra) from error
+
+
+def checking_device(name: str, device: Device) -> Device:
+    """Return what an artifact is checked on: its device, or the oracle where there is no GPU.
+
+    Who names a provider gets that one or an error.
+
+    Raises:
+        UsageError: when this machine lacks the device and the engine has no oracle.
+        MissingExtra: when the engine is not installed.
+    """
+    oracle, runner = engine_of(name).oracle, engine_runner(name)
+    try:
+        runner.require_device(device)
+    except (UsageError, MissingExtra):
+        if oracle is None or device.provider is not None:
+            raise
+        return replace(device, provider=oracle, cache=None)
+    return device
 
 
 def file_view(file: Path | bytes) -> memoryview:

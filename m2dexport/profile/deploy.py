@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2dexport.align.texts import sha256_of_texts, texts_or_shipped
@@ -12,7 +12,7 @@ from m2dexport.build.build import build_artifact
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import calibration_texts, texts_sha256
-from m2dexport.engines import Device
+from m2dexport.engines import ENGINES, Compilation, Device
 from m2dexport.errors import UsageError
 from m2dexport.files import require_file, scratch_folder
 from m2dexport.precisions import BitOrder, WeightPrecision
@@ -69,6 +69,7 @@ class Deployment:
     align_texts: Iterable[str] | None = None  # likewise, of aligned cells
     bit_order: BitOrder = "big"  # where the first dim of a packed byte goes
     index: Index | None = None  # what wrote the index that the bundle is to query
+    compilation: Compilation = Compilation()  # of an engine for a GPU; no shapes: the profile's
 
 
 def bundle_cell(
@@ -82,8 +83,7 @@ def bundle_cell(
 ) -> BundleInfo:
     """Build the artifact of one cell of a profile as it was measured, and pack it.
 
-    Engine, device, precisions and the processors that int8 is made for are the cell's. A bundle
-    that speaks the full model's space carries the loss that the profile measured there.
+    All but bit order and index is the cell's, and so is what its queries lose on that index.
 
     Args:
         profile: the profile.
@@ -113,6 +113,7 @@ def bundle_cell(
         align_texts=deployment.align_texts,
         index=deployment.index,
         losses=_losses(profile, cell),
+        compilation=_compilation(cell, deployment.compilation),
     )
     with scratch_folder() as scratch:
         folder = scratch / "artifact"
@@ -121,6 +122,14 @@ def bundle_cell(
         else:
             build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
         return write_bundle(folder, out, force=force)
+
+
+def _compilation(cell: Cell, named: Compilation) -> Compilation:
+    """Return what an engine is compiled for, whose shapes are those that were timed."""
+    if not ENGINES[cell.engine].on_gpu:
+        return Compilation()
+    shapes = tuple((point.batch, point.sequence) for point in cell.latency)
+    return replace(named, shapes=named.shapes or shapes)
 
 
 def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None:

@@ -132,7 +132,8 @@ class Passes:
             elif widest:
                 linear = self._maps.linear[layers, widest]
                 model = vector_graph(aligned_graph(pooled_graph(depth.graph), linear), widest)
-                if weights in HALF:  # the map, since all else is stored so already
+                if weights in HALF and not ENGINES[self._sweep.plan.engine].on_gpu:
+                    # The map alone: all else is stored so already.
                     store_half(model.graph, HALF[weights])
                     RemoveUnusedNodesPass()(model)
                 yield graph, model
@@ -140,7 +141,7 @@ class Passes:
     def _written(self, graph: Graph, model: ir.Model) -> Candidate:
         plan = self._sweep.plan
         name = f"{graph.layers}-{graph.align}-{graph.weights}"
-        files = engine_maker(plan.engine).files(model)
+        files = engine_maker(plan.engine).files(model, plan.compilation)
         isa = isa_of(model.graph)
         return write_candidate(files, self._folder / name, plan.engine, plan.device, isa)
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.cores import granted_threads
-from m2dexport.engines import DEFAULT_ENGINE, Device, engine_maker, engine_runner
+from m2dexport.engines import (
+    DEFAULT_ENGINE,
+    ENGINES,
+    Compilation,
+    Device,
+    engine_maker,
+    engine_runner,
+)
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.target import Target
@@ -32,6 +39,8 @@ class Plan:
     repeats: int = 30  # timed runs of each graph at each shape
     align: tuple[Align, ...] = ("none", "full")  # of the depths below the full one
     align_texts: Iterable[str] | None = None  # what maps are fitted on; None: the shipped ones
+    #: What engines for a GPU are compiled for; ``within_length`` adds the shapes.
+    compilation: Compilation = Compilation()
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -76,8 +85,15 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         shapes=target.latency.shapes if target.latency else default.shapes,
         engine=target.engine,
         isa=target.isa,
+        compilation=compilation_for(target),
         device=Device(target.provider, granted_threads(target.threads), target.spin),
     )
+
+
+def compilation_for(target: Target) -> Compilation:
+    """Return what an engine for a target's GPU is compiled for."""
+    shapes = target.latency.shapes if target.latency else ()
+    return Compilation(gpus=target.gpus, shapes=shapes, compatible=target.compatible)
 
 
 def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> None:
@@ -93,6 +109,8 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
     if "int8" in plan.weights and plan.isa not in known["int8"].isas:
         raise UsageError(f"isa {plan.isa} does not go with the engine {plan.engine}.")
     engine_runner(plan.engine).require_device(plan.device)
+    if ENGINES[plan.engine].on_gpu:
+        engine_maker(plan.engine).require_compilation(plan.compilation)
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")
     names = [task.name for task in tasks]
@@ -125,4 +143,6 @@ def _require_depths(checkpoint: Checkpoint, plan: Plan) -> None:
 def within_length(plan: Plan, max_length: int) -> Plan:
     """Return a plan whose shapes are no longer than a model's maximum length, in tokens."""
     cut = dict.fromkeys((batch, min(length, max_length)) for batch, length in plan.shapes)
-    return replace(plan, shapes=tuple(cut))
+    shapes = tuple(cut)
+    compilation = replace(plan.compilation, shapes=shapes, max_length=max_length)
+    return replace(plan, shapes=shapes, compilation=compilation)

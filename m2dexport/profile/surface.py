@@ -302,7 +302,8 @@ def _at(probes: Embedded, index: int) -> Embedded:
 
 def loaded_runner(graph: ir.Model, plan: Plan) -> Run:
     """Load a graph; return what runs it: its outputs become float32 (batch, outputs, width)."""
-    engine, files = engine_runner(plan.engine), engine_maker(plan.engine).files(graph)
+    engine = engine_runner(plan.engine)
+    files = engine_maker(plan.engine).files(graph, plan.compilation)
     session = engine.load(files, plan.device, isa_of(graph.graph))
     return lambda input_ids, mask: np.stack(engine.run(session, input_ids, mask), axis=1)
 

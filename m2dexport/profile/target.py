@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from m2dexport.data import read_utf8
-from m2dexport.engines import ENGINES
+from m2dexport.engines import ENGINES, Compatible
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.schema import MEAN
@@ -99,6 +99,8 @@ class Target(_Table):
     threads: _Count | None = None
     spin: bool = Field(False, strict=True, description="threads wait in a loop between requests")
     isa: Isa = Field("portable", description="processors that int8 weights are made for")
+    gpus: tuple[str, ...] = Field((), description="compute capabilities; none: all that are known")
+    compatible: tuple[Compatible, ...] = Field((), description="of TensorRT engines")
     grid: Grid = Grid()
     latency: LatencyShapes | None = None
     budget: Budget = Field(default_factory=lambda: Budget.model_validate({}))

@@ -12,7 +12,10 @@ from m2dexport.graph.edit import SMALL
 from m2dexport.precisions import WeightPrecision
 
 _NAMED = 3  # weights in a message
-_NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_NARROW = (
+    *(ir.DataType.INT4, ir.DataType.INT8, ir.DataType.UINT8),
+    *(ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
+)
 #: Constants that codes are widened with; they are named after the same weight as the codes.
 _PARTS = ("scale", "offset")
 

@@ -101,7 +101,12 @@ _Scales = TypeVar("_Scales", _FixedScales, _TokenScales)
 
 
 def quantize_matmuls(
-    model: ir.Model, calibration: CalibrationTokens | None, load: Load, isa: Isa
+    model: ir.Model,
+    calibration: CalibrationTokens | None,
+    load: Load,
+    isa: Isa,
+    *,
+    per_token: bool = True,
 ) -> None:
     """Replace every MatMul of the transformer by one of 8-bit codes, in place.
 
@@ -112,6 +117,8 @@ def quantize_matmuls(
         calibration: the texts that scales, rounding and biases are fitted to.
         load: what runs the graph on them; sums must not depend on the number of its threads.
         isa: "portable" makes codes whose products no processor saturates, "vnni" finer ones.
+        per_token: whether the engine can scale each token by itself; else MatMuls of inputs that
+            need it stay as they are.
 
     Raises:
         UsageError: when the calibration texts are missing or too few.
@@ -128,7 +135,7 @@ def quantize_matmuls(
     # The codes must not depend on how many cores the sums are split over.
     with threadpool_limits(limits=1, user_api="blas"):
         for x, linears in inputs.items():
-            _quantize_input(model.graph, _Input(x, rows[str(x.name)], isa), linears)
+            _quantize_input(model.graph, _Input(x, rows[str(x.name)], isa), linears, per_token)
 
 
 def _inputs(graph: ir.Graph) -> dict[ir.Value, list[_Linear]]:
@@ -139,7 +146,9 @@ def _inputs(graph: ir.Graph) -> dict[ir.Value, list[_Linear]]:
     return found
 
 
-def _quantize_input(graph: ir.Graph, x: _Input, linears: Sequence[_Linear]) -> None:
+def _quantize_input(
+    graph: ir.Graph, x: _Input, linears: Sequence[_Linear], per_token: bool
+) -> None:
     weights = [array_of(linear.weight) for linear in linears]
     scales = _choose_scales(x, np.concatenate(weights, axis=1))
     tape = Tape()
@@ -148,6 +157,8 @@ def _quantize_input(graph: ir.Graph, x: _Input, linears: Sequence[_Linear]) -> N
         graph.insert_before(linears[0].node, tape.nodes)
         for linear, weight in zip(linears, weights, strict=True):
             _replace_fixed(graph, linear, weight, x, codes, scales)
+        return
+    if not per_token:
         return
     token_codes = _token_codes(graph, tape, x.value, scales)
     graph.insert_before(linears[0].node, tape.nodes)

@@ -74,5 +74,10 @@ def with_tables(model: ir.Model, weights: WeightPrecision) -> ir.Model:
         quantize_tables_int4(model.graph)
     elif weights.startswith("int8"):
         quantize_tables(model.graph)
+    return without_unused(model)
+
+
+def without_unused(model: ir.Model) -> ir.Model:
+    """Return a graph after dropping the nodes and constants that nothing uses, in place."""
     RemoveUnusedNodesPass()(model)
     return model

@@ -302,13 +302,23 @@ def read_manifest(files: Mapping[str, bytes], path: Path) -> Manifest:
     return read_value(Manifest, stored, where, BundleError)
 
 
+def _engine_of(files: Mapping[str, bytes]) -> str:
+    """Return the engine that a bundle's graph is for: of those whose files are there, its own."""
+    there = [name for name, engine in ENGINES.items() if engine.files[0] in files] or ["onnx"]
+    try:
+        named = parse_json(files.get(SPEC, b""), SPEC).get("engine")
+    except (UsageError, AttributeError):  # said when the specification is read
+        named = None
+    return named if named in there else there[0]
+
+
 def _check_names(files: Mapping[str, bytes], manifest: Manifest, path: Path) -> None:
     for name in sorted(set(files) - KNOWN):
         raise BundleError(f"{path} holds {shown(name)}, which does not belong in a bundle.")
     listed = set(manifest.files) | {MANIFEST}
-    engine = next((key for key, each in ENGINES.items() if each.files[0] in files), "onnx")
+    engine = _engine_of(files)
     required = REQUIRED | set(ENGINES[engine].files)
-    for name in sorted(GRAPH_FILES & set(files) - required):
+    for name in sorted(GRAPH_FILES & set(files) - required - set(ENGINES[engine].may_hold)):
         raise BundleError(f"{path} holds {shown(name)} beside the graph of engine {engine}.")
     for name in sorted((required | listed) - set(files)):
         raise BundleError(f"{path} lacks {shown(name)}; build the bundle again.")

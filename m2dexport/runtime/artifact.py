@@ -4,6 +4,7 @@
 
     model.onnx      int64 (batch, sequence) input_ids and attention_mask -> sentence_embedding;
                     model.xml and model.bin, the same as an OpenVINO IR, where that is the engine
+    engine.toml     of TensorRT: how an engine is made of the graph; model.engine, if one was built
     tokenizer.json  truncates at the model's maximum length, does not pad
     ranges.json     the frozen ranges, of int8 and int4 vectors only
     artifact.json   the specification below
@@ -36,9 +37,11 @@ from m2dexport.strict import (
 )
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE, Ranges, ranges_from_json, require_codec
 
-FORMAT = 3
+FORMAT = 4
 #: The names that a graph's files have, of all engines.
-GRAPH_FILES = frozenset(name for engine in ENGINES.values() for name in engine.files)
+GRAPH_FILES = frozenset(
+    name for engine in ENGINES.values() for name in (*engine.files, *engine.may_hold)
+)
 TOKENIZER = "tokenizer.json"
 RANGES = "ranges.json"
 #: What an aligned artifact's provenance says of the full model: hashes, its depth, and what may be
@@ -116,6 +119,7 @@ class ArtifactSpec:
     space_id: SpaceId
     speaks: Spoken | None  # the space of another encoder that its vectors are in, too
     parity: dict[Name, float]  # measured against the torch original when it was built
+    checked_by: Name  # what ran it then: its engine, or the oracle where there was no GPU
     fitted_to: Sha256 | None  # of the texts that the weights were fitted to; None: to none
     kept_sha256: Sha256 | None  # of the weights that --max-drop kept in float32; None: of none
     clipping_rate: Share | None  # of held-out texts' values outside the ranges; None: none
@@ -196,12 +200,18 @@ def graph_files(folder: Path, engine: str) -> dict[str, Path | bytes]:
     Raises:
         UsageError: when one of them is missing.
     """
-    names = ENGINES[engine].files
+    names = graph_names(engine, folder)
     for name in names:
         require_part(folder, name)
     if sum((folder / name).stat().st_size for name in names) > GRAPH_LIMIT:
         return {name: folder / name for name in names}
     return {name: read_file(folder, name) for name in names}
+
+
+def graph_names(engine: str, folder: Path) -> list[str]:
+    """Return the names of the files of an artifact folder's graph."""
+    known = ENGINES[engine]
+    return [*known.files, *(name for name in known.may_hold if (folder / name).exists())]
 
 
 def require_part(folder: Path, name: str) -> None:

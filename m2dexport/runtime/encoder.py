@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from m2dexport.engines import ENGINES, Device, engine_runner, require_version
 from m2dexport.errors import BundleError, M2DError, UsageError, one_line
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
-from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
 from m2dexport.runtime.tokenizer import Tokens, load_tokenizer, require_room, tokenize
@@ -29,6 +28,9 @@ from m2dexport.vectors.codecs import (
     ranges_from_json,
 )
 from m2dexport.vectors.search import Codec
+
+#: What the folder of engines that were built here adds to the name of what they were built of.
+_ENGINES = ".engines"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,12 @@ class Encoder:
         self._session = self._engine.load(graph, device.or_else(spec.device), spec.isa)
         if _states(files) != states:
             raise M2DError("the graph changed while it was loaded; load it again.")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU, by an engine that was compiled for it."""
+        engine = ENGINES[self.spec.engine]
+        return engine.on_gpu and not self.describe()["engine"].startswith("onnxruntime")
 
     @property
     def codec(self) -> Codec:
@@ -186,30 +194,6 @@ class Encoder:
         return self.spec.prompts[name]
 
 
-def load(path: str | Path, device: Device = Device()) -> Encoder:
-    """Load a bundle (a .m2d archive) or an artifact folder.
-
-    Args:
-        path: the archive or the folder.
-        device: what to run it on; what it leaves open is as the artifact says.
-
-    Raises:
-        UsageError: when there is nothing there, or the folder is not an artifact.
-        BundleError: when the archive is damaged or does not match its checksums.
-
-    Example:
-        >>> load("edge.m2d").encode(["A man is playing a guitar."]).shape
-        (1, 128)
-    """
-    path = Path(path)
-    if path.is_dir():
-        spec = artifact.read_spec(path)
-        tokenizer_json = _decoded(artifact.read_file(path, artifact.TOKENIZER), path)
-        graph = artifact.graph_files(path, spec.engine)
-        return Encoder(spec, tokenizer_json, graph, device, artifact.read_ranges(path))
-    return encoder_from_files(open_bundle(path), path, device)
-
-
 def encoder_from_files(
     files: Mapping[str, bytes], path: Path, device: Device = Device()
 ) -> Encoder:
@@ -225,14 +209,31 @@ def encoder_from_files(
     """
     try:
         spec = artifact.spec_from_json(files[SPEC], SPEC)
-        tokenizer_json = _decoded(files[artifact.TOKENIZER], path)
-        graph = {name: files[name] for name in ENGINES[spec.engine].files}
+        tokenizer_json = decoded(files[artifact.TOKENIZER], path)
+        engine = ENGINES[spec.engine]
+        names = [*engine.files, *(name for name in engine.may_hold if name in files)]
+        graph = {name: files[name] for name in names}
         ranges = ranges_from_json(files[artifact.RANGES]) if artifact.RANGES in files else None
     except UsageError as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
-    return Encoder(spec, tokenizer_json, graph, device, ranges)
+    return Encoder(spec, tokenizer_json, graph, keeping_engines(path, spec, device), ranges)
+
+
+def keeping_engines(path: Path, spec: ArtifactSpec, device: Device) -> Device:
+    """Return a device that keeps the engines built for this machine's GPU, beside their origin.
+
+    Args:
+        path: the bundle or the artifact folder.
+        spec: its specification.
+        device: what to run it on; what it leaves open is as the artifact says.
+    """
+    device, engine = device.or_else(spec.device), ENGINES[spec.engine]
+    on_gpu = engine.on_gpu and (device.provider or engine.provider).startswith(engine.provider)
+    if not on_gpu or device.cache is not None:
+        return device
+    return replace(device, cache=path.with_name(f"{path.name}{_ENGINES}"))
 
 
 def _states(files: Sequence[Path | bytes]) -> list[tuple[int, ...]]:
@@ -241,7 +242,12 @@ def _states(files: Sequence[Path | bytes]) -> list[tuple[int, ...]]:
     return [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
-def _decoded(content: bytes, path: Path) -> str:
+def decoded(content: bytes, path: Path) -> str:
+    """Return the text of a tokenizer.json.
+
+    Raises:
+        BundleError: when it is not UTF-8.
+    """
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.errors import BundleError
+from m2dexport.engines import ENGINES
+from m2dexport.errors import BundleError, one_line
 from m2dexport.files import SPEC
 from m2dexport.runtime.archive import GOLDEN
 from m2dexport.runtime.artifact import ArtifactSpec
@@ -123,6 +125,33 @@ def compare(encoder: Encoder, golden: Sequence[Golden], metric: Metric) -> Compa
     return Comparison(value, None if is_float else min(equal))
 
 
+def require_golden(
+    encoder: Encoder, content: bytes, path: Path
+) -> tuple[list[Golden], Tolerance, Comparison]:
+    """Run the golden texts of a bundle, and refuse an encoder that does not give their vectors.
+
+    Args:
+        encoder: of the bundle.
+        content: of its golden.json.
+        path: the bundle, for messages.
+
+    Raises:
+        BundleError: when a text becomes other tokens here, or the vectors are off by more than the
+            tolerance.
+    """
+    rows, tolerance = golden_from_json(content, encoder.spec)
+    _require_ids(encoder, rows, path)
+    found = compare(encoder, rows, tolerance.metric)
+    if not tolerance.holds(found.worst):
+        reason = one_line(tolerance.reason)
+        raise BundleError(
+            f"{path} does not reproduce its golden vectors on this machine: {tolerance.metric} is "
+            f"{found.worst:.6g} where the limit is {tolerance.limit:g} ({reason}) Rebuild "
+            "the artifact for this device."
+        )
+    return rows, tolerance, found
+
+
 def golden_json(golden: Sequence[Golden], tolerance: Tolerance) -> bytes:
     """Return the content of golden.json."""
     content = asdict(_Stored(tolerance, list(golden)))
@@ -176,6 +205,15 @@ def _require_row(row: Golden, number: int, spec: ArtifactSpec) -> None:
         )
 
 
+def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: Path) -> None:
+    for row in rows:
+        if encoder.tokenize([row.text], prompt=row.prompt)[0] != row.ids:
+            raise BundleError(
+                f"{path}: {shown(row.text)} (prompt {shown(row.prompt)}) becomes other tokens on "
+                "this machine than where the bundle was made; install the same tokenizers version."
+            )
+
+
 def _runs(row: Golden) -> bool:
     return len(row.ids) <= RUN_TOKENS
 
@@ -208,7 +246,7 @@ def _long_texts(encoder: Encoder, prompt: str | None) -> list[str]:
 def _metric(spec: ArtifactSpec) -> Metric:
     if spec.vectors in ("ubinary", "binary"):
         return MIN_EQUAL_BITS
-    if spec.vectors != "float32" or _integer(spec):
+    if spec.vectors != "float32" or _integer(spec) or _narrow(spec):
         return MIN_COSINE
     return MAX_DIFFERENCE
 
@@ -217,22 +255,30 @@ def _integer(spec: ArtifactSpec) -> bool:
     return spec.weights.startswith("int")
 
 
+def _narrow(spec: ArtifactSpec) -> bool:
+    """Say whether the graph computes in 16 bits, and does not just store its weights in them."""
+    return ENGINES[spec.engine].on_gpu and spec.weights != "fp32"
+
+
 def _tolerance(spec: ArtifactSpec, metric: Metric, measured: float) -> Tolerance:
     """Return the limit, from what batches change and what threads and other CPUs add."""
     integer = _integer(spec)
+    coarse = integer or (_narrow(spec) and spec.weights == "bf16")
     why = "float sums are taken in another order by more threads and on other CPUs"
     if integer:
         why = f"integer weights: {why}, which moves activations to a neighbouring code"
+    if ENGINES[spec.engine].on_gpu:
+        why = f"measured by {spec.checked_by}; {why}, and on GPUs"
     if integer and spec.isa != "portable":
         why = f"{why}; made for {spec.isa}: CPUs without it use other, exact kernels"
     if metric == MAX_DIFFERENCE:
         return Tolerance(metric, 1e-4, f"{why}; vectors have length 1 and 7 stored decimals.")
     if metric == MIN_COSINE:
         # One code of int4 that falls on the other side of its border moves a short vector by .002.
-        margin = 0.005 if integer or spec.vectors == "int4" else 0.0005
+        margin = 0.005 if coarse or spec.vectors == "int4" else 0.0005
     else:
         # An angle whose cosine is 1 - 0.005 turns 3.2% of the signs.
-        margin = max(0.05 if integer else 0.01, 1.5 / spec.dim)
+        margin = max(0.05 if coarse else 0.01, 1.5 / spec.dim)
     reason = f"{measured:.6f} between batches of one text and more, less {margin:.4f}: {why}."
     return Tolerance(metric, max(_LOOSEST[metric], round(measured - margin, 6)), reason)
 

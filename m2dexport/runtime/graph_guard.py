@@ -56,8 +56,8 @@ Subtract Swish Tan Tanh Tile TopK Transpose Unsqueeze VariadicSplit
 """
 _ONNX, _OPENVINO = frozenset(_ONNX_NAMES.split()), frozenset(_OPENVINO_NAMES.split())
 _LEAST_INPUTS = {"Gather": 2, "MatMul": 2, "Range": 3, "Reshape": 2}
-_CONVERTS = frozenset({"Cast", "Convert"})
-_SAME = _CONVERTS | {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
+_CONVERTS = frozenset({"Cast", "Convert", "DequantizeLinear"})
+_SAME = {"Cast", "Convert", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 _IDS = "input_ids"
 
 
@@ -66,7 +66,8 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
 
     Args:
         engine: a key of ``ENGINES``.
-        files: the files that it names, or their content, in that order.
+        files: the files that it names, or their content, in that order; of ONNX, the first alone
+            is looked at.
 
     Raises:
         M2DError: naming what the graph holds.
@@ -81,7 +82,7 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
             content = openvino_content(*views)
             _require_operators(content, _OPENVINO)
         else:
-            content = onnx_content(*views)
+            content = onnx_content(views[0])
             _require_operators(content, _ONNX)
         require_sizes(content, stored.format)
     except UnsafeGraph as error:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from m2dexport.checkpoint.static import TABLE
-from m2dexport.engines import ENGINES
+from m2dexport.engines import ENGINES, Compilation
 from m2dexport.engines.numpy.table import table_bytes
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Isa, WeightPrecision
@@ -70,7 +70,7 @@ def quantize(
     return with_tables(model, weights)
 
 
-def files(model: ir.Model) -> dict[str, bytes]:
+def files(model: ir.Model, compilation: Compilation = Compilation()) -> dict[str, bytes]:
     """Return the engine's file of a graph, by name: its table."""
     (file,) = ENGINES["static"].files
     table: dict[str, NDArray[np.generic]] = {}

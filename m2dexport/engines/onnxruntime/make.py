@@ -7,7 +7,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from m2dexport.engines import ENGINES, Device
+from m2dexport.engines import ENGINES, Compilation, Device
 from m2dexport.engines.onnxruntime import run
 from m2dexport.graph.fuse import fuse_for_onnxruntime
 from m2dexport.graph.vector import serialize_graph
@@ -85,7 +85,7 @@ def quantize(
     return with_tables(model, weights)
 
 
-def files(model: ir.Model) -> dict[str, bytes]:
+def files(model: ir.Model, compilation: Compilation = Compilation()) -> dict[str, bytes]:
     """Return the engine's files of a graph, by name: the ONNX file."""
     (name,) = ENGINES["onnx"].files
     return {name: serialize_graph(model)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 import openvino as ov
 
-from m2dexport.engines import ENGINES
+from m2dexport.engines import ENGINES, Compilation
 from m2dexport.engines.onnxruntime.make import runner
 from m2dexport.engines.openvino.run import GROUP_SIZE, reason_of
 from m2dexport.errors import M2DError
@@ -65,7 +65,7 @@ def quantize(
     return with_tables(model, weights)
 
 
-def files(model: ir.Model) -> dict[str, bytes]:
+def files(model: ir.Model, compilation: Compilation = Compilation()) -> dict[str, bytes]:
     """Return the engine's files of a graph, by name: model.xml and model.bin."""
     return files_from_onnx(serialize_graph(model))
 

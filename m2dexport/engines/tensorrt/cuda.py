@@ -1,0 +1,147 @@
+"""The part of CUDA's runtime that is needed, by NVIDIA's own bindings (``cuda-bindings``)."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2dexport.errors import M2DError, MissingExtra, UsageError, one_line
+
+_NON_BLOCKING = 1  # cudaStreamNonBlocking
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine."""
+
+    index: int
+    name: str
+    capability: str  # compute capability, such as "8.9"
+    driver: int  # version of CUDA that the driver brings, such as 13000
+
+
+def require_gpu(index: int, engine: str) -> Gpu:
+    """Return a GPU of this machine and make it the current one.
+
+    Args:
+        index: its number, from 0.
+        engine: the engine that needs it, for messages.
+
+    Raises:
+        UsageError: when there is no such GPU, or no driver for it.
+        MissingExtra: when cuda-bindings is not installed.
+    """
+    cudart = _cudart(engine)
+    status, count = cudart.cudaGetDeviceCount()
+    if status != cudart.cudaError_t.cudaSuccess:
+        reason = one_line(cudart.cudaGetErrorString(status)[1].decode())
+        raise UsageError(
+            f"{engine} needs an NVIDIA GPU and its driver, and this machine has none that works "
+            f"({reason}); run it where one is, or pass --provider CPU, by which onnxruntime runs "
+            "the same graph."
+        )
+    if not 0 <= index < count:
+        raise UsageError(f"there is no GPU {index}; this machine has {count}, counted from 0.")
+    call(cudart.cudaSetDevice(index))
+    attribute = cudart.cudaDeviceAttr
+    major, minor = (
+        call(cudart.cudaDeviceGetAttribute(each, index))
+        for each in (
+            attribute.cudaDevAttrComputeCapabilityMajor,
+            attribute.cudaDevAttrComputeCapabilityMinor,
+        )
+    )
+    name = bytes(call(cudart.cudaGetDeviceProperties(index)).name).split(b"\0")[0].decode()
+    driver = call(cudart.cudaDriverGetVersion())
+    return Gpu(index, name, f"{major}.{minor}", int(driver))
+
+
+def call(answer: tuple[Any, ...]) -> Any:
+    """Return what a function of CUDA's runtime returned beside its status.
+
+    Raises:
+        M2DError: when it failed.
+    """
+    status, *values = answer
+    if int(status) != 0:
+        from cuda.bindings import runtime
+
+        reason = one_line(runtime.cudaGetErrorString(status)[1].decode())
+        raise M2DError(f"the GPU failed: {reason}.")
+    return values[0] if values else None
+
+
+class Stream:
+    """A stream of work, and the copies that are part of it."""
+
+    def __init__(self) -> None:
+        self._cudart = _cudart("tensorrt")
+        self.handle = call(self._cudart.cudaStreamCreateWithFlags(_NON_BLOCKING))
+
+    def upload(self, buffer: Buffer, size: int) -> None:
+        """Copy ``size`` bytes of a buffer to the GPU."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(self._copy(buffer.device, buffer.host.ctypes.data, size, kind))
+
+    def download(self, buffer: Buffer, size: int) -> None:
+        """Copy ``size`` bytes of a buffer from the GPU."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(self._copy(buffer.host.ctypes.data, buffer.device, size, kind))
+
+    def wait(self) -> None:
+        """Return when all work has been done."""
+        call(self._cudart.cudaStreamSynchronize(self.handle))
+
+    def begin_capture(self) -> None:
+        """Record what is put into the stream instead of doing it."""
+        mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call(self._cudart.cudaStreamBeginCapture(self.handle, mode))
+
+    def end_capture(self) -> Any:
+        """Return what was recorded, ready to be launched."""
+        graph = call(self._cudart.cudaStreamEndCapture(self.handle))
+        return call(self._cudart.cudaGraphInstantiate(graph, 0))
+
+    def launch(self, graph: Any) -> None:
+        """Do what ``end_capture`` returned."""
+        call(self._cudart.cudaGraphLaunch(graph, self.handle))
+
+    def _copy(self, target: Any, source: Any, size: int, kind: Any) -> tuple[Any, ...]:
+        answer: tuple[Any, ...] = self._cudart.cudaMemcpyAsync(
+            target, source, size, kind, self.handle
+        )
+        return answer
+
+
+class Buffer:
+    """Memory of the GPU and, in pinned memory of the host, its counterpart.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        cudart = _cudart("tensorrt")
+        self.size = size
+        self.device = int(call(cudart.cudaMalloc(size)))
+        self._pinned = int(call(cudart.cudaMallocHost(size)))
+        view = (ctypes.c_uint8 * size).from_address(self._pinned)
+        self.host: NDArray[np.uint8] = np.ctypeslib.as_array(view)
+
+    def free(self) -> None:
+        """Give the memory back; the buffer is of no use afterwards."""
+        cudart = _cudart("tensorrt")
+        call(cudart.cudaFree(self.device))
+        call(cudart.cudaFreeHost(self._pinned))
+
+
+def _cudart(engine: str) -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"The engine {engine}", "cuda-bindings", engine) from error
+    return runtime

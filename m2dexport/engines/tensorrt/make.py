@@ -1,0 +1,21 @@
+"""TensorRT: graphs made for it; what a build needs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from m2dexport.engines.tensorrt.graphs import (
+    compiled_files,
+    graph_files,
+    hide_keys_finitely,
+    quantized,
+    require_compilation_of,
+    requirements,
+)
+
+PRECISIONS = requirements("11.0")
+fuse = hide_keys_finitely
+quantize = partial(quantized, "tensorrt", PRECISIONS)
+files = partial(graph_files, "tensorrt")
+require_compilation = partial(require_compilation_of, "tensorrt")
+compiled = compiled_files
