@@ -74,7 +74,7 @@ def artifacts(
 def test_both_modules_have_the_functions_of_the_seam(engine: str) -> None:
     runner, maker = engine_runner(engine), engine_maker(engine)
     for module, names in (
-        (runner, ("load", "run", "describe")),
+        (runner, ("devices", "require_device", "load", "run", "describe")),
         (maker, ("fuse", "quantize", "files")),
     ):
         for name in names:
@@ -95,6 +95,15 @@ def test_files_are_those_of_the_table_and_the_same_every_time(engine: str) -> No
     first, second = (engine_maker(engine).files(graph(engine)) for _ in range(2))
     assert tuple(first) == ENGINES[engine].files
     assert first == second
+
+
+def test_an_engine_takes_the_providers_that_it_offers_and_no_other(engine: str) -> None:
+    runner = engine_runner(engine)
+    assert runner.devices()
+    for provider in runner.devices():
+        assert runner.require_device(Device(provider)) == provider
+    with pytest.raises(UsageError, match="ABACUS"):
+        runner.require_device(Device("ABACUS"))
 
 
 def test_a_graph_runs_from_files_as_from_their_content(engine: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 ``run.py`` is what a device needs:
 
+* ``devices()``: the providers that this machine offers, as a device names them;
 * ``require_device(device)``: what it would run on, refused where this machine does not have it;
 * ``load(files, device, isa)``: the files of a graph, by name -> a session;
 * ``run(session, input_ids, attention_mask)``: int64 (batch, sequence) -> the graph's outputs;
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +40,9 @@ class Engine:
     #: Of that file: ONNX, OpenVINO's intermediate representation, or a table of token vectors.
     format: Literal["onnx", "ir", "table"]
     provider: str  # that runs it unless a device says otherwise
+    #: That computes the same on any machine, to measure and check on where this machine lacks the
+    #: device; None: nothing does.
+    oracle: str | None = None
 
     @property
     def encodes(self) -> bool:
@@ -138,10 +143,16 @@ def require_version(name: str, oldest: str) -> None:
         M2DError: when the installed version is older.
     """
     package, installed = engine_version(name)
-    needed = tuple(int(part) for part in oldest.split("."))
-    found = tuple(int(part) for part in installed.split(".")[: len(needed)])
-    if found < needed:
+    if is_older(installed, oldest):
         raise M2DError(
             f"the graph needs {package} {oldest} or newer and {installed} is installed; "
             f"upgrade {package}, or build with other weights, such as int8."
         )
+
+
+def is_older(installed: str, oldest: str) -> bool:
+    """Say whether a version, such as "2.13.0+cpu", is older than another, such as "2.8"."""
+    needed = [int(part) for part in oldest.split(".")]
+    release = re.match(r"[\d.]*", installed)
+    found = [int(part) for part in release[0].split(".") if part] if release else []
+    return found[: len(needed)] < needed
