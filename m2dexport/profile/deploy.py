@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2dexport.align.texts import sha256_of_texts, texts_or_shipped
@@ -14,10 +14,10 @@ from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
-from m2dexport.files import require_file, scratch_folder
+from m2dexport.files import SPEC, require_file, scratch_folder
 from m2dexport.precisions import BitOrder, WeightPrecision
 from m2dexport.profile.schema import Cell, Profile
-from m2dexport.runtime.artifact import Loss
+from m2dexport.runtime.artifact import Loss, read_spec
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
 from m2dexport.runtime.index import Index
 
@@ -69,6 +69,8 @@ class Deployment:
     align_texts: Iterable[str] | None = None  # likewise, of aligned cells
     bit_order: BitOrder = "big"  # where the first dim of a packed byte goes
     index: Index | None = None  # what wrote the index that the bundle is to query
+    device: Device | None = None  # what the bundle runs on; None: what the cell was measured on
+    checked_on: Device | None = None  # where this machine lacks that: the engine's oracle
 
 
 def bundle_cell(
@@ -82,8 +84,9 @@ def bundle_cell(
 ) -> BundleInfo:
     """Build the artifact of one cell of a profile as it was measured, and pack it.
 
-    Engine, device, precisions and the processors that int8 is made for are the cell's. A bundle
-    that speaks the full model's space carries the loss that the profile measured there.
+    Engine, precisions and the processors that int8 is made for are the cell's, and so is the device
+    unless the deployment names another. A bundle that speaks the full model's space carries the
+    loss that the profile measured there.
 
     Args:
         profile: the profile.
@@ -101,9 +104,28 @@ def bundle_cell(
     require_file(Path(out), force=force)
     cell = profile.cell(cell_id)
     _require_texts(profile, cell, deployment)
-    recipe = Recipe(
+    device = deployment.device or _device_of(cell)
+    recipe = _recipe(profile, cell, deployment)
+    with scratch_folder() as scratch:
+        folder = scratch / "artifact"
+        if cell.align == "full":
+            build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
+        else:
+            build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
+        if recipe.device != device:
+            spec = replace(read_spec(folder), device=device)
+            (folder / SPEC).write_text(spec.to_json(), encoding="utf-8")
+        return write_bundle(folder, out, recipe.device, force=force)
+
+
+def _device_of(cell: Cell) -> Device:
+    return Device(cell.device.provider, cell.device.threads, cell.device.spin)
+
+
+def _recipe(profile: Profile, cell: Cell, deployment: Deployment) -> Recipe:
+    return Recipe(
         engine=cell.engine,
-        device=Device(cell.device.provider, cell.device.threads, cell.device.spin),
+        device=deployment.checked_on or deployment.device or _device_of(cell),
         weights=cell.weights,
         isa=cell.isa,
         vectors=cell.vectors,
@@ -114,13 +136,6 @@ def bundle_cell(
         index=deployment.index,
         losses=_losses(profile, cell),
     )
-    with scratch_folder() as scratch:
-        folder = scratch / "artifact"
-        if cell.align == "full":
-            build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
-        else:
-            build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
-        return write_bundle(folder, out, force=force)
 
 
 def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None:

@@ -104,7 +104,9 @@ class ArtifactReport:
         )
 
 
-def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) -> BundleInfo:
+def write_bundle(
+    folder: str | Path, out: str | Path, device: Device = Device(), *, force: bool = False
+) -> BundleInfo:
     """Pack an artifact folder into one file and verify it; the same inputs give the same bytes.
 
     The golden vectors are what the artifact itself gives, with one thread, on this machine:
@@ -113,6 +115,7 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     Args:
         folder: an artifact folder, as ``build`` makes it.
         out: the file to write, usually named ``*.m2d``.
+        device: what to run it on here; what it leaves open is as the artifact says.
         force: whether a file that is there is replaced.
 
     Raises:
@@ -127,7 +130,7 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     require_file(out, force=force)
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
-    device = replace(spec.device, threads=1)
+    device = replace(device.or_else(spec.device), threads=1)
     encoder = encoder_from_files(files, folder, device)
     files[GOLDEN] = golden.golden_json(*golden.golden_of(encoder))
     licenses = {
