@@ -10,7 +10,7 @@ from pathlib import Path
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import calibration_texts
 from m2dexport.engines import ENGINES, Device, engine_runner
-from m2dexport.errors import BundleError, M2DError, UsageError
+from m2dexport.errors import M2DError, UsageError
 from m2dexport.files import require_file
 from m2dexport.profile.deploy import Deployment, bundle_cell
 from m2dexport.profile.plan import Plan, plan_for
@@ -148,8 +148,8 @@ def _named(targets: Sequence[str | Path]) -> dict[str, Target]:
 
 def _outcome(target: Target, outcome: Outcome, work: _Work, *, force: bool) -> Outcome:
     """Return an outcome with all that is reached, and the failure that ended it."""
-    plan = plan_for(work.checkpoint, target)
     try:
+        plan = plan_for(work.checkpoint, target)
         here = measurable_here(plan.engine, plan.device)
         outcome = replace(outcome, lacks=here.lacks)
         profile = _given(target, outcome.target, work.basis)
@@ -219,10 +219,10 @@ def _verified(path: Path, device: Device) -> VerifyReport:
     """Verify a bundle on all its threads; one that fails is removed.
 
     Raises:
-        BundleError: when it does not reproduce its golden texts.
+        M2DError: when it does not run, or reproduce its golden texts.
     """
     try:
         return verify_bundle(path, device)
-    except BundleError:
+    except M2DError:
         path.unlink()
         raise
