@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from m2dexport.errors import M2DError
     from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
     from m2dexport.profile.plan import Plan
+    from m2dexport.profile.release import Basis, build_for_targets
     from m2dexport.profile.schema import read_profile, write_profile
     from m2dexport.profile.select import select_cell
     from m2dexport.profile.sweep import profile_checkpoint
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Basis",
     "Budget",
     "Checkpoint",
     "Cut",
@@ -45,6 +47,7 @@ __all__ = [
     "Recipe",
     "build_aligned",
     "build_artifact",
+    "build_for_targets",
     "bundle_cell",
     "load",
     "load_task",
@@ -71,6 +74,7 @@ _MODULES = {
     "profile.deploy": ("Deployment", "bundle_cell", "open_profiled"),
     "profile.schema": ("read_profile", "write_profile"),
     "profile.plan": ("Plan",),
+    "profile.release": ("Basis", "build_for_targets"),
     "profile.select": ("select_cell",),
     "profile.sweep": ("profile_checkpoint",),
     "profile.target": ("Budget",),

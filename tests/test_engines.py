@@ -26,10 +26,10 @@ from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.engines import (
     ENGINES,
     Device,
-    checking_device,
     engine_maker,
     engine_runner,
     engine_version,
+    here,
     require_version,
 )
 from m2dexport.errors import M2DError, MissingExtra, UsageError
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.parametrize("engine", INSTALLED)
 
 def device(engine: str, threads: int = 1) -> Device:
     """Return what the engine's graphs are checked on here: the oracle, where there is no GPU."""
-    return checking_device(engine, Device(threads=threads))
+    return here(engine, Device(threads=threads)).device
 
 
 def graph(engine: str) -> ir.Model:
@@ -84,7 +84,7 @@ def artifacts(
 def test_both_modules_have_the_functions_of_the_seam(engine: str) -> None:
     runner, maker = engine_runner(engine), engine_maker(engine)
     for module, names in (
-        (runner, ("load", "run", "describe")),
+        (runner, ("devices", "require_device", "load", "run", "describe")),
         (maker, ("fuse", "quantize", "files")),
     ):
         for name in names:
@@ -105,6 +105,15 @@ def test_files_are_those_of_the_table_and_the_same_every_time(engine: str) -> No
     first, second = (engine_maker(engine).files(graph(engine)) for _ in range(2))
     assert tuple(first) == ENGINES[engine].files
     assert first == second
+
+
+def test_an_engine_takes_the_providers_that_it_offers_and_no_other(engine: str) -> None:
+    runner = engine_runner(engine)
+    assert runner.devices()
+    for provider in runner.devices():
+        assert runner.require_device(Device(provider)) == provider
+    with pytest.raises(UsageError, match="ABACUS"):
+        runner.require_device(Device("ABACUS"))
 
 
 def test_a_graph_runs_from_files_as_from_their_content(engine: str, tmp_path: Path) -> None:

@@ -101,6 +101,18 @@ def test_a_device_verifies_and_encodes(device) -> None:
     assert [len(json.loads(line)["vector"]) for line in encoded.stdout.splitlines()] == [12, 12]
 
 
+def test_doctor_says_what_a_device_has_and_the_install_lines_of_what_it_lacks(device) -> None:
+    ran = device.m2dexport("doctor")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert re.search(r"^onnx +onnxruntime [\d.]+ \(needs 1\.17 or newer\): ", ran.stdout, re.M)
+    assert 'needs the openvino package; run: pip install "m2dexport[openvino]".' in " ".join(
+        ran.stdout.split()
+    )
+    assert re.search(r"^\[export\] .* missing: .*torch", ran.stdout, re.M | re.S)
+    assert 'pip install "m2dexport[export]"' in ran.stdout
+    assert max(map(len, ran.stdout.splitlines())) <= 80
+
+
 def test_a_device_imports_only_what_the_base_install_names(device) -> None:
     named = {re.split(r"[^\w-]", text)[0] for text in PROJECT["dependencies"]}
     assert named | {"m2dexport"} == DISTRIBUTIONS
@@ -153,7 +165,7 @@ def test_a_name_that_needs_the_toolchain_says_its_install_line(device) -> None:
 
 
 def test_every_command_works_on_a_device_or_is_known_to_need_the_toolchain() -> None:
-    assert set(cli.commands) == {*NEED_THE_TOOLCHAIN, "verify", "encode"}
+    assert set(cli.commands) == {*NEED_THE_TOOLCHAIN, "verify", "encode", "doctor"}
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])

@@ -22,6 +22,7 @@ ORDER = (
     "progress",
     "precisions",
     "cores",
+    "processor",
     "batches",
     "strict",
     "data",

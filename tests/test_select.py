@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ from tiny_profile import cell, profile
 
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.profile.schema import Cell, Profile, write_profile
-from m2dexport.profile.select import frontier, require_measured_for, select_cell
-from m2dexport.profile.target import Budget, load_target
+from m2dexport.profile.select import (
+    frontier,
+    measured_otherwise,
+    require_measured_for,
+    select_cell,
+)
+from m2dexport.profile.target import Budget, Target, load_target
 
 
 def test_the_best_cell_within_the_limits_is_selected_and_the_binding_limit_named() -> None:
@@ -105,6 +111,46 @@ def test_a_target_of_another_engine_or_provider_is_refused_and_of_other_threads_
             require_measured_for(measured, load_target(name))
     with pytest.warns(UserWarning, match="measured with 2 threads, and the target has 1"):
         require_measured_for(measured, load_target("browser"))
+
+
+def asked(folder: Path, text: str) -> Target:
+    """Return a target of onnx on the CPU with more keys."""
+    path = folder / "mine.toml"
+    path.write_text(f'description = "x"\nengine = "onnx"\n{text}\n')
+    return load_target(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", None),
+        ("threads = 2", None),
+        ("threads = 3", "measured with 2 threads, and the target has 3"),
+        ("spin = true", "measured with spin=false, and the target has spin=true"),
+        ('isa = "vnni"', "int8 weights of isa=portable, and the target asks for isa=vnni"),
+        ('provider = "ABACUS"', "with onnx on CPUExecutionProvider, .* runs onnx on ABACUS"),
+    ],
+)
+def test_how_a_profile_was_measured_otherwise_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str | None
+) -> None:
+    monkeypatch.setattr("m2dexport.profile.select.threads_for", lambda threads: threads)
+    found = measured_otherwise(profile(cell(), cell(weights="int8")), asked(tmp_path, text))
+    assert found is None if reason is None else re.search(reason, found or "")
+
+
+def test_fewer_threads_are_those_of_a_target_that_asks_for_more_than_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2dexport.profile.select.threads_for", lambda threads: min(threads, 2))
+    assert measured_otherwise(profile(cell()), asked(tmp_path, "threads = 64")) is None
+
+
+def test_int8_weights_for_other_processors_are_refused(tmp_path: Path) -> None:
+    target = asked(tmp_path, 'isa = "vnni"')
+    with pytest.raises(UsageError, match="isa=vnni; profile with that target first"):
+        require_measured_for(profile(cell(), cell(weights="int8")), target)
+    require_measured_for(profile(cell(), cell(0, weights="int8", align="full")), target)
 
 
 INDEX = cell(6, vectors="int8", p50_ms=6.0).model_copy(

@@ -13,8 +13,8 @@ from m2dexport.engines import (
     ENGINES,
     Compilation,
     Device,
-    checking_device,
     engine_maker,
+    here,
 )
 from m2dexport.errors import UsageError
 from m2dexport.precisions import (
@@ -76,7 +76,7 @@ class Recipe:
             threads: of the sessions; None: those of the device.
         """
         device = replace(self.device, threads=threads) if threads else self.device
-        return checking_device(self.engine, device)
+        return here(self.engine, device).device
 
     def texts(self) -> Sequence[str]:
         """Return the calibration texts."""

@@ -24,13 +24,28 @@ from m2dexport.cli.options import (
     recipe_options,
     texts_to_align,
 )
+from m2dexport.cli.release import build_bundles, report_outcomes, require_options_of_budget
 from m2dexport.engines import DEFAULT_ENGINE, ENGINES, STATIC_ENGINE
+from m2dexport.errors import UsageError
 
 if TYPE_CHECKING:
     from m2dexport.build.build import Artifact
 
 
 @cli.command()
+@click.option(
+    "--profile",
+    type=PATH,
+    metavar="PROFILE.JSON",
+    help="With --budget: choose from it where it was measured for the target.  [default: measure]",
+)
+@click.option(
+    "--budget",
+    metavar="NAME|FILE",
+    multiple=True,
+    help="A target: choose the best cell within its budget, build it, and bundle it as NAME.m2d; "
+    "may be repeated.",
+)
 @model_options
 @click.option(
     "--layers", type=int, help="Depth to keep; 0 is a static model, always aligned.  [default: all]"
@@ -47,21 +62,27 @@ if TYPE_CHECKING:
 @compilation_options
 @align_options
 @index_option
-@click.option("--out", type=PATH, required=True, help="Artifact folder to write.")
+@click.option(
+    "--out",
+    type=PATH,
+    help="Artifact folder to write; with --budget, folder of bundles.  [default of that: dist]",
+)
 @force_option
 @json_option
+@click.pass_context
 def build(
-    model: str | None,
-    layers: int | None,
-    dim: int | None,
-    out: Path,
+    context: click.Context,
+    /,
+    budget: tuple[str, ...],
+    out: Path | None,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Build an artifact: one graph from token ids to the vector.
 
-    Its vectors are checked against those of the torch original.
+    Its vectors are checked against those of the torch original. With --budget, build and verify
+    the best bundle for each target, in one call.
 
     \b
     Examples:
@@ -69,10 +90,27 @@ def build(
       m2dexport build --weights int4-weight-only --max-drop 0.5 --out artifact
       m2dexport build --engine tensorrt-rtx --gpu 8.9,12.0 --out artifact
       m2dexport build --layers 1 --align --vectors int8 --index index.m2d --out query
+      m2dexport build --budget edge-cpu --budget browser --profile profile/profile.json
     """
+    if budget:
+        require_options_of_budget(context)
+        outcomes = build_bundles(budget, out or Path("dist"), options, force=force)
+        report_outcomes(outcomes, as_json=as_json)
+        return
+    if options.pop("profile") is not None:
+        raise UsageError("--profile goes with --budget, which names the target to choose for.")
+    if out is None:
+        raise UsageError("no output is named; name the artifact folder with --out.")
+    artifact = _build(out, options, force=force)
+    _print_artifact(artifact, "torch", as_json)
+
+
+def _build(out: Path, options: dict[str, Any], *, force: bool) -> Artifact:
+    """Build the artifact that the options of ``build`` describe."""
     from m2dexport.build.aligned import build_aligned
     from m2dexport.build.build import build_artifact
 
+    model, layers, dim = (options.pop(name) for name in ("model", "layers", "dim"))
     align, align_texts = options.pop("align"), options.pop("align_texts")
     engine, weights = options.pop("engine"), options["weights"]
     recipe = recipe_of(options)
@@ -84,13 +122,8 @@ def build(
     weights = weights or ENGINES[engine].weights
     recipe = replace(recipe, engine=engine, weights=weights, align_texts=texts)
     with busy("Building") as on_progress:
-        if texts is None:
-            artifact = build_artifact(
-                checkpoint, layers, dim, out, recipe, on_progress, force=force
-            )
-        else:
-            artifact = build_aligned(checkpoint, layers, dim, out, recipe, on_progress, force=force)
-    _print_artifact(artifact, "torch", as_json)
+        make = build_artifact if texts is None else build_aligned
+        return make(checkpoint, layers, dim, out, recipe, on_progress, force=force)
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from m2dexport.errors import M2DError, missing_toolchain, one_line
 #: The commands, in the order of work.
 _ORDER = (
     *("inspect", "slice", "build", "quantize", "profile", "select"),
-    *("bundle", "verify", "encode"),
+    *("bundle", "verify", "encode", "doctor"),
 )
 #: What is typed out of habit -> the command that does it.
 _HABITS = {
@@ -28,6 +28,9 @@ _HABITS = {
     "check": "verify",
     "embed": "encode",
     "run": "encode",
+    "release": "build",
+    "diagnose": "doctor",
+    "env": "doctor",
 }
 _LONGEST_MESSAGE = 2000  # characters
 

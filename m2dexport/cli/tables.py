@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from m2dexport.build.mixed import Mixture
     from m2dexport.checkpoint.open import Checkpoint
     from m2dexport.checkpoint.sizes import DepthSize
+    from m2dexport.profile.release import Outcome
     from m2dexport.profile.schema import Cell, Profile
     from m2dexport.profile.select import Selection
 
@@ -169,6 +170,37 @@ def print_selection(selection: Selection, profile_path: Path) -> None:
     )
 
 
+def print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Print a row per target, and what its bundle was found to be; failures are errors."""
+    metrics = {each.selection.metric for each in outcomes if each.selection}
+    quality = metrics.pop() if len(metrics) == 1 else "quality"
+    table = _table("target", "cell", quality, "p50 ms", "p95 ms", "MB", "B/vector", "binds")
+    for each in outcomes:
+        if each.report is None or each.selection is None:
+            table.add_row(each.target, "failed", *("-" for _ in table.columns[2:]))
+            continue
+        cell = each.selection.cell
+        timed = each.lacks is None or not each.measured  # on the target's device
+        table.add_row(
+            each.target,
+            cell.id,
+            f"{each.selection.points:.2f}",
+            *(f"{ms:.2f}" if timed else "-" for ms in (cell.p50_ms, cell.p95_ms)),
+            f"{cell.size_bytes / 1e6:.1f}",
+            str(cell.bytes_per_vector),
+            each.selection.binding or "-",
+        )
+    console = _console()
+    console.print(table)
+    for each in outcomes:
+        if each.report is not None:
+            console.print(each.report.sentence(), markup=False, soft_wrap=True)
+        if each.lacks is not None and each.report is not None:
+            what = ", ".join(each.unchecked) or "its device"
+            said = f"{each.target}: not checked here: {what}, since {each.lacks}"
+            console.print(said, markup=False, soft_wrap=True)
+
+
 def _encoder_table(selection: Selection) -> Table:
     """Return the query encoders of an index of which none is both slower and worse."""
     table = _table("query encoder", f"its {selection.metric}", "loss", "p50 ms", "p95 ms", "MB")
@@ -209,7 +241,8 @@ def print_mixture(mixture: Mixture, weights: str) -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 or column == "flags" else "right")
+        words = index == 0 or column in ("cell", "binds", "flags")
+        table.add_column(column, justify="left" if words else "right")
     return table
 
 

@@ -2,6 +2,7 @@
 
 ``run.py`` is what a device needs:
 
+* ``devices()``: the providers that this machine offers, as a device names them;
 * ``require_device(device)``: what it would run on, refused where this machine does not have it;
 * ``load(files, device, isa)``: the files of a graph, by name -> a session;
 * ``run(session, input_ids, attention_mask)``: int64 (batch, sequence) -> the graph's outputs;
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,23 +163,31 @@ def _module(name: str, part: str) -> ModuleType:
         raise MissingExtra(f"The engine {name}", engine.package, extra) from error
 
 
-def checking_device(name: str, device: Device) -> Device:
-    """Return what an artifact is checked on: its device, or the oracle where there is no GPU.
+@dataclass(frozen=True)
+class Here:
+    """What graphs for a device run on, on this machine."""
+
+    device: Device
+    lacks: str | None = None  # why that is the engine's oracle, and not the device
+
+
+def here(name: str, device: Device) -> Here:
+    """Return what graphs for a device run on here: that device, or the engine's oracle.
 
     Who names a provider gets that one or an error.
 
     Raises:
-        UsageError: when this machine lacks the device and the engine has no oracle.
+        UsageError: when this machine lacks the device, and the engine has no oracle.
         MissingExtra: when the engine is not installed.
     """
     oracle, runner = engine_of(name).oracle, engine_runner(name)
     try:
         runner.require_device(device)
-    except (UsageError, MissingExtra):
+    except (UsageError, MissingExtra) as error:
         if oracle is None or device.provider is not None:
             raise
-        return replace(device, provider=oracle, cache=None)
-    return device
+        return Here(replace(device, provider=oracle, cache=None), str(error))
+    return Here(device)
 
 
 def file_view(file: Path | bytes) -> memoryview:
@@ -208,10 +218,16 @@ def require_version(name: str, oldest: str) -> None:
         M2DError: when the installed version is older.
     """
     package, installed = engine_version(name)
-    needed = tuple(int(part) for part in oldest.split("."))
-    found = tuple(int(part) for part in installed.split(".")[: len(needed)])
-    if found < needed:
+    if is_older(installed, oldest):
         raise M2DError(
             f"the graph needs {package} {oldest} or newer and {installed} is installed; "
             f"upgrade {package}, or build with other weights, such as int8."
         )
+
+
+def is_older(installed: str, oldest: str) -> bool:
+    """Say whether a version, such as "2.13.0+cpu", is older than another, such as "2.8"."""
+    needed = [int(part) for part in oldest.split(".")]
+    release = re.match(r"[\d.]*", installed)
+    found = [int(part) for part in release[0].split(".") if part] if release else []
+    return found[: len(needed)] < needed

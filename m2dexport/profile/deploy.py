@@ -70,6 +70,7 @@ class Deployment:
     bit_order: BitOrder = "big"  # where the first dim of a packed byte goes
     index: Index | None = None  # what wrote the index that the bundle is to query
     compilation: Compilation = Compilation()  # of an engine for a GPU; no shapes: the profile's
+    device: Device | None = None  # what the bundle runs on; None: what the cell was measured on
 
 
 def bundle_cell(
@@ -83,7 +84,9 @@ def bundle_cell(
 ) -> BundleInfo:
     """Build the artifact of one cell of a profile as it was measured, and pack it.
 
-    All but bit order and index is the cell's, and so is what its queries lose on that index.
+    Engine, precisions and the processors that int8 is made for are the cell's, and so is the device
+    unless the deployment names another. A bundle that speaks the full model's space carries the
+    loss that the profile measured there.
 
     Args:
         profile: the profile.
@@ -101,9 +104,24 @@ def bundle_cell(
     require_file(Path(out), force=force)
     cell = profile.cell(cell_id)
     _require_texts(profile, cell, deployment)
-    recipe = Recipe(
+    recipe = _recipe(profile, cell, deployment)
+    with scratch_folder() as scratch:
+        folder = scratch / "artifact"
+        if cell.align == "full":
+            build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
+        else:
+            build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
+        return write_bundle(folder, out, force=force)
+
+
+def _device_of(cell: Cell) -> Device:
+    return Device(cell.device.provider, cell.device.threads, cell.device.spin)
+
+
+def _recipe(profile: Profile, cell: Cell, deployment: Deployment) -> Recipe:
+    return Recipe(
         engine=cell.engine,
-        device=Device(cell.device.provider, cell.device.threads, cell.device.spin),
+        device=deployment.device or _device_of(cell),
         weights=cell.weights,
         isa=cell.isa,
         vectors=cell.vectors,
@@ -115,13 +133,6 @@ def bundle_cell(
         losses=_losses(profile, cell),
         compilation=_compilation(cell, deployment.compilation),
     )
-    with scratch_folder() as scratch:
-        folder = scratch / "artifact"
-        if cell.align == "full":
-            build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
-        else:
-            build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
-        return write_bundle(folder, out, force=force)
 
 
 def _compilation(cell: Cell, named: Compilation) -> Compilation:
@@ -129,7 +140,7 @@ def _compilation(cell: Cell, named: Compilation) -> Compilation:
     if not ENGINES[cell.engine].on_gpu:
         return Compilation()
     shapes = tuple((point.batch, point.sequence) for point in cell.latency)
-    return replace(named, shapes=named.shapes or shapes)
+    return replace(named, shapes=shapes or named.shapes)
 
 
 def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None:

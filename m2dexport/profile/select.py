@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from m2dexport.cores import threads_for
 from m2dexport.engines import ENGINES
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.profile.schema import Cell, Profile
@@ -78,21 +79,61 @@ def require_measured_for(profile: Profile, target: Target) -> None:
     """Refuse to choose for a target that a profile was not measured for; warn of other threads.
 
     Raises:
-        UsageError: when the profile's engine or provider is not the target's.
+        UsageError: when the profile's engine, provider or isa is not the target's.
     """
+    reason = _other_engine(profile, target) or _other_isa(profile, target)
+    if reason is not None:
+        raise UsageError(f"{reason}; profile with that target first.")
+    reason = _other_threads(profile, target)
+    if reason is not None:
+        warnings.warn(f"{reason}.", stacklevel=2)
+
+
+def measured_otherwise(profile: Profile, target: Target) -> str | None:
+    """Return how a profile's engine, device or isa differs from a target's; None: it does not."""
+    return (
+        _other_engine(profile, target)
+        or _other_isa(profile, target)
+        or _other_threads(profile, target)
+    )
+
+
+def _other_engine(profile: Profile, target: Target) -> str | None:
     cell = profile.cell(profile.reference)
     provider = target.provider or ENGINES[target.engine].provider
-    if (cell.engine, cell.device.provider) != (target.engine, provider):
-        raise UsageError(
-            f"the profile was measured with {cell.engine} on {cell.device.provider}, and the "
-            f"target runs {target.engine} on {provider}; profile with that target first."
+    if (cell.engine, cell.device.provider) == (target.engine, provider):
+        return None
+    return (
+        f"the profile was measured with {cell.engine} on {cell.device.provider}, and the target "
+        f"runs {target.engine} on {provider}"
+    )
+
+
+def _other_isa(profile: Profile, target: Target) -> str | None:
+    made_for = {cell.isa for cell in profile.cells if cell.weights == "int8" and cell.layers > 0}
+    if made_for <= {target.isa}:
+        return None
+    return (
+        f"the profile has int8 weights of isa={', '.join(sorted(made_for))}, and the target asks "
+        f"for isa={target.isa}"
+    )
+
+
+def _other_threads(profile: Profile, target: Target) -> str | None:
+    device = profile.cell(profile.reference).device
+    # Where there are fewer cores, a target is measured with as many threads as those.
+    if target.threads is not None and device.threads not in (
+        target.threads,
+        threads_for(target.threads),
+    ):
+        return (
+            f"the profile was measured with {device.threads} threads, and the target has "
+            f"{target.threads}"
         )
-    if target.threads not in (None, cell.device.threads):
-        warnings.warn(
-            f"the profile was measured with {cell.device.threads} threads, and the target has "
-            f"{target.threads}.",
-            stacklevel=2,
-        )
+    if device.spin != target.spin:
+        kinds = [f"spin={str(spin).lower()}" for spin in (device.spin, target.spin)]
+        return f"the profile was measured with {kinds[0]}, and the target has {kinds[1]}"
+    return None
 
 
 def select_cell(profile: Profile, budget: Budget, index: str | None = None) -> Selection:

@@ -73,6 +73,10 @@ class Budget(_Table):
     min_quality: float | None = Field(None, strict=True, ge=0, le=100, description="points")
     metric: str = MEAN
 
+    def limits(self) -> dict[str, float]:
+        """Return the limits that count, by key."""
+        return {key: value for key, value in self if key != "metric" and value is not None}
+
 
 class Grid(_Table):
     """The cells to profile; None takes the default."""
@@ -148,8 +152,7 @@ def budget_from(target: str | Path | None, *, unlimited: bool = False, **limits:
     base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
     budget: Budget = _validated(Budget, {**base, **given}, "the budget")
-    limited = any(value is not None for key, value in budget if key != "metric")
-    if not limited and not unlimited:
+    if not budget.limits() and not unlimited:
         raise UsageError("no limit is given; pass --target or a limit such as --p95-ms 5.")
     return budget
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.engines import ENGINES, Device, checking_device
+from m2dexport.engines import ENGINES, Device, here
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC, atomic_file, license_files, require_file
 from m2dexport.runtime import artifact, golden
@@ -126,7 +126,7 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     require_file(out, force=force)
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
-    device = checking_device(spec.engine, replace(spec.device, threads=1))
+    device = here(spec.engine, replace(spec.device, threads=1)).device
     encoder = encoder_from_files(files, folder, device)
     files[GOLDEN] = golden.golden_json(*golden.golden_of(encoder))
     licenses = {

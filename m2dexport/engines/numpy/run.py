@@ -21,6 +21,11 @@ from m2dexport.vectors.codecs import normalize
 _ENGINE = ENGINES["static"]
 
 
+def devices() -> tuple[str, ...]:
+    """Return "CPU", which is all that numpy runs on."""
+    return (_ENGINE.provider,)
+
+
 def require_device(device: Device) -> str:
     """Return "CPU".
 

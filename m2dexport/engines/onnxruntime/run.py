@@ -25,6 +25,11 @@ _PRODUCT = bytes.fromhex(
 )
 
 
+def devices() -> tuple[str, ...]:
+    """Return the execution providers of this build of onnxruntime."""
+    return tuple(ort.get_available_providers())
+
+
 def require_device(device: Device) -> str:
     """Return the execution provider of a device.
 
@@ -32,11 +37,8 @@ def require_device(device: Device) -> str:
         UsageError: when it is not in this build of onnxruntime, or the device has a cache.
     """
     provider = device.provider or _ENGINE.provider
-    if provider not in ort.get_available_providers():
-        raise UsageError(
-            f"{provider} is not in this onnxruntime; it has "
-            f"{', '.join(ort.get_available_providers())}."
-        )
+    if provider not in devices():
+        raise UsageError(f"{provider} is not in this onnxruntime; it has {', '.join(devices())}.")
     if device.cache is not None:
         raise UsageError("onnxruntime compiles nothing that a cache could keep; leave it out.")
     return provider

@@ -33,6 +33,11 @@ class Session:
     requests: threading.local = field(default_factory=threading.local)
 
 
+def devices() -> tuple[str, ...]:
+    """Return the OpenVINO devices of this machine."""
+    return tuple(ov.Core().available_devices)
+
+
 def require_device(device: Device) -> str:
     """Return the OpenVINO device of a device.
 
@@ -40,7 +45,7 @@ def require_device(device: Device) -> str:
         UsageError: when this machine does not have it.
     """
     provider = device.provider or _ENGINE.provider
-    known = ov.Core().available_devices
+    known = devices()
     if provider not in known:
         raise UsageError(
             f"{provider} is not an OpenVINO device of this machine; it has {', '.join(known)}."

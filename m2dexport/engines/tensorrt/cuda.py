@@ -24,6 +24,15 @@ class Gpu:
     driver: int  # version of CUDA that the driver brings, such as 13000
 
 
+def gpu_count() -> int:
+    """Return how many GPUs this machine has that work; 0 where cuda-bindings is not installed."""
+    try:
+        status, count = _cudart("tensorrt").cudaGetDeviceCount()
+    except MissingExtra:
+        return 0
+    return int(count) if int(status) == 0 else 0
+
+
 def require_gpu(index: int, engine: str) -> Gpu:
     """Return a GPU of this machine and make it the current one.
 

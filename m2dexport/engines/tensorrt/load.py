@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, Device, engine_version, file_view
 from m2dexport.engines.onnxruntime import run as onnxruntime
-from m2dexport.engines.tensorrt.cuda import Gpu, require_gpu
+from m2dexport.engines.tensorrt.cuda import Gpu, gpu_count, require_gpu
 from m2dexport.engines.tensorrt.library import build_engine, import_library, known_gpus, read_engine
 from m2dexport.engines.tensorrt.oracle import PROVIDER, open_oracle
 from m2dexport.engines.tensorrt.recipe import EngineRecipe, recipe_from_toml
@@ -26,6 +26,11 @@ from m2dexport.precisions import Isa
 
 GRAPH, RECIPE, ENGINE = "model.onnx", "engine.toml", "model.engine"
 _PROVIDERS = re.compile(r"CUDA(?::(\d{1,3}))?")
+
+
+def providers() -> tuple[str, ...]:
+    """Return the GPUs of this machine as a device names them, and the CPU, for the oracle."""
+    return (*(f"CUDA:{index}" for index in range(gpu_count())), PROVIDER)
 
 
 def require_provider(engine: str, device: Device) -> str:

@@ -9,10 +9,12 @@ import tensorrt_rtx_bindings  # noqa: F401  a missing package is said where the 
 from m2dexport.engines.tensorrt.load import (
     describe_session,
     load_session,
+    providers,
     require_provider,
     run_session,
 )
 
+devices = providers
 require_device = partial(require_provider, "tensorrt-rtx")
 load = partial(load_session, "tensorrt-rtx")
 run = run_session
