@@ -21,7 +21,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,7 +123,10 @@ def main() -> None:
     for layers in bench.layers:
         with scratch_folder() as scratch:
             sections[layers] = _measured(bench, _candidates(bench, layers, scratch), scratch)
-    page.write(_report(bench, sections), out)
+        if out is not None:  # after each depth, so that an interrupted run keeps its results
+            page.write(_report(bench, sections), out)
+    if out is None:
+        page.write(_report(bench, sections), None)
 
 
 def _options() -> tuple[Bench, Path | None]:
@@ -187,8 +190,8 @@ def _built(checkpoint: Checkpoint, layers: int, scratch: Path) -> dict[str, Path
     """Return our own artifacts of a depth, by name; of depth 0, the aligned one in int8."""
     recipe = Recipe(weights="int8", vectors="float32", min_coverage=0)
     if layers == 0:
-        static = Recipe(engine="static", weights="int8", vectors="float32")
-        return {OURS: build_aligned(checkpoint, 0, checkpoint.dim, scratch / "int8", static).path}
+        recipe = replace(recipe, engine="static")
+        return {OURS: build_aligned(checkpoint, 0, checkpoint.dim, scratch / "int8", recipe).path}
     base = build_artifact(checkpoint, layers, checkpoint.dim, scratch / "fp32")
     return {
         OURS: quantize_artifact(base.path, scratch / "int8", recipe).path,
@@ -232,11 +235,11 @@ def _measured(bench: Bench, candidates: Candidates, scratch: Path) -> Results:
             workers[name] = worker
         except PeerError as error:
             found[name] = error
-    seconds, started = _timed(bench, workers), _started(bench, candidates, workers, scratch)
+    seconds = _timed(bench, workers)
+    seconds["start"] = _started(bench, workers, scratch / "start.log")
     for name, worker in workers.items():
-        taken = {"start": started[name], **{work: each[name] for work, each in seconds.items()}}
-        versions = worker.ask("versions")
-        found[name] = Result(taken, *vectors[name], versions)
+        taken = {work: each[name] for work, each in seconds.items()}
+        found[name] = Result(taken, *vectors[name], worker.ask("versions"))
         worker.close()
     return {name: found[name] for name in candidates}
 
@@ -261,23 +264,16 @@ def _timed(bench: Bench, workers: Mapping[str, Worker]) -> dict[str, dict[str, l
     return found
 
 
-def _started(
-    bench: Bench, candidates: Candidates, workers: Mapping[str, Worker], scratch: Path
-) -> dict[str, list[float]]:
-    """Return the seconds from the start of fresh processes of those that work."""
+def _started(bench: Bench, workers: Mapping[str, Worker], log: Path) -> dict[str, list[float]]:
+    """Return the seconds from the start of fresh processes to their first vector."""
     page.say("timing fresh processes")
-    able = {
-        name: candidate
-        for name, candidate in candidates.items()
-        if name in workers and isinstance(candidate, Candidate)
-    }
 
-    def start(candidate: Candidate) -> float:
-        worker = Worker(candidate, scratch / "start.log")
-        worker.close()
-        return worker.start_seconds
+    def start(worker: Worker) -> float:
+        fresh = Worker(worker.candidate, log)
+        fresh.close()
+        return fresh.start_seconds
 
-    return _in_turns(able, bench.starts, start)
+    return _in_turns(workers, bench.starts, start)
 
 
 def _in_turns(

@@ -9,7 +9,8 @@ Floor of a graph at a shape: the operations of its products at the highest rate 
 their type reached; or, if that is longer, the time to move all that must be read (weights, once,
 and the table rows of the tokens) at the rate of a copy of that size. No graph that does the same
 work can be faster. "Products alone" is what onnxruntime takes for these products one by one, with
-their weights in the cache. What a graph computes is read from onnxruntime's profile of a run.
+their weights in the cache, and attention as if it had one head. What a graph computes is read from
+onnxruntime's profile of a run.
 
 Time by operator: the median of each node over profiled runs, summed. The profiler itself takes some
 microseconds per node, so shares are more telling than sums. Writes Markdown.

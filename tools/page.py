@@ -17,6 +17,7 @@ from m2dexport.profile.machine import read_machine
 def heading(threads: str, packages: Sequence[str]) -> Iterator[str]:
     """Yield the command that is running, then what it runs on: processor, flags, versions."""
     machine = read_machine()
+    yield "<!-- not run: takes minutes -->"
     yield from ("```sh", f"python {shlex.join(sys.argv)}", "```", "")
     yield f"{machine.cpu}, {machine.cores} cores, {threads} ({' '.join(machine.flags)});"
     yield f"Python {machine.python}, {', '.join(f'{name} {version(name)}' for name in packages)}."

@@ -23,7 +23,11 @@ HERE = Path(__file__).parent
 #: optimum-onnx allows.
 ENVIRONMENTS = {
     "onnx": ("sentence-transformers[onnx]==5.7.0", "optimum-onnx==0.1.0", "fastembed==0.9.1"),
-    "openvino": ("sentence-transformers[openvino]==6.2.0", "datasets"),
+    "openvino": (
+        "sentence-transformers[openvino]==6.2.0",
+        "optimum-intel==2.2.0",
+        "datasets==4.8.5",
+    ),
 }
 #: Required by optimum-intel; its wheels want the very build of torch that they were made for, and
 #: a text model runs without it.
@@ -103,8 +107,8 @@ class Worker:
     """
 
     def __init__(self, candidate: Candidate, log: Path) -> None:
+        self.candidate, self._log = candidate, log
         start = time.perf_counter()
-        self._log = log
         with log.open("w", encoding="utf-8") as stream:
             self._process = subprocess.Popen(
                 [candidate.python, HERE / "worker.py", json.dumps(candidate.asked)],
