@@ -9,6 +9,7 @@ import json
 import re
 import runpy
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,16 @@ def run(tool: str, *arguments: object) -> None:
     """Run a tool as a user does, but in this process, which has torch loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"tools/{tool}.py", *map(str, arguments)])
+        patch.syspath_prepend(TOOLS)  # as Python does with the folder of a script
         runpy.run_path(str(TOOLS / f"{tool}.py"), run_name="__main__")
 
 
-@pytest.mark.parametrize("tool", sorted(path.stem for path in TOOLS.glob("*.py")))
+def scripts() -> list[str]:
+    """Return the names of the tools, without the modules that they share."""
+    return sorted(path.stem for path in TOOLS.glob("*.py") if "__main__" in path.read_text())
+
+
+@pytest.mark.parametrize("tool", scripts())
 def test_every_tool_explains_itself(tool, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(tool, "--help")
@@ -228,3 +235,56 @@ def test_a_checkpoint_to_ship_is_pruned_measured_and_described(small, tasks, tmp
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "pruned from 200 to 150 pieces" in card
     assert {"LICENSE", "NOTICE"} <= {path.name for path in made.licenses}
+
+
+def test_ceilings_count_the_operations_of_a_graph_and_the_time_of_its_operators(
+    small, capsys
+) -> None:
+    batch, length = 2, 5
+    asked = ("--layers", 1, "--shapes", f"{batch}x{length}", "--threads", 1, "--squares", 64)
+    run("ceilings", "--model", small("bert"), *asked, "--rounds", 1)
+    below = sections(capsys.readouterr().out)
+    config = json.loads((small("bert") / "config.json").read_text(encoding="utf-8"))
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    tokens = batch * length
+    weights = 2 * tokens * (4 * hidden * hidden + 2 * hidden * ffn)
+    attention = 4 * tokens * length * hidden
+    floors = rows(below["Time over the floor"])
+    assert [row[0] for row in floors] == [f"1 layer, {w}, 2x5, 1 thread" for w in ("fp32", "int8")]
+    assert floors[0][1:3] == [f"{(weights + attention) / 1e6:.2f}", "0.00"]
+    assert floors[1][2] == f"{weights / 1e6:.2f}"
+    ceilings = rows(below["Ceilings"])
+    assert {row[0] for row in ceilings} == {"fp32", "int8", "copy"}
+    assert {row[2] for row in ceilings} == {"onnxruntime", "torch", "numpy"}
+    operators = rows(below["Time by operator"].split("int8, 2x5")[1])
+    assert dict(row[:2] for row in operators)["MatMulIntegerToFloat"] == "6"
+    assert sum(float(row[3].rstrip("%")) for row in operators) == pytest.approx(100, abs=2)
+
+
+def test_peers_are_timed_beside_torch_and_one_that_cannot_run_says_why(
+    small, tasks, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    from peers.processes import ENVIRONMENTS
+
+    broken = tmp_path / "env" / "onnx"  # an environment that is there, and lacks everything
+    (broken / "bin").mkdir(parents=True)
+    made_of = (f"torch=={version('torch').partition('+')[0]}", *ENVIRONMENTS["onnx"])
+    (broken / "made-of.txt").write_text("\n".join(made_of), encoding="utf-8")
+    python = broken / "bin" / "python"
+    python.write_text("#!/bin/sh\necho 'No module named fastembed' >&2\nexit 1\n")
+    python.chmod(0o755)
+    asked = ("--layers", 1, "--sts", tasks[0], "--peers", "fastembed", "--env", tmp_path / "env")
+    run("bench_peers", "--model", small("bert"), *asked, "--rounds", 1)
+    below = sections(capsys.readouterr().out)
+    torch, int8, fp32, fastembed = rows(below["1 layer"])
+    assert torch[0] == "sentence-transformers torch"
+    assert {*torch[2:7:2]} == {"1.00x"}
+    assert torch[7] == fp32[7] == "1.0000 / 1.0000"
+    assert int8[0] == "m2dexport int8"
+    assert int8[8] == fp32[8] == "1.000000"
+    assert fastembed[:2] == ["fastembed fp32", "No module named fastembed"]
+    assert "m2dexport int8 against the best peer: one text " in below["1 layer"]
+    versions = dict(row[:2] for row in rows(below["Versions"]))
+    assert f"sentence-transformers {version('sentence-transformers')}" in versions[torch[0]]
+    assert "torch" not in versions[int8[0]]  # a device does without it

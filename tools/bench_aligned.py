@@ -22,6 +22,7 @@ from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
+import page
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -31,7 +32,7 @@ from m2dexport.align.texts import align_texts, prompted, prompts_of
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.cores import one_torch_thread
 from m2dexport.data import calibration_texts, default_task_paths
-from m2dexport.files import atomic_file, require_file
+from m2dexport.files import require_file
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile.machine import read_machine
 from m2dexport.profile.plan import default_plan
@@ -111,12 +112,7 @@ class Space:
 def main() -> None:
     """Encode, fit and write the tables."""
     bench, out = _options()
-    report = "\n".join(_report(bench))
-    if out is None:
-        print(report)
-        return
-    with atomic_file(out, force=True) as path:
-        path.write_text(report + "\n", encoding="utf-8")
+    page.write(_report(bench), out)
 
 
 def _options() -> tuple[Bench, Path | None]:
@@ -381,11 +377,7 @@ def _interval(resampled: Doubles) -> str:
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield from ("", f"### {title}", "")
-    yield f"| {' | '.join(head)} |"
-    yield "|" + " --- |" * len(head)
-    for row in rows:
-        yield f"| {' | '.join((*row, *[''] * (len(head) - len(row))))} |"
+    yield from ("", f"### {title}", "", *page.table(head, rows))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import page
 from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
@@ -193,7 +194,7 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
     with scratch_folder() as scratch:
         base = build_artifact(checkpoint, layers, checkpoint.dim, scratch / "fp32")
         for weights in plan.weights:
-            _say(f"{layers} layers, {weights}")
+            page.say(f"{layers} layers, {weights}")
             folder = scratch / weights
             try:
                 artifact = base if weights == "fp32" else _quantized(base, folder, weights)
@@ -206,13 +207,9 @@ def _measure_depth(bench: Bench, layers: int) -> Depth:
                 if exact is None:
                     raise  # nothing to compare with
                 rows[weights] = str(error).replace(str(folder), weights)
-        _say(f"{layers} layers, timing")
+        page.say(f"{layers} layers, timing")
         batches, singles = _times(encoders, bench.sts.sentences1, plan.repeats)
     return Depth(layers, rows, batches, singles)
-
-
-def _say(step: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
 
 
 def _quantized(base: Artifact, folder: Path, weights: WeightPrecision) -> Artifact:
@@ -389,11 +386,7 @@ def _floor(dim: int, done: Sequence[Depth]) -> Iterator[str]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|" + " --- |" * len(head)
-    for row in rows:
-        yield f"| {' | '.join((*row, *[''] * (len(head) - len(row))))} |"
-    yield ""
+    yield from (*page.table(head, rows), "")
 
 
 if __name__ == "__main__":
