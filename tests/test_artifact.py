@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_artifact import GRAPH, letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spec
 
+from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
 from m2dexport.precisions import BIT_ORDERS, ISAS
@@ -182,7 +183,7 @@ def test_a_folder_without_specification_is_no_artifact(tmp_path: Path) -> None:
         read_spec(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 3}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 4}', "[" * 100_000])
 def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SPEC).write_text(text)
     with pytest.raises(UsageError, match=r"artifact\.json cannot be read: ") as refused:
@@ -193,8 +194,8 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"format": 4}, "has format 4 and this version reads format 3; upgrade"),
-        ({"format": 2}, "has format 2 and this version reads format 3; make it again"),
+        ({"format": 5}, "has format 5 and this version reads format 4; upgrade"),
+        ({"format": 2}, "has format 2 and this version reads format 4; make it again"),
         ({"engine": "abacus"}, "engine 'abacus'; this version has onnx"),
         ({"vectors": "int3"}, "vectors is 'int3' where one of float32, int8"),
         ({"weights": "int3"}, "weights is 'int3' where one of fp32"),
@@ -218,6 +219,10 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
         ({"space_id": "m2d1-x\n"}, "space_id is .* where a space_id is needed"),
         ({"provenance": {"torch": "\x1b[31m"}}, "where a line of text is needed"),
         ({"device": {}}, "provider is missing in device"),
+        (
+            {"device": {**asdict(Device()), "spin_us": 10**9}},
+            "device.spin_us is 1000000000 where 0 to 1000000 is needed",
+        ),
         ({"layers": -1}, "layers is -1 where 0 to 1048576 is needed"),
         ({"speaks": 5}, "speaks is 5 where an object is needed"),
         ({"speaks": {}}, "space_id is missing in speaks"),

@@ -107,6 +107,18 @@ def test_a_target_of_another_engine_or_provider_is_refused_and_of_other_threads_
         require_measured_for(measured, load_target("browser"))
 
 
+def test_a_profile_that_spins_for_longer_than_a_target_allows_is_refused(tmp_path: Path) -> None:
+    spinning = {"provider": "CPUExecutionProvider", "threads": 2, "spin_us": 200, "workers": 1}
+    measured = profile(cell(device=spinning))
+    path = tmp_path / "guest.toml"
+    for spin_us in (0, 199, 200):
+        path.write_text(f'description = "x"\nengine = "onnx"\nspin_us = {spin_us}\n')
+        if spin_us < 200:
+            with pytest.raises(UsageError, match=f"spin for 200 micro.* allows {spin_us}; profile"):
+                require_measured_for(measured, load_target(path))
+    require_measured_for(measured, load_target(path))
+
+
 INDEX = cell(6, vectors="int8", p50_ms=6.0).model_copy(
     update={"quality": {"sts/spearman": 80.0, "r/ndcg@10": 60.0, "r/recall@10": 70.0}}
 )

@@ -103,7 +103,7 @@ def bundle_cell(
     _require_texts(profile, cell, deployment)
     recipe = Recipe(
         engine=cell.engine,
-        device=Device(cell.device.provider, cell.device.threads, cell.device.spin),
+        device=Device(**cell.device.model_dump()),
         weights=cell.weights,
         isa=cell.isa,
         vectors=cell.vectors,

@@ -78,7 +78,8 @@ def require_measured_for(profile: Profile, target: Target) -> None:
     """Refuse to choose for a target that a profile was not measured for; warn of other threads.
 
     Raises:
-        UsageError: when the profile's engine or provider is not the target's.
+        UsageError: when the profile's engine or provider is not the target's, or its threads spin
+            for longer than the target allows.
     """
     cell = profile.cell(profile.reference)
     provider = target.provider or ENGINES[target.engine].provider
@@ -87,9 +88,15 @@ def require_measured_for(profile: Profile, target: Target) -> None:
             f"the profile was measured with {cell.engine} on {cell.device.provider}, and the "
             f"target runs {target.engine} on {provider}; profile with that target first."
         )
-    if target.threads not in (None, cell.device.threads):
+    spun = max(each.device.spin_us for each in profile.cells)
+    if target.spin_us is not None and spun > target.spin_us:
+        raise UsageError(
+            f"the profile's threads spin for {spun} microseconds, and the target allows "
+            f"{target.spin_us}; profile with that target first."
+        )
+    if target.threads not in (None, profile.threads):
         warnings.warn(
-            f"the profile was measured with {cell.device.threads} threads, and the target has "
+            f"the profile was measured with {profile.threads} threads, and the target has "
             f"{target.threads}.",
             stacklevel=2,
         )

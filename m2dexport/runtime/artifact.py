@@ -36,7 +36,7 @@ from m2dexport.strict import (
 )
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE, Ranges, ranges_from_json, require_codec
 
-FORMAT = 3
+FORMAT = 4
 #: The names that a graph's files have, of all engines.
 GRAPH_FILES = frozenset(name for engine in ENGINES.values() for name in engine.files)
 TOKENIZER = "tokenizer.json"
