@@ -75,7 +75,7 @@ def frontier(cells: Sequence[Cell]) -> frozenset[str]:
 
 
 def require_measured_for(profile: Profile, target: Target) -> None:
-    """Refuse to choose for a target that a profile was not measured for; warn of other threads.
+    """Refuse to choose for a target that a profile was not measured for; warn of more threads.
 
     Raises:
         UsageError: when the profile's engine or provider is not the target's, or its threads spin
@@ -94,7 +94,7 @@ def require_measured_for(profile: Profile, target: Target) -> None:
             f"the profile's threads spin for {spun} microseconds, and the target allows "
             f"{target.spin_us}; profile with that target first."
         )
-    if target.threads not in (None, profile.threads):
+    if target.threads is not None and profile.threads > target.threads:
         warnings.warn(
             f"the profile was measured with {profile.threads} threads, and the target has "
             f"{target.threads}.",

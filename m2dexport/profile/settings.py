@@ -32,8 +32,8 @@ from m2dexport.profile.schema import MeasuredOn
 Optimize = Literal["latency", "throughput"]
 Key = TypeVar("Key", bound=Hashable)
 
-_ROUNDS = 7  # the first of which does not count
-_TEXTS, _BATCHES = 16, 2  # of a list: texts of a batch, batches for every core
+_ROUNDS = {"latency": 15, "throughput": 5}  # the first of which does not count
+_TEXTS = 16  # of a list, for every core
 _NOISE = 1.05  # settings that take fewer cores win unless others are faster by more than this
 
 
@@ -78,9 +78,7 @@ def choose_settings(
         vocab_size: token ids are drawn below this.
         on_step: called with the number of graphs done, and of all.
     """
-    size, batches = shape[0], 1
-    if optimize == "throughput":
-        size, batches = _TEXTS, _BATCHES * usable_cores()
+    size, batches = (_TEXTS, usable_cores()) if optimize == "throughput" else (shape[0], 1)
     ids, _ = random_inputs(size * batches, shape[1], vocab_size)
     found = {}
     for done, (name, graph) in enumerate(graphs.items()):
@@ -92,7 +90,7 @@ def choose_settings(
                 runs = {device: loaded(replace(graph, device=device)) for device in settings}
             except M2DError:
                 continue  # measuring its latency will say why
-            found[name] = _best(runs, ids, size)
+            found[name] = _best(runs, ids, size, _ROUNDS[optimize])
     return found
 
 
@@ -107,14 +105,14 @@ def measured_on(candidate: Candidate) -> MeasuredOn:
     )
 
 
-def _best(runs: Mapping[Device, Run], ids: Ids, batch_size: int) -> Device:
+def _best(runs: Mapping[Device, Run], ids: Ids, batch_size: int, rounds: int) -> Device:
     """Return the first of the settings than which none is clearly faster."""
     whole = {
         device: partial(_run_list, run, device.workers or 1, ids, batch_size)
         for device, run in runs.items()
     }
     pause = max(device.spin_us or 0 for device in runs) * 1e-6
-    times = time_in_turns(whole, _ROUNDS, partial(settle, runs, pause))
+    times = time_in_turns(whole, rounds, partial(settle, runs, pause))
     medians = {device: float(np.median(taken[1:])) for device, taken in times.items()}
     enough = min(medians.values()) * _NOISE
     return next(device for device, median in medians.items() if median <= enough)
