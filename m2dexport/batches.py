@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def encode_tokens(
     ids: Sequence[Sequence[int]],
     pad_id: int,
     batch_size: int,
+    workers: int = 1,
 ) -> NDArray[Any] | None:
     """Run token ids in batches of similar length; one output row per text, in the given order.
 
@@ -45,17 +46,35 @@ def encode_tokens(
         run: from int64 (batch, sequence) ids and mask to an array of ``batch`` rows.
         ids: the token ids of each text.
         pad_id: the id that fills a batch up to its longest text.
-        batch_size: texts run together at most.
+        batch_size: texts run together at most; fewer where workers would have nothing to do.
+        workers: batches that run at once, each in a thread of its own while this call lasts.
 
     Returns:
         The rows, or None when there are no texts.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
+    size = min(batch_size, -(-len(ids) // workers))
+    batches = list(_batches(order, ids, size))
+
+    def rows_of(batch: list[int]) -> NDArray[Any]:
+        return run(*padded([ids[index] for index in batch], pad_id))
+
+    if workers == 1 or len(batches) < 2:
+        return _in_order(batches, map(rows_of, batches), len(ids))
+    from concurrent.futures import ThreadPoolExecutor  # which one text need not wait for
+
+    with ThreadPoolExecutor(workers) as threads:  # of this call: a process may fork between two
+        return _in_order(batches, threads.map(rows_of, batches), len(ids))
+
+
+def _in_order(
+    batches: Sequence[list[int]], outputs: Iterable[NDArray[Any]], count: int
+) -> NDArray[Any] | None:
+    """Return the rows of all batches, each where its text stands."""
     result: NDArray[Any] | None = None
-    for batch in _batches(order, ids, batch_size):
-        rows = run(*padded([ids[index] for index in batch], pad_id))
+    for batch, rows in zip(batches, outputs, strict=True):
         if result is None:
-            result = np.empty((len(ids), *rows.shape[1:]), dtype=rows.dtype)
+            result = np.empty((count, *rows.shape[1:]), dtype=rows.dtype)
         result[batch] = rows
     return result
 

@@ -22,6 +22,21 @@ def threads_for(threads: int | None) -> int:
     return min(threads or usable_cores(), usable_cores())
 
 
+def workers_for(workers: int | None, threads: int | None) -> int:
+    """Return how many batches run at once: as asked for, within the cores that this process has.
+
+    Args:
+        workers: as asked for; None: one.
+        threads: that run one batch, as for ``threads_for``.
+
+    Raises:
+        UsageError: when fewer than one is asked for.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"{workers} workers cannot run anything; ask for 1 or more.")
+    return max(1, min(workers or 1, usable_cores() // threads_for(threads)))
+
+
 def granted_threads(threads: int | None) -> int | None:
     """Return how many of the threads that a user asks for there are; warn when that is fewer.
 

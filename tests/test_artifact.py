@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_artifact import GRAPH, letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spec
 
+from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
 from m2dexport.precisions import BIT_ORDERS, ISAS
@@ -218,6 +219,10 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
         ({"space_id": "m2d1-x\n"}, "space_id is .* where a space_id is needed"),
         ({"provenance": {"torch": "\x1b[31m"}}, "where a line of text is needed"),
         ({"device": {}}, "provider is missing in device"),
+        (
+            {"device": {**asdict(Device()), "spin_us": 10**9}},
+            "device.spin_us is 1000000000 where 0 to 1000000 is needed",
+        ),
         ({"layers": -1}, "layers is -1 where 0 to 1048576 is needed"),
         ({"speaks": 5}, "speaks is 5 where an object is needed"),
         ({"speaks": {}}, "space_id is missing in speaks"),

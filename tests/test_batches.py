@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
+import pytest
 
 from m2dexport.batches import encode_tokens, padded
+from m2dexport.errors import M2DError
 
 
 def test_shorter_texts_are_filled_up_and_masked() -> None:
@@ -32,3 +36,35 @@ def test_a_text_without_tokens_is_one_pad_token() -> None:
     seen = []
     encode_tokens(lambda ids, mask: seen.append((ids, mask)) or ids, [[]], 7, 32)  # type: ignore[func-returns-value]
     assert [array.tolist() for array in seen[0]] == [[[7]], [[1]]]
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(4, 2), (32, 3), (1, 8), (32, 1)])
+def test_workers_change_no_row_and_no_order(batch_size: int, workers: int) -> None:
+    ids = [[number] * (1 + number % 5) for number in range(1, 12)]
+    rows = encode_tokens(lambda given, mask: given[:, :1], ids, 0, batch_size, workers)
+    assert rows is not None
+    assert rows[:, 0].tolist() == [text[0] for text in ids]
+
+
+def test_batches_run_at_once_where_there_are_workers_even_of_a_short_list() -> None:
+    together = threading.Barrier(2, timeout=20)
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        together.wait()  # broken unless two batches are here at a time
+        return ids
+
+    rows = encode_tokens(run, [[1], [2]], 0, 32, workers=2)
+    assert rows is not None
+    assert rows.tolist() == [[1], [2]]
+
+
+def test_a_batch_that_fails_in_a_worker_fails_the_list_and_the_rest_is_left_out() -> None:
+    seen = []
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        seen.append(ids)
+        raise M2DError("no memory")
+
+    with pytest.raises(M2DError, match="no memory"):
+        encode_tokens(run, [[1]] * 100, 0, 1, workers=2)
+    assert len(seen) < 100

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from m2dexport.cli import cli
-from m2dexport.cores import granted_threads, threads_for, usable_cores
+from m2dexport.cores import granted_threads, threads_for, usable_cores, workers_for
 from m2dexport.errors import UsageError
 
 HERE = usable_cores(Path("/nowhere"))  # the affinity mask only
@@ -76,3 +76,9 @@ def test_encode_says_when_it_gets_fewer_threads_than_asked_for(tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert result.stderr.count("Warning: 10000 threads were asked for") == 1
     assert len(result.stdout.splitlines()) == 1
+
+
+def test_workers_share_the_cores_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2dexport.cores.usable_cores", lambda: 4)
+    asked = ((None, None), (None, 1), (3, 1), (8, 1), (8, 2), (8, 3), (8, None))
+    assert [workers_for(*each) for each in asked] == [1, 1, 3, 4, 2, 1, 1]

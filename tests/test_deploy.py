@@ -18,8 +18,9 @@ from tiny import tiny_checkpoint
 
 from m2dexport.align.texts import sha256_of_texts
 from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.cores import usable_cores
 from m2dexport.data import align_texts_path, calibration_texts, read_texts
-from m2dexport.engines import ENGINES
+from m2dexport.engines import ENGINES, Device
 from m2dexport.profile.schema import MEAN, Profile, read_profile
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.archive import open_bundle
@@ -37,7 +38,7 @@ Floats = NDArray[np.float32]
 TARGET = """
 description = "a tiny grid"
 engine = "onnx"
-threads = 1
+spin_us = 100
 [grid]
 layers = [0, 1, 2]
 dims = [32, 96]
@@ -152,6 +153,26 @@ def test_depths_below_the_full_one_are_measured_plain_and_aligned(profiled: Prof
     engines = {(cell.engine, cell.device.provider) for cell in cells if cell.layers == 0}
     assert engines == {("static", "CPU")}
     assert all(cell.engine == "onnx" for cell in cells if cell.layers > 0)
+
+
+def test_the_settings_that_suit_a_graph_best_are_recorded_and_its_bundle_runs_with_them(
+    profiled: Profiled, bundled: Any
+) -> None:
+    cores = usable_cores()
+    settings: dict[tuple[int, str], set[tuple[int, int]]] = {}
+    for cell in profiled.profile.cells:
+        device, static = cell.device, cell.layers == 0
+        settings.setdefault((cell.layers, cell.weights), set()).add(
+            (device.threads, device.spin_us)
+        )
+        sets = {(1, 0), *([] if static or cores == 1 else [(cores, 0), (cores, 100)])}
+        assert (device.threads, device.spin_us) in sets
+        assert device.workers == 1
+        assert cell.used_memory_bytes >= cell.peak_memory_bytes
+    assert all(len(found) == 1 for found in settings.values())  # aligned graphs as plain ones
+    for name in ("1x96-aligned-int8-int8", "0x96-aligned-int8-int8"):
+        expected = Device(**profiled.profile.cell(name).device.model_dump())
+        assert load(bundled(name)).spec.device == expected
 
 
 def test_a_profile_says_what_it_was_aligned_with(profiled: Profiled, few_texts: Path) -> None:

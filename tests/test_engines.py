@@ -141,13 +141,25 @@ def test_an_artifact_gives_the_vectors_of_the_torch_original(artifacts, engine: 
     assert spec.parity["max_difference"] <= 1e-4
 
 
-def test_a_text_has_one_vector_alone_in_a_batch_and_in_any_number_of_threads(
-    artifacts, engine: str
-) -> None:
-    encoders = [load(artifacts(engine).path, device(engine, n)) for n in (1, 2)]
+def test_a_text_has_one_vector_alone_in_a_batch_and_in_any_settings(artifacts, engine: str) -> None:
+    here = device(engine)
+    settings = (
+        replace(here, threads=1),
+        replace(here, threads=2, spin_us=0),
+        replace(here, threads=2, spin_us=500),
+        replace(here, threads=1, workers=2),
+    )
+    encoders = [load(artifacts(engine).path, device) for device in settings]
     expected = np.concatenate([encoders[0].encode([text]) for text in (*TEXTS, *PROBES)])
     for encoder in encoders:
-        np.testing.assert_allclose(encoder.encode([*TEXTS, *PROBES]), expected, atol=2e-6)
+        for size in (4, 32):
+            found = encoder.encode([*TEXTS, *PROBES], batch_size=size)
+            np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_workers_below_one_are_refused(artifacts, engine: str) -> None:
+    with pytest.raises(UsageError, match="0 workers cannot run anything; ask for 1 or more"):
+        load(artifacts(engine).path, replace(device(engine), workers=0))
 
 
 def test_the_device_travels_from_the_recipe_to_the_bundle(artifacts, engine: str, tmp_path) -> None:

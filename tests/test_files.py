@@ -30,7 +30,7 @@ from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, TOKENIZER
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock and no SIGKILL")
 
 
-ARTIFACT_JSON = '{"format": 3, "space_id": "m2d1-0"}'
+ARTIFACT_JSON = '{"format": 4, "space_id": "m2d1-0"}'
 PROVENANCE_JSON = '{"format": 1, "sliced_from": "0"}'
 
 

@@ -55,6 +55,8 @@ def test_memory_is_that_of_a_process_without_torch_at_the_shape_that_is_asked_fo
     tokens_as_int64 = 2 * 256 * 4096 * 8  # ids and mask
     assert many.peak_memory_bytes > one.peak_memory_bytes + tokens_as_int64
     assert one.load_ms > 0
+    for footprint in (one, many):
+        assert footprint.used_memory_bytes >= footprint.peak_memory_bytes
 
 
 def test_a_process_that_fails_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -261,3 +262,18 @@ def test_the_graph_that_runs_is_the_one_that_was_examined(
             load(folder)
     else:
         np.testing.assert_array_equal(load(folder).encode(TEXTS), expected)
+
+
+def test_an_encoder_with_workers_serves_threads_and_processes_that_fork(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "artifact")
+    expected = load(folder, Device(threads=1)).encode(TEXTS * 20)
+    encoder = load(folder, Device(threads=1, workers=2))
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(encoder.encode, [TEXTS * 20] * 8):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    if hasattr(os, "fork"):
+        child = os.fork()
+        if child == 0:
+            same = np.allclose(encoder.encode(TEXTS * 20), expected, atol=1e-6)
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0

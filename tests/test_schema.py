@@ -44,7 +44,7 @@ def test_the_schema_that_ships_is_that_of_the_code_and_accepts_a_profile(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "has format 99; this version reads format 3"),
+        ({"format": 99}, "has format 99; this version reads format 4"),
         ({"cells": []}, "holds no cells"),
         ({"machine": {}}, r"is not a profile: machine\.cpu"),
         ({"extra": 1}, "is not a profile: extra"),

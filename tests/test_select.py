@@ -125,25 +125,17 @@ def asked(folder: Path, text: str) -> Target:
     [
         ("", None),
         ("threads = 2", None),
-        ("threads = 3", "measured with 2 threads, and the target has 3"),
-        ("spin = true", "measured with spin=false, and the target has spin=true"),
+        ("threads = 3", None),
+        ("threads = 1", "measured with 2 threads, and the target has 1"),
         ('isa = "vnni"', "int8 weights of isa=portable, and the target asks for isa=vnni"),
         ('provider = "ABACUS"', "with onnx on CPUExecutionProvider, .* runs onnx on ABACUS"),
     ],
 )
 def test_how_a_profile_was_measured_otherwise_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str | None
+    tmp_path: Path, text: str, reason: str | None
 ) -> None:
-    monkeypatch.setattr("m2dexport.profile.select.threads_for", lambda threads: threads)
     found = measured_otherwise(profile(cell(), cell(weights="int8")), asked(tmp_path, text))
     assert found is None if reason is None else re.search(reason, found or "")
-
-
-def test_fewer_threads_are_those_of_a_target_that_asks_for_more_than_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("m2dexport.profile.select.threads_for", lambda threads: min(threads, 2))
-    assert measured_otherwise(profile(cell()), asked(tmp_path, "threads = 64")) is None
 
 
 def test_int8_weights_for_other_processors_are_refused(tmp_path: Path) -> None:
@@ -151,6 +143,18 @@ def test_int8_weights_for_other_processors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="isa=vnni; profile with that target first"):
         require_measured_for(profile(cell(), cell(weights="int8")), target)
     require_measured_for(profile(cell(), cell(0, weights="int8", align="full")), target)
+
+
+def test_a_profile_that_spins_for_longer_than_a_target_allows_is_refused(tmp_path: Path) -> None:
+    spinning = {"provider": "CPUExecutionProvider", "threads": 2, "spin_us": 200, "workers": 1}
+    measured = profile(cell(device=spinning))
+    path = tmp_path / "guest.toml"
+    for spin_us in (0, 199, 200):
+        path.write_text(f'description = "x"\nengine = "onnx"\nspin_us = {spin_us}\n')
+        if spin_us < 200:
+            with pytest.raises(UsageError, match=f"spin for 200 micro.* allows {spin_us}; profile"):
+                require_measured_for(measured, load_target(path))
+    require_measured_for(measured, load_target(path))
 
 
 INDEX = cell(6, vectors="int8", p50_ms=6.0).model_copy(

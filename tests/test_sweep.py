@@ -165,9 +165,10 @@ def test_a_target_is_measured_on_its_own_provider() -> None:
 
 def test_a_target_says_which_processors_int8_is_made_for(tasks, tmp_path: Path) -> None:
     path = tmp_path / "t.toml"
-    path.write_text('description = "x"\nengine = "onnx"\nisa = "vnni"\nspin = true\nthreads = 1\n')
+    keys = 'isa = "vnni"\nspin_us = 200\nthreads = 1\n'
+    path.write_text(f'description = "x"\nengine = "onnx"\n{keys}')
     plan = plan_for(open_checkpoint(), load_target(path))
-    assert (plan.isa, plan.device) == ("vnni", Device(None, 1, spin=True))
+    assert (plan.isa, plan.device) == ("vnni", Device(None, 1, spin_us=200))
     openvino = Plan((1,), (32,), weights=("int8",), engine="openvino", isa="vnni")
     with pytest.raises(UsageError, match="isa vnni does not go with the engine openvino"):
         profile_checkpoint(open_checkpoint(), tasks, CALIBRATION, openvino)

@@ -24,7 +24,7 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "weights": weights,
         "vectors": vectors,
         "engine": "onnx",
-        "device": {"provider": "CPUExecutionProvider", "threads": 2, "spin": False},
+        "device": {"provider": "CPUExecutionProvider", "threads": 2, "spin_us": 0, "workers": 1},
         "isa": "portable",
         "quality": {"sts/spearman": quality, "sts/pearson": quality - 1},
         "as_query": {},
@@ -36,6 +36,7 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "load_ms": 10.0,
         "size_bytes": 10_000_000,
         "peak_memory_bytes": 100_000_000,
+        "used_memory_bytes": 110_000_000,
         "bytes_per_vector": 256,
         "flags": (),
         "on_frontier": True,
@@ -93,7 +94,7 @@ def made_up(figures: Mapping[str, tuple[float, float]], **values: Any) -> Measur
     """Return what a sweep would have measured of cells: id -> points and p50 in ms."""
     graphs: dict[Any, GraphFacts] = {}
     added: dict[Any, int] = {}
-    device = MeasuredOn(provider="CPUExecutionProvider", threads=1, spin=False)
+    device = MeasuredOn(provider="CPUExecutionProvider", threads=1, spin_us=0, workers=1)
     for name, (_, p50_ms) in figures.items():
         size, *rest = name.split("-")
         layers, dim = map(int, size.split("x"))
@@ -101,7 +102,7 @@ def made_up(figures: Mapping[str, tuple[float, float]], **values: Any) -> Measur
         weights, vectors = rest[-2:]
         graph = Graph(layers, weights, align, dim if layers == 0 else None)
         points = (LatencyPoint(1, 8, p50_ms, p50_ms, 3),)
-        graphs[graph] = GraphFacts(points, Footprint(10, 1.0), 100, (), "onnx", device)
+        graphs[graph] = GraphFacts(points, Footprint(10, 12, 1.0), 100, (), "onnx", device)
         added[graph, dim, vectors] = 0
     nothing: dict[str, Any] = {"as_query": {}, "cross_depth": (), "failures": {}, "unaligned": {}}
     return Measured(

@@ -49,7 +49,6 @@ def section(profile: Profile) -> str:
         ]
         lines.append(f"| {' | '.join(values)} |")
     machine, shape = profile.machine, profile.latency_shape
-    threads = profile.cell(profile.reference).device.threads
     seconds = sum(profile.seconds.values())
     return (
         "What `m2dexport profile` measured of the checkpoint that ships, "
@@ -57,8 +56,8 @@ def section(profile: Profile) -> str:
         "of the target edge-cpu, and the best int8 cell of each depth\nwith int8 and with one-bit "
         "vectors.\n\n"
         + "\n".join(lines)
-        + f"\n\n{machine.cpu}, {threads} threads ({' '.join(machine.flags)});\nlatency of "
-        f"{shape.batch} text of {shape.sequence} tokens, without tokenization."
+        + f"\n\n{machine.cpu}, up to {profile.threads} threads ({' '.join(machine.flags)});\n"
+        f"latency of {shape.batch} text of {shape.sequence} tokens, without tokenization."
     )
 
 

@@ -72,13 +72,13 @@ def _widths(checkpoint: Checkpoint) -> dict[str, str]:
 
 def print_profile(profile: Profile) -> None:
     """Print the cells of the frontier, best quality first, and where the rest is."""
-    machine, device = profile.machine, profile.cell(profile.reference).device
+    machine = profile.machine
     frontier = sorted((c for c in profile.cells if c.on_frontier), key=lambda c: -c.mean_quality)
     shape = profile.latency_shape
     console = _console()
     console.print(
-        f"{machine.cpu} ({' '.join(machine.flags)}), {device.threads} threads; latency of "
-        f"{shape.batch} text of {shape.sequence} tokens, without tokenization"
+        f"{machine.cpu} ({' '.join(machine.flags)}), up to {profile.threads} threads; latency "
+        f"of {shape.batch} text of {shape.sequence} tokens, without tokenization"
     )
     console.print(profile_table(profile, frontier))
     console.print(

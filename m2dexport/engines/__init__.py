@@ -28,11 +28,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
-from m2dexport.strict import Name
+from m2dexport.strict import Name, Within
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,22 @@ ENGINES: Mapping[str, Engine] = {
 DEFAULT_ENGINE, STATIC_ENGINE = "onnx", "static"
 
 
+#: How long threads spin where nobody says: as fast as without a limit, to one or two percent, and a
+#: core is free again 0.2 ms after a request (docs/performance.md).
+SPIN_US = 200
+MOST_SPIN_US = 1_000_000
+
+
 @dataclass(frozen=True)
 class Device:
     """What a session is opened on: the same object from a target to the runtime."""
 
     provider: Name | None = None  # execution provider or OpenVINO device; None: the engine's CPU
-    threads: int | None = None  # of one session; None: as many as this process may use
-    spin: bool | None = None  # threads wait in a loop: faster, and the cores are never free
+    threads: int | None = None  # that run one batch; None: as many as this process may use
+    #: Microseconds at most that an idle thread of onnxruntime waits for work in a loop, which is
+    #: faster and burns its core; 0: it sleeps at once; None: ``SPIN_US``.
+    spin_us: Annotated[int, Within(0, MOST_SPIN_US)] | None = None
+    workers: int | None = None  # batches of a list that run at once; None: one
     cache: Path | None = None  # where an engine that compiles keeps what it made; None: nowhere
 
     def or_else(self, other: Device) -> Device:

@@ -170,6 +170,7 @@ def _cell(
         load_ms=graph.footprint.load_ms,
         size_bytes=graph.size_bytes + measured.added_bytes[key, dim, vectors],
         peak_memory_bytes=graph.footprint.peak_memory_bytes,
+        used_memory_bytes=graph.footprint.used_memory_bytes,
         bytes_per_vector=codecs.bytes_per_vector(dim, vectors),
         flags=(),
         on_frontier=False,

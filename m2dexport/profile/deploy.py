@@ -114,14 +114,10 @@ def bundle_cell(
         return write_bundle(folder, out, force=force)
 
 
-def _device_of(cell: Cell) -> Device:
-    return Device(cell.device.provider, cell.device.threads, cell.device.spin)
-
-
 def _recipe(profile: Profile, cell: Cell, deployment: Deployment) -> Recipe:
     return Recipe(
         engine=cell.engine,
-        device=deployment.device or _device_of(cell),
+        device=deployment.device or Device(**cell.device.model_dump()),
         weights=cell.weights,
         isa=cell.isa,
         vectors=cell.vectors,

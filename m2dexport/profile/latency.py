@@ -20,10 +20,15 @@ from m2dexport.errors import M2DError, one_line
 from m2dexport.precisions import Isa
 
 Ids = NDArray[np.int64]
-_Run = Callable[[Ids, Ids], object]
+Run = Callable[[Ids, Ids], list[NDArray[Any]]]
 Key = TypeVar("Key", bound=Hashable)
 
 _SEED = 0
+#: Requests after which memory is measured again, and the most texts and tokens of one.
+_REQUESTS, _MIXED = 1000, (4, 32)
+_SHORT = 4  # the exponent that makes most of them short
+#: Ids and mask of one text, enough work to wake every thread.
+_WAKE = np.zeros((1, 16), dtype=np.int64), np.ones((1, 16), dtype=np.int64)
 _WARM_UP_LIMIT = 50
 _WARM_UP_WINDOW = 5
 _STEADY = 1.1  # a window whose median is within 10% of the one before it
@@ -82,9 +87,10 @@ class LatencyPoint:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one process needs to load a graph and run it at the largest shape of the grid."""
+    """What one process needs to load a graph, run it at the largest shape, and go on running."""
 
     peak_memory_bytes: int  # of the whole process: Python, numpy, engine, graph, buffers
+    used_memory_bytes: int  # the same after 1,000 requests of mixed shapes
     load_ms: float  # from file to a session that can run
 
 
@@ -110,18 +116,20 @@ def measure_latency(
     """
     results: dict[Key, tuple[LatencyPoint, ...] | M2DError] = {}
     for group in _groups(candidates):
-        runs: dict[Key, _Run] = {}
+        runs: dict[Key, Run] = {}
         for name in group:
-            graph = candidates[name]
             try:
-                engine = engine_runner(graph.engine)
-                session = engine.load(graph.files, graph.device, graph.isa)
-                runs[name] = partial(engine.run, session)
+                runs[name] = loaded(candidates[name])
             except M2DError as error:
                 results[name] = error
         points: dict[Key, list[LatencyPoint]] = {name: [] for name in runs}
+        pause = max((candidates[name].device.spin_us or 0 for name in runs), default=0) * 1e-6
         for shape in shapes if runs else ():
-            times = _interleaved(runs, _inputs(*shape, conditions.vocab_size), conditions.repeats)
+            inputs = random_inputs(*shape, conditions.vocab_size)
+            for run in runs.values():
+                _warm_up(run, *inputs)
+            timed = {name: partial(run, *inputs) for name, run in runs.items()}
+            times = time_in_turns(timed, conditions.repeats, partial(settle, runs, pause))
             for name, taken in times.items():
                 p50, p95 = np.percentile(taken, (50, 95))
                 points[name].append(LatencyPoint(*shape, float(p50), float(p95), len(taken)))
@@ -170,41 +178,65 @@ def _groups(graphs: Mapping[Key, Candidate]) -> list[list[Key]]:
     return groups
 
 
-def _inputs(batch: int, sequence: int, vocab_size: int) -> tuple[Ids, Ids]:
+def loaded(candidate: Candidate) -> Run:
+    """Return what runs a graph.
+
+    Raises:
+        M2DError: when its engine refuses it.
+    """
+    engine = engine_runner(candidate.engine)
+    return partial(engine.run, engine.load(candidate.files, candidate.device, candidate.isa))
+
+
+def random_inputs(batch: int, sequence: int, vocab_size: int) -> tuple[Ids, Ids]:
+    """Return int64 (batch, sequence) ids, the same every time, and a mask without padding."""
     ids = np.random.default_rng(_SEED).integers(0, vocab_size, (batch, sequence))
     return ids, np.ones_like(ids)
 
 
-def _interleaved(
-    runs: Mapping[Key, _Run], inputs: tuple[Ids, Ids], repeats: int
+def time_in_turns(
+    runs: Mapping[Key, Callable[[], object]], repeats: int, before: Callable[[Key], None]
 ) -> dict[Key, list[float]]:
-    """Return the milliseconds of ``repeats`` runs of each, taken in turns once all are steady."""
-    for run in runs.values():
-        _warm_up(run, *inputs)
+    """Return the milliseconds of ``repeats`` runs of each; ``before`` each, that is called."""
     names = list(runs)
     times: dict[Key, list[float]] = {name: [] for name in names}
     order = np.random.default_rng(_SEED)
     for _ in range(repeats):
         # No candidate always follows the same one, which leaves its data in the caches.
         for index in order.permutation(len(names)):
-            times[names[index]].append(_timed(runs[names[index]], *inputs))
+            before(names[index])
+            times[names[index]].append(_timed(runs[names[index]]))
     return times
 
 
-def _warm_up(run: _Run, ids: Ids, mask: Ids) -> None:
+def settle(runs: Mapping[Key, Run], pause: float, name: Key) -> None:
+    """Wait until the threads of the run before have stopped spinning, and wake those of this one.
+
+    Args:
+        runs: of all candidates.
+        pause: seconds that threads spin at most; 0: none do, and there is nothing to wait for.
+        name: which run comes next.
+    """
+    if pause > 0:
+        time.sleep(pause)
+        runs[name](*_WAKE)
+
+
+def _warm_up(run: Run, ids: Ids, mask: Ids) -> None:
     """Run until one window of runs is about as fast as the window before it."""
     previous = float("inf")
     for _ in range(_WARM_UP_LIMIT // _WARM_UP_WINDOW):
-        window = float(np.median([_timed(run, ids, mask) for _ in range(_WARM_UP_WINDOW)]))
+        times = [_timed(partial(run, ids, mask)) for _ in range(_WARM_UP_WINDOW)]
+        window = float(np.median(times))
         if previous / _STEADY <= window <= previous * _STEADY:
             return
         previous = window
 
 
-def _timed(run: _Run, ids: Ids, mask: Ids) -> float:
+def _timed(run: Callable[[], object]) -> float:
     """Return the milliseconds of one run."""
     start = time.perf_counter()
-    run(ids, mask)
+    run()
     return (time.perf_counter() - start) * 1e3
 
 
@@ -227,8 +259,22 @@ def _footprint(asked: Mapping[str, Any]) -> Footprint:
     files = {name: Path(path) for name, path in asked["files"].items()}
     session = engine.load(files, Device(**asked["device"]), asked["isa"])
     load_ms = (time.perf_counter() - start) * 1e3
-    engine.run(session, *_inputs(*asked["shape"]))
-    return Footprint(_peak_memory(), load_ms)
+    batch, sequence, vocab_size = asked["shape"]
+    engine.run(session, *random_inputs(batch, sequence, vocab_size))
+    peak = _peak_memory()
+    for texts, tokens in _mixed_shapes(batch, sequence):
+        engine.run(session, *random_inputs(texts, tokens, vocab_size))
+    return Footprint(peak, _peak_memory(), load_ms)
+
+
+def _mixed_shapes(batch: int, sequence: int) -> list[tuple[int, int]]:
+    """Return the shapes of 1,000 requests, mostly short and none larger than these, as they come.
+
+    An engine that keeps something for every shape shows it here.
+    """
+    sizes = np.random.default_rng(_SEED).uniform(size=(_REQUESTS, 2)) ** _SHORT
+    limits = min(batch, _MIXED[0]), min(sequence, _MIXED[1])
+    return [(1 + int(a * limits[0]), 1 + int(b * limits[1])) for a, b in sizes]
 
 
 if __name__ == "__main__":

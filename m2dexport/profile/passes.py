@@ -11,7 +11,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m2dexport.build.source import Source
 from m2dexport.checkpoint.open import Checkpoint
-from m2dexport.cores import threads_for
 from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import M2DError, ParityError
 from m2dexport.graph.vector import (
@@ -28,7 +27,8 @@ from m2dexport.profile.floor import floor_of
 from m2dexport.profile.latency import Candidate, Footprint, LatencyPoint, write_candidate
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import Flag, MeasuredOn
+from m2dexport.profile.schema import Flag
+from m2dexport.profile.settings import measured_on
 from m2dexport.profile.surface import Corpus, Depth, View, compute_surface, qualities, views_of
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.half import store_half
@@ -108,18 +108,13 @@ class Passes:
         """Return what all cells of a graph share."""
         candidate = self.graphs[graph]
         tokenizer = self._source if graph.layers > 0 else self._maps
-        provider = candidate.device.provider or ENGINES[candidate.engine].provider
         return GraphFacts(
             latency=latency,
             footprint=footprint,
             size_bytes=candidate.size_bytes + len(tokenizer.tokenizer_json.encode()),
             flags=self._flags[graph],
             engine=candidate.engine,
-            device=MeasuredOn(
-                provider=provider,
-                threads=threads_for(candidate.device.threads),
-                spin=bool(candidate.device.spin),
-            ),
+            device=measured_on(candidate),
         )
 
     def _models(self, layers: int, weights: WeightPrecision, depth: Depth) -> _Models:

@@ -17,6 +17,7 @@ from m2dexport.engines import (
 )
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
+from m2dexport.profile.settings import Optimize
 from m2dexport.profile.target import Target
 from m2dexport.quantize.recipes import require_precision
 from m2dexport.vectors.tasks import Task
@@ -34,7 +35,8 @@ class Plan:
     vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
     engine: str = DEFAULT_ENGINE
-    device: Device = Device()
+    device: Device = Device()  # what it leaves open is measured (``settings``)
+    optimize: Optimize = "latency"  # what that is chosen by
     isa: Isa = "portable"  # processors that int8 weights are made for
     repeats: int = 30  # timed runs of each graph at each shape
     align: tuple[Align, ...] = ("none", "full")  # of the depths below the full one
@@ -86,7 +88,8 @@ def plan_for(checkpoint: Checkpoint, target: Target) -> Plan:
         engine=target.engine,
         isa=target.isa,
         compilation=compilation_for(target),
-        device=Device(target.provider, granted_threads(target.threads), target.spin),
+        device=Device(target.provider, granted_threads(target.threads), target.spin_us),
+        optimize=target.optimize,
     )
 
 

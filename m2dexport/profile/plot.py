@@ -83,7 +83,7 @@ def plot_frontier(profile: Profile) -> Any:
             va="bottom" if above else "top",
             fontsize=9,
         )
-    shape, device = profile.latency_shape, profile.cell(profile.reference).device
+    shape = profile.latency_shape
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(
@@ -91,7 +91,7 @@ def plot_frontier(profile: Profile) -> Any:
     )
     axes.set_xlabel(
         f"p50 latency, ms ({shape.batch} text of {shape.sequence} tokens, "
-        f"{device.threads} threads, {profile.machine.cpu})"
+        f"up to {profile.threads} threads, {profile.machine.cpu})"
     )
     names = ", ".join(task.name for task in profile.tasks)
     words = f"quality, points (mean of {names})"

@@ -15,7 +15,7 @@ from m2dexport.files import atomic_file
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.strict import parse_json
 
-FORMAT = 3
+FORMAT = 4
 MEAN = "mean"
 _DIGITS = 6
 
@@ -37,8 +37,9 @@ class MeasuredOn(_Model):
     """What a graph was run on."""
 
     provider: str = Field(description="execution provider, or OpenVINO device")
-    threads: int = Field(description="of one session")
-    spin: bool = Field(description="whether threads wait in a loop")
+    threads: int = Field(description="that run one batch")
+    spin_us: int = Field(description="microseconds at most that an idle thread waits in a loop")
+    workers: int = Field(description="batches of a list that run at once")
 
 
 class Machine(_Model):
@@ -116,7 +117,8 @@ class Cell(_Model):
     p95_ms: float = Field(description="at latency_shape")
     load_ms: float = Field(description="from file to a session that can run")
     size_bytes: int = Field(description="graph, tokenizer and ranges")
-    peak_memory_bytes: int = Field(description="of a process of its own")
+    peak_memory_bytes: int = Field(description="of a process of its own, at the largest shape")
+    used_memory_bytes: int = Field(description="its peak after 1,000 requests of mixed shapes")
     bytes_per_vector: int
     flags: tuple[Flag, ...]
     on_frontier: bool = Field(description="no cell is better in one respect and worse in none")
@@ -165,6 +167,12 @@ class Profile(_Model):
     cells: tuple[Cell, ...]
     cross_depth: tuple[CrossDepth, ...]
     failures: tuple[Failure, ...]
+
+    @property
+    def threads(self) -> int:
+        """The most threads that one batch of the reference's engine was run by."""
+        engine = self.cell(self.reference).engine
+        return max(cell.device.threads for cell in self.cells if cell.engine == engine)
 
     def metric(self, cell: Cell, name: str) -> float:
         """Return a cell's points in one metric, or their mean.

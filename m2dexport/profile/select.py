@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from m2dexport.cores import threads_for
 from m2dexport.engines import ENGINES
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.profile.schema import Cell, Profile
@@ -76,25 +75,30 @@ def frontier(cells: Sequence[Cell]) -> frozenset[str]:
 
 
 def require_measured_for(profile: Profile, target: Target) -> None:
-    """Refuse to choose for a target that a profile was not measured for; warn of other threads.
+    """Refuse to choose for a target that a profile was not measured for; warn of more threads.
 
     Raises:
-        UsageError: when the profile's engine, provider or isa is not the target's.
+        UsageError: when the profile's engine, provider or isa is not the target's, or its threads
+            spin for longer than the target allows.
     """
-    reason = _other_engine(profile, target) or _other_isa(profile, target)
+    reason = _unlike(profile, target)
     if reason is not None:
         raise UsageError(f"{reason}; profile with that target first.")
-    reason = _other_threads(profile, target)
+    reason = _more_threads(profile, target)
     if reason is not None:
         warnings.warn(f"{reason}.", stacklevel=2)
 
 
 def measured_otherwise(profile: Profile, target: Target) -> str | None:
-    """Return how a profile's engine, device or isa differs from a target's; None: it does not."""
+    """Return why a profile was not measured for a target; None: it was, or might have been."""
+    return _unlike(profile, target) or _more_threads(profile, target)
+
+
+def _unlike(profile: Profile, target: Target) -> str | None:
     return (
         _other_engine(profile, target)
         or _other_isa(profile, target)
-        or _other_threads(profile, target)
+        or _more_spinning(profile, target)
     )
 
 
@@ -119,21 +123,23 @@ def _other_isa(profile: Profile, target: Target) -> str | None:
     )
 
 
-def _other_threads(profile: Profile, target: Target) -> str | None:
-    device = profile.cell(profile.reference).device
-    # Where there are fewer cores, a target is measured with as many threads as those.
-    if target.threads is not None and device.threads not in (
-        target.threads,
-        threads_for(target.threads),
-    ):
-        return (
-            f"the profile was measured with {device.threads} threads, and the target has "
-            f"{target.threads}"
-        )
-    if device.spin != target.spin:
-        kinds = [f"spin={str(spin).lower()}" for spin in (device.spin, target.spin)]
-        return f"the profile was measured with {kinds[0]}, and the target has {kinds[1]}"
-    return None
+def _more_spinning(profile: Profile, target: Target) -> str | None:
+    spun = max(each.device.spin_us for each in profile.cells)
+    if target.spin_us is None or spun <= target.spin_us:
+        return None
+    return (
+        f"the profile's threads spin for {spun} microseconds, and the target allows "
+        f"{target.spin_us}"
+    )
+
+
+def _more_threads(profile: Profile, target: Target) -> str | None:
+    if target.threads is None or profile.threads <= target.threads:
+        return None
+    return (
+        f"the profile was measured with {profile.threads} threads, and the target has "
+        f"{target.threads}"
+    )
 
 
 def select_cell(profile: Profile, budget: Budget, index: str | None = None) -> Selection:

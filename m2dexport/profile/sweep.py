@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
 from m2dexport.errors import M2DError
 from m2dexport.files import scratch_folder
+from m2dexport.precisions import VectorPrecision
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, Measured, failures_of, join_cells, reference_id
 from m2dexport.profile.latency import (
@@ -32,6 +35,7 @@ from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps
 from m2dexport.profile.passes import Passes, Sweep, added_bytes, require_reference
 from m2dexport.profile.plan import Plan, require_plan, within_length
 from m2dexport.profile.schema import Profile
+from m2dexport.profile.settings import choose_settings
 from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
 from m2dexport.slice.slicing import slice_checkpoint
@@ -144,6 +148,8 @@ def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured]:
         as_query, cross_depth = crossing.as_queries(), crossing.cross_depth()
     graphs, failures = passes.graphs, passes.failures
     conditions = Conditions(checkpoint.vocab_size, plan.repeats)
+    with _timed(seconds, "settings"):
+        graphs |= _with_settings(graphs, plan, checkpoint.vocab_size, on_progress)
     with _timed(seconds, "latency"):
         latency = _latencies(graphs, plan.shapes, conditions, failures, on_progress)
     with _timed(seconds, "memory"):
@@ -159,17 +165,22 @@ def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured]:
         as_query=as_query,
         cross_depth=cross_depth,
         graphs=facts,
-        added_bytes={
-            (graph, dim, vectors): added_bytes(
-                graph, dim, vectors, checkpoint.dim, passes.widest(graph.layers)
-            )
-            for graph in facts
-            for dim, vectors in product(plan.dims, plan.vectors)
-        },
+        added_bytes=_added(facts, passes, plan, checkpoint.dim),
         failures=failures,
         unaligned=maps.failures,
         seconds=seconds,
     )
+
+
+def _added(
+    graphs: Iterable[Graph], passes: Passes, plan: Plan, width: int
+) -> dict[tuple[Graph, int, VectorPrecision], int]:
+    """Return the bytes that every dim and codec add to the files of each graph."""
+    return {
+        (graph, dim, vectors): added_bytes(graph, dim, vectors, width, passes.widest(graph.layers))
+        for graph in graphs
+        for dim, vectors in product(plan.dims, plan.vectors)
+    }
 
 
 def _fit(sweep: Sweep, source: Source, folder: Path) -> Maps:
@@ -186,6 +197,20 @@ def _fit(sweep: Sweep, source: Source, folder: Path) -> Maps:
     return fit_maps(
         source, run, table, sweep.align_texts, sweep.calibration, plan, sweep.on_progress
     )
+
+
+def _with_settings(
+    graphs: Mapping[Graph, Candidate], plan: Plan, vocab_size: int, on_progress: OnProgress
+) -> dict[Graph, Candidate]:
+    """Return every graph on the device that suits it best.
+
+    An aligned graph takes what suits its plain one, to which it adds a single product.
+    """
+    plain = {each: replace(each, align="none") if each.layers else each for each in graphs}
+    measured = {graph: graphs[graph] for graph in plain.values()}
+    step = partial(on_progress, "settings")
+    best = choose_settings(measured, plan.optimize, plan.shapes[0], vocab_size, step)
+    return {graph: replace(graphs[graph], device=best[plain[graph]]) for graph in graphs}
 
 
 def _latencies(

@@ -12,10 +12,11 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from m2dexport.data import read_utf8
-from m2dexport.engines import ENGINES, Compatible
+from m2dexport.engines import ENGINES, MOST_SPIN_US, Compatible
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.schema import MEAN
+from m2dexport.profile.settings import Optimize
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +31,7 @@ _LINE = 200  # characters of foreign text in a message
 
 _Count = Annotated[int, Field(strict=True, gt=0)]  # strict: TOML's true is not 1
 _Depth = Annotated[int, Field(strict=True, ge=0)]
+_Spin = Annotated[int, Field(strict=True, ge=0, le=MOST_SPIN_US)]
 _Amount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
@@ -101,7 +103,10 @@ class Target(_Table):
     engine: Annotated[str, AfterValidator(_known_engine)]
     provider: str | None = None
     threads: _Count | None = None
-    spin: bool = Field(False, strict=True, description="threads wait in a loop between requests")
+    optimize: Optimize = Field("latency", description="what the settings of sessions are chosen by")
+    spin_us: _Spin | None = Field(
+        None, description="microseconds at most that a core is burnt after a request; 0: none"
+    )
     isa: Isa = Field("portable", description="processors that int8 weights are made for")
     gpus: tuple[str, ...] = Field((), description="compute capabilities; none: all that are known")
     compatible: tuple[Compatible, ...] = Field((), description="of TensorRT engines")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
+from m2dexport.cores import workers_for
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
 from m2dexport.errors import BundleError, M2DError, UsageError, one_line
 from m2dexport.files import SPEC
@@ -79,7 +80,9 @@ class Encoder:
         self._rows = table_rows(content)
         #: "range_low" and "range_step" of int8 and int4 vectors, as the graph has them.
         self.graph_ranges = ranges_of(content)
-        self._session = self._engine.load(graph, device.or_else(spec.device), spec.isa)
+        device = device.or_else(spec.device)
+        self._session = self._engine.load(graph, device, spec.isa)
+        self._workers = workers_for(device.workers, device.threads)
         if _states(files) != states:
             raise M2DError("the graph changed while it was loaded; load it again.")
 
@@ -139,7 +142,8 @@ class Encoder:
         width, dtype = code_width(self.spec.dim, self.spec.vectors), code_dtype(self.spec.vectors)
         vectors = np.zeros((len(tokens), width), dtype=dtype)
         size = batch_size if self.spec.batch_invariant else 1
-        rows = encode_tokens(self.run, [tokens[i].ids for i in good], self.spec.pad_id, size)
+        ids = [tokens[i].ids for i in good]
+        rows = encode_tokens(self.run, ids, self.spec.pad_id, size, self._workers)
         if rows is not None:
             vectors[good] = rows
         return Encoded(vectors, sum(each.truncated for each in tokens), self.spec.space_id, failed)

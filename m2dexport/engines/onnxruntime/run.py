@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,12 +13,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2dexport.cores import threads_for
-from m2dexport.engines import ENGINES, Device
+from m2dexport.engines import ENGINES, SPIN_US, Device
 from m2dexport.errors import M2DError, UsageError, one_line
 from m2dexport.precisions import Isa
 
 _ENGINE = ENGINES["onnx"]
 _ERRORS_ONLY = 3
+_PROVIDERS = Path(ort.__file__).parent / "capi"  # the libraries of the execution providers
+#: The release that knows session.intra_op.spin_duration_us; before, a thread that spins does so
+#: for as long as its processor takes for 2**20 pauses, so there it sleeps.
+_BOUNDED_SPIN = (1, 26)
 #: An ONNX file of one operator, y = MatMulInteger(a, b), since a device lacks the onnx package.
 _PRODUCT = bytes.fromhex(
     "08083a440a180a01610a0162120179220d4d61744d756c496e7465676572120770726f647563745a090a"
@@ -49,37 +54,65 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> ort.Inf
 
     Args:
         files: "model.onnx" -> a path or the content.
-        device: what it must run on; there is no silent fallback to another provider.
+        device: what it must run on; there is no fallback to another provider, here or in a run.
         isa: what the graph's 8-bit products need (``quantize.saturation``): with "vnni",
             processors without VNNI use slower kernels, which are exact.
 
     Raises:
-        UsageError: when the provider is not in this build of onnxruntime, the device has a cache,
-            or fewer than one thread.
+        UsageError: when the provider is not in this build of onnxruntime, or the device has a
+            cache, fewer than one thread or less than no time to spin.
         M2DError: when onnxruntime refuses the graph or the provider does not load.
     """
     provider = require_device(device)
     (model,) = (files[name] for name in _ENGINE.files)
+    options = session_options(device, isa)
     try:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
-            _options(device, isa),
+            options,
             providers=[provider],
+            enable_fallback=0,
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        if missing := _loader_text(provider):
+            raise M2DError(f"{provider} did not load: {missing}.") from error
         raise M2DError(f"onnxruntime cannot load the graph: {one_line(error)}") from error
     if session.get_providers()[0] != provider:
-        raise M2DError(f"{provider} did not load; onnxruntime fell back to the CPU.")
+        reason = _loader_text(provider) or "onnxruntime does not say why; check its driver"
+        raise M2DError(f"{provider} did not load: {reason}.")
+    session.disable_fallback()  # to the CPU, should a run fail; releases before 1.32 need this
+    session._model_bytes = None  # which only that would need
     return session
 
 
-def _options(device: Device, isa: Isa) -> ort.SessionOptions:
+def _loader_text(provider: str) -> str | None:
+    """Return why the system cannot load a provider's library, which onnxruntime keeps to itself.
+
+    Returns:
+        None when it can, or the provider has no library of its own.
+    """
+    name = provider.removesuffix("ExecutionProvider").lower()
+    for library in sorted(_PROVIDERS.glob(f"*onnxruntime_providers_{name}.*")):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            return one_line(error).rstrip(".")
+    return None
+
+
+def session_options(device: Device, isa: Isa) -> ort.SessionOptions:
+    """Return the options of a session on a device; arguments and errors are those of ``load``."""
     _disable_telemetry()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads_for(device.threads)
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(bool(device.spin))))
+    # A pattern is kept for every shape that comes by: no faster, and memory grows with them.
+    options.enable_mem_pattern = False
+    spin_us = _spin_us(device)
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin_us > 0)))
+    if spin_us > 0:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     if isa != "portable" and _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
@@ -105,6 +138,19 @@ def run(
 def describe(session: ort.InferenceSession) -> dict[str, str]:
     """Return what a session runs on: the engine with its version, and the execution provider."""
     return {"engine": f"onnxruntime {ort.__version__}", "provider": session.get_providers()[0]}
+
+
+def _spin_us(device: Device) -> int:
+    """Return how long idle threads spin, in microseconds.
+
+    Raises:
+        UsageError: when that is less than 0.
+    """
+    wanted = SPIN_US if device.spin_us is None else device.spin_us
+    if wanted < 0:
+        raise UsageError(f"threads cannot spin for {wanted} microseconds; ask for 0 or more.")
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    return wanted if version >= _BOUNDED_SPIN else 0
 
 
 @cache

@@ -14,7 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.passes import ConstantFolding, Manager
 
-from m2dexport.cores import threads_for
+from m2dexport.cores import threads_for, workers_for
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import M2DError, UsageError, one_line
 from m2dexport.precisions import Isa
@@ -62,20 +62,22 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> Session
         isa: "portable": there are no other IRs, since OpenVINO lacks exact kernels for them.
 
     Raises:
-        UsageError: when there is no such device, or fewer than one thread, or for another isa.
+        UsageError: when there is no such device, or for fewer than one thread or worker, or
+            another isa.
         M2DError: when OpenVINO refuses the model or would compute in less than float32.
     """
     if isa != "portable":
         raise UsageError(f"OpenVINO runs portable graphs only, not isa={isa}; build it again.")
     core, provider = ov.Core(), require_device(device)
     model, weights = (files[name] for name in _ENGINE.files)
+    options = _options(device)
     try:
         if isinstance(weights, bytes):
             loaded = core.read_model(model, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
         else:
             loaded = core.read_model(model, weights)
         _widen_weights(loaded)
-        compiled = core.compile_model(loaded, provider, _options(device))
+        compiled = core.compile_model(loaded, provider, options)
     except Exception as error:
         raise M2DError(f"OpenVINO cannot load the model: {reason_of(error)}") from error
     precision = compiled.get_property("INFERENCE_PRECISION_HINT")
@@ -85,13 +87,17 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> Session
 
 
 def _options(device: Device) -> dict[str, Any]:
+    threads = threads_for(device.threads)
+    workers = workers_for(device.workers, device.threads)
     # OpenVINO computes in bfloat16, and quantizes activations in groups, unasked where the CPU can.
     options = {
         "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads_for(device.threads),
+        "INFERENCE_NUM_THREADS": threads * workers,  # of all streams
         "PERFORMANCE_HINT": "LATENCY",
         GROUP_SIZE: 0,
     }
+    if workers > 1:
+        options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": workers}
     return options if device.cache is None else {**options, "CACHE_DIR": str(device.cache)}
 
 

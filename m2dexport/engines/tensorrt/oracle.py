@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
-from m2dexport.cores import threads_for
 from m2dexport.engines import Device
+from m2dexport.engines.onnxruntime.run import session_options
 from m2dexport.engines.tensorrt.recipe import EngineRecipe
 from m2dexport.errors import M2DError, MissingExtra, one_line
 
@@ -30,9 +30,7 @@ def open_oracle(graph: bytes, recipe: EngineRecipe, device: Device) -> ort.Infer
     """
     if recipe.computes == "bfloat16":
         graph = _widened(graph)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads_for(device.threads)
-    options.log_severity_level = 3  # errors only
+    options = session_options(device, "portable")
     # Its 8-bit products saturate on processors without VNNI; a GPU's do not.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
