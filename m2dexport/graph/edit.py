@@ -29,8 +29,10 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """Return the Add of a one-axis constant that is a node's only user, and that constant."""
-    add = only_user(node.outputs[0], "Add")
+    """Return the sum with a one-axis constant that is a node's only user, and that constant."""
+    add = only_user(node.outputs[0], "Add") or only_user(node.outputs[0], "Sum")
+    if add is not None and len(add.inputs) > 2:
+        return None
     for value in add.inputs if add is not None else ():
         if value is not None and value.const_value is not None and len(value.shape or ()) == 1:
             assert add is not None
@@ -103,10 +105,12 @@ def weight_matmuls(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value, ir.Value]]:
 def replace(graph: ir.Graph, node: ir.Node, tape: Tape, result: ir.Value) -> None:
     """Replace ``node`` by the tape's nodes; its users then use ``result``.
 
-    The result takes over the name of the replaced value, so it can still be found by name, and its
-    place among the graph's outputs.
+    The result takes over the name of the replaced value, so it can still be found by name, its
+    shape and type where it has none, and its place among the graph's outputs.
     """
     replaced = node.outputs[0]
+    if result.shape is None:
+        result.shape, result.type = replaced.shape, replaced.type
     graph.insert_before(node, tape.nodes)
     graph.outputs[:] = [result if value is replaced else value for value in graph.outputs]
     replaced.replace_all_uses_with(result)
