@@ -91,7 +91,10 @@ def restore_last_layer(model: ir.Model) -> None:
     if index is None:
         return
     end = next(node for node in graph if node.op_type == "Squeeze" and _is_one_token(node))
-    values |= dict(graph.initializers)
+    for node in graph:
+        changed = producer(node.inputs[1], "Where") if node.op_type == "Reshape" else None
+        if changed is not None and changed.inputs[1] is graph.initializers.get(_ONE):
+            node.replace_input_with(1, changed.inputs[2])
     sequence: ir.SymbolicDim | int | None = None
     for name, value in values.items():
         if name.endswith(_POOLED):
@@ -215,9 +218,8 @@ def _reshape_to_one(graph: ir.Graph, node: ir.Node, axis: int) -> None:
     if sizes is not None and sizes[place] == 0 and not node.attributes.get_int("allowzero", 0):
         return
     is_token = constant(graph, f"{_ONE}.axis{place}of{rank}", np.arange(rank) == place)
-    changed = Tape(graph).op("Where", [is_token, constant(graph, _ONE, np.array([1])), target])
-    changed.name = f"{target.name}{_POOLED}"
-    node.replace_input_with(1, changed)
+    one = constant(graph, _ONE, np.array([1]))
+    node.replace_input_with(1, Tape(graph).op("Where", [is_token, one, target]))
 
 
 def _with_one_token(shape: ir.Shape, axis: int) -> ir.Shape:

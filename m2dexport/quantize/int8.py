@@ -315,7 +315,7 @@ def _token_values(rows: Floats, scales: _TokenScales) -> tuple[Floats, Floats]:
 def _token_codes(
     graph: ir.Graph, tape: Tape, x: ir.Value, scales: _TokenScales
 ) -> tuple[ir.Value, ir.Value]:
-    """Return uint8 codes, (batch, sequence, in), and each token's largest value, with one axis."""
+    """Return uint8 codes, (batch, sequence, in), and each token's largest value, their scale."""
     last_axis = constant(graph, "int8.last_axis", np.array([-1], dtype=np.int64))
     if scales.shift:
         floor = constant(graph, "int8.gelu_floor", np.array(scales.shift, dtype=np.float32))
