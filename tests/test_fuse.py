@@ -224,10 +224,7 @@ sums (float[batch, s, 8] x, float[batch, s, 8] residual) => (float[batch, s, 8] 
   product = MatMul (x, square)
   biased = Add (product, bias)
   added = Add (biased, residual)
-  normed = LayerNormalization <axis = -1> (added, weight, bias)
-  up = MatMul (normed, square)
-  moved = Add (up, bias)
-  y = com.microsoft.Gelu (moved)
+  y = LayerNormalization <axis = -1> (added, weight, bias)
 }
 """
 
@@ -241,9 +238,9 @@ def test_onnxruntime_fuses_no_sum_into_a_slower_operator(tmp_path: Path) -> None
     inputs = {n: rng.standard_normal((2, 3, 8)).astype(np.float32) for n in ("x", "residual")}
     model = parse(SUMS, **weights)
     before = run(model, **inputs)
-    assert {"SkipLayerNormalization", "BiasGelu"} <= set(optimized(model, tmp_path / "a.onnx"))
-    assert write_sums(model) == 2
-    assert {"LayerNormalization", "Gelu"} <= set(optimized(model, tmp_path / "b.onnx"))
+    assert "SkipLayerNormalization" in optimized(model, tmp_path / "a.onnx")
+    assert write_sums(model) == 1
+    assert "LayerNormalization" in optimized(model, tmp_path / "b.onnx")
     np.testing.assert_allclose(run(model, **inputs), before, atol=1e-6)
     assert write_sums(model) == 0
 

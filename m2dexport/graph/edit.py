@@ -29,10 +29,8 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """Return the sum with a one-axis constant that is a node's only user, and that constant."""
-    add = only_user(node.outputs[0], "Add") or only_user(node.outputs[0], "Sum")
-    if add is not None and len(add.inputs) > 2:
-        return None
+    """Return the Add of a one-axis constant that is a node's only user, and that constant."""
+    add = only_user(node.outputs[0], "Add")
     for value in add.inputs if add is not None else ():
         if value is not None and value.const_value is not None and len(value.shape or ()) == 1:
             assert add is not None

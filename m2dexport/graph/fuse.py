@@ -78,15 +78,15 @@ def fuse_gelu(model: ir.Model) -> int:
 
 
 def write_sums(model: ir.Model) -> int:
-    """Write what norms and GELUs take as Sum instead of Add.
+    """Write the sums that norms take as Sum instead of Add.
 
-    onnxruntime fuses an Add with the LayerNormalization or Gelu behind it, and takes longer then:
-    its SkipLayerNormalization adds and normalises value by value. It does not fuse a Sum.
+    onnxruntime fuses an Add with the LayerNormalization behind it into a SkipLayerNormalization,
+    which takes several times as long (docs/performance.md#the-graph). It does not fuse a Sum.
     """
     written = 0
     for node in model.graph:
         users = node.outputs[0].consumers() if node.op_type == "Add" else ()
-        if any(user.op_type in ("LayerNormalization", "Gelu") for user in users):
+        if any(user.op_type == "LayerNormalization" for user in users):
             node.op_type = "Sum"
             written += 1
     return written

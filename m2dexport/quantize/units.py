@@ -49,7 +49,7 @@ def restore(quantized: ir.Model, original: ir.Model, kept: Collection[str]) -> i
         bias = bias_of(node)
         if bias is not None:
             end, addend = bias
-            result = tape.op(end.op_type, [result, _copy(graph, addend)])
+            result = tape.op("Add", [result, _copy(graph, addend)])
         name = end.outputs[0].name
         changed = values[name].producer()
         assert changed is not None
