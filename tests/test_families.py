@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from packaging.version import Version
 from sentence_transformers import SentenceTransformer
 from tiny import FAMILIES, HIDDEN, TEXTS, edit_json, tiny_checkpoint
@@ -25,6 +26,7 @@ from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.last_layer import prune_last_layer
 from m2dexport.graph.vector import depth_graph, serialize_graph, vector_graph
 from m2dexport.reference.backbone import Backbone
 from m2dexport.reference.pooler import Reference
@@ -80,22 +82,36 @@ def assert_graph_agrees(
     np.testing.assert_allclose(np.stack(alone), expected, atol=CLOSE)
 
 
+def without_mean(graph: ir.Model) -> ir.Model:
+    """Return a one-depth graph without what it pools beside one token."""
+    gather = next(node for node in reversed(graph.graph) if node.op_type == "GatherElements")
+    (squeeze,) = gather.outputs[0].consumers()
+    graph.graph.outputs[:] = [squeeze.outputs[0]]
+    RemoveUnusedNodesPass()(graph)
+    return graph
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_graph_of_every_family_gives_the_vectors_computed_by_hand(
     model_type: str, tmp_path: Path
 ) -> None:
     if model_type not in transformers.CONFIG_MAPPING:
         pytest.skip("not in this transformers")
-    mode = "lasttoken" if FAMILIES[model_type][1] == "decoder" else "mean"
-    folder = tiny_checkpoint(tmp_path / "x", model_type, pooling=mode, config=SHALLOW[model_type])
+    modes = ["lasttoken"] if FAMILIES[model_type][1] == "decoder" else ["cls", "mean"]
+    folder = tiny_checkpoint(tmp_path / "x", model_type, pooling=modes, config=SHALLOW[model_type])
     checkpoint = open_checkpoint(folder)
     model = graph_from_checkpoint(checkpoint)
     fuse_for_onnxruntime(model)
     sides = ("right",) if model_type in ABSOLUTE else ("right", "left")
     for depth in (1, 2):
-        expected = by_hand.vectors(folder, TEXTS, depth, DIM, [mode])
-        graph = vector_graph(depth_graph(model, depth), DIM)
+        dim = checkpoint.dim - HIDDEN + DIM
+        expected = by_hand.vectors(folder, TEXTS, depth, dim, modes)
+        graph = vector_graph(depth_graph(model, depth), dim)
         assert_graph_agrees(graph, checkpoint, expected, sides=sides)
+        one_token = vector_graph(without_mean(depth_graph(model, depth)), DIM)
+        assert prune_last_layer(one_token) > 0
+        expected = by_hand.vectors(folder, TEXTS, depth, DIM, modes[:1])
+        assert_graph_agrees(one_token, checkpoint, expected, sides=sides)
 
 
 def test_the_document_lists_the_families_of_the_table_and_of_the_tests() -> None:

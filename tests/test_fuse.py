@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from graphs import operators, parse, run
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from m2dexport.graph.fuse import fuse_attention, fuse_gelu, gelu_input
+from m2dexport.graph.fuse import fuse_attention, fuse_gelu, gelu_input, write_sums
+from m2dexport.graph.shapes import fix_reshapes, look_up_once
 
 # Two heads of width 4; what is exported for a layer under a plain padding mask.
 ATTENTION = """
@@ -202,3 +206,102 @@ def test_the_input_of_a_gelu_is_told_and_of_nothing_else() -> None:
     nodes: list[ir.Node] = list(parse(GELU).graph)
     assert gelu_input(nodes[-1]).name == "x"  # type: ignore[union-attr]
     assert [gelu_input(node) for node in nodes[:-1]] == [None] * 4
+
+
+def optimized(model: ir.Model, path: Path) -> Counter[str]:
+    """Return what onnxruntime runs of a graph."""
+    options = ort.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(path)
+    ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return operators(ir.load(path))
+
+
+SUMS = """
+sums (float[batch, s, 8] x, float[batch, s, 8] residual) => (float[batch, s, 8] y)
+{
+  product = MatMul (x, square)
+  biased = Add (product, bias)
+  added = Add (biased, residual)
+  y = LayerNormalization <axis = -1> (added, weight, bias)
+}
+"""
+
+
+def test_onnxruntime_fuses_no_sum_into_a_slower_operator(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"square": (8, 8), "bias": (8,), "weight": (8,)}
+    weights = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    inputs = {n: rng.standard_normal((2, 3, 8)).astype(np.float32) for n in ("x", "residual")}
+    model = parse(SUMS, **weights)
+    before = run(model, **inputs)
+    assert "SkipLayerNormalization" in optimized(model, tmp_path / "a.onnx")
+    assert write_sums(model) == 1
+    assert "LayerNormalization" in optimized(model, tmp_path / "b.onnx")
+    np.testing.assert_allclose(run(model, **inputs), before, atol=1e-6)
+    assert write_sums(model) == 0
+
+
+RESHAPES = """
+reshapes (float[batch, s, 8] x) => (float[batch, heads, s, 4] y, float[batch, 8, t] z)
+<int64[1] four = {4}, int64[1] eight = {8}, int64[1] two = {2}, int64[1] rest = {-1}>
+{
+  batch_size = Shape <start = 0, end = 1> (x)
+  length = Shape <start = 1, end = 2> (x)
+  split_to = Concat <axis = 0> (batch_size, length, two, four)
+  split = Reshape <allowzero = 1> (x, split_to)
+  y = Transpose <perm = [0, 2, 1, 3]> (split)
+  turned_to = Concat <axis = 0> (batch_size, eight, rest)
+  z = Reshape <allowzero = 1> (x, turned_to)
+}
+"""
+
+
+def test_a_reshape_copies_the_sizes_that_are_where_they_were() -> None:
+    model = parse(RESHAPES)
+    shapes = {"split": ["batch", "s", 2, 4], "z": ["batch", 8, "t"]}
+    for node in model.graph:
+        if node.outputs[0].name in shapes:
+            node.outputs[0].shape = ir.Shape(shapes[str(node.outputs[0].name)])
+    x = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
+    before = run(model, x=x)
+    assert fused(fix_reshapes, model) == 2
+    assert operators(model) == {"Reshape": 2, "Transpose": 1}
+    targets = [node.inputs[1] for node in model.graph if node.op_type == "Reshape"]
+    assert [each.const_value.numpy().tolist() for each in targets] == [[0, 0, 2, 4], [0, 8, -1]]
+    np.testing.assert_array_equal(run(model, x=x), before)
+
+
+def test_a_reshape_of_two_new_sizes_is_left_alone() -> None:
+    model = parse(RESHAPES)
+    for node in model.graph:
+        if node.op_type == "Reshape":
+            node.outputs[0].shape = ir.Shape(["texts", "tokens", 2, 4])
+    assert fix_reshapes(model) == 0
+
+
+TYPES = """
+types (int64[batch, s] input_ids) => (float[batch, s, 4] y)
+{
+  size = Shape (input_ids)
+  types = Expand (one_zero, size)
+  type_rows = Gather <axis = 0> (kinds, types)
+  rows = Gather <axis = 0> (table, input_ids)
+  y = Add (rows, type_rows)
+}
+"""
+
+
+@pytest.mark.parametrize(("ids", "found"), [([[1]], 1), ([[0, 1, 0]], 0)])
+def test_a_row_that_every_token_adds_is_looked_up_once(ids: list[list[int]], found: int) -> None:
+    rng = np.random.default_rng(0)
+    tables = {n: rng.standard_normal((5, 4)).astype(np.float32) for n in ("kinds", "table")}
+    model = parse(TYPES, one_zero=np.array(ids), **tables)
+    inputs = {"input_ids": np.array([[3, 1, 4], [0, 2, 2]])}
+    before = run(model, **inputs)
+    assert fused(look_up_once, model) == found
+    assert operators(model)["Gather"] == 2 - found
+    np.testing.assert_array_equal(run(model, **inputs), before)

@@ -29,6 +29,7 @@ from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, Compilation, engine_maker
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.files import SPEC, atomic_folder, license_files, require_folder
+from m2dexport.graph.last_layer import restore_last_layer
 from m2dexport.graph.vector import MAP, coded_graph, full_width
 from m2dexport.precisions import Isa
 from m2dexport.progress import OnProgress
@@ -153,7 +154,9 @@ def quantize_artifact(
     (graph,) = (artifact / name for name in ENGINES[spec.engine].files)
     encoder = Encoder(spec, tokenizer_json, {graph.name: graph}, recipe.checked_on(threads=1))
     expected = encoder.encode(PROBES)
-    original = Original(ir.load(graph), spec, tokenizer_json, expected, license_files(artifact))
+    model = ir.load(graph)
+    restore_last_layer(model)
+    original = Original(model, spec, tokenizer_json, expected, license_files(artifact))
     return make_artifact(original, out, recipe, on_progress, force=force)
 
 

@@ -103,10 +103,12 @@ def weight_matmuls(graph: ir.Graph) -> list[tuple[ir.Node, ir.Value, ir.Value]]:
 def replace(graph: ir.Graph, node: ir.Node, tape: Tape, result: ir.Value) -> None:
     """Replace ``node`` by the tape's nodes; its users then use ``result``.
 
-    The result takes over the name of the replaced value, so it can still be found by name, and its
-    place among the graph's outputs.
+    The result takes over the name of the replaced value, so it can still be found by name, its
+    shape and type where it has none, and its place among the graph's outputs.
     """
     replaced = node.outputs[0]
+    if result.shape is None:
+        result.shape, result.type = replaced.shape, replaced.type
     graph.insert_before(node, tape.nodes)
     graph.outputs[:] = [result if value is replaced else value for value in graph.outputs]
     replaced.replace_all_uses_with(result)

@@ -16,6 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from m2dexport.graph.edit import CONTRIB, only_user, producer, replace, scalar_of
+from m2dexport.graph.shapes import fix_reshapes, look_up_once
 
 #: onnxruntime adds this to the score of a key that padding hides; lower is as good.
 _HIDDEN = -1e4
@@ -27,6 +28,9 @@ def fuse_for_onnxruntime(model: ir.Model) -> dict[str, int]:
     counts = {
         "MultiHeadAttention": fuse_attention(model),
         "Gelu": fuse_gelu(model),
+        "Sum": write_sums(model),
+        "Reshape": fix_reshapes(model),
+        "Gather": look_up_once(model),
     }
     RemoveUnusedNodesPass()(model)
     return counts
@@ -73,6 +77,21 @@ def fuse_gelu(model: ir.Model) -> int:
     return replaced
 
 
+def write_sums(model: ir.Model) -> int:
+    """Write the sums that norms take as Sum instead of Add.
+
+    onnxruntime fuses an Add with the LayerNormalization behind it into a SkipLayerNormalization,
+    which takes several times as long (docs/performance.md#the-graph). It does not fuse a Sum.
+    """
+    written = 0
+    for node in model.graph:
+        users = node.outputs[0].consumers() if node.op_type == "Add" else ()
+        if any(user.op_type == "LayerNormalization" for user in users):
+            node.op_type = "Sum"
+            written += 1
+    return written
+
+
 def gelu_input(node: ir.Node) -> ir.Value | None:
     """Return x if a node computes ``x * (0.5 * (1 + erf(x / sqrt 2)))``, else None."""
     for x, half in permutations(node.inputs) if node.op_type == "Mul" else ():
@@ -102,7 +121,6 @@ def _replace(
     """Replace ``last``, the last node of a match, by one of onnxruntime's own operators."""
     tape = Tape()
     result = tape.op(op_type, inputs, attributes, domain=CONTRIB)
-    result.shape, result.type = last.outputs[0].shape, last.outputs[0].type
     replace(graph, last, tape, result)
 
 

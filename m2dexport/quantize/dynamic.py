@@ -27,6 +27,8 @@ def quantize_dynamic(graph: ir.Graph) -> None:
         if x not in quantized:
             tape = Tape()
             quantized[x] = list(tape.op_multi_out("DynamicQuantizeLinear", [x], num_outputs=3))
+            quantized[x][0].shape = x.shape
+            quantized[x][0].type = ir.TensorType(ir.DataType.UINT8)
             graph.insert_before(node, tape.nodes)
         codes, step, zero_point = quantized[x]
         values, scale = symmetric_int8(array_of(weight), axis=0)

@@ -82,7 +82,10 @@ class _FixedScales:
 
 @dataclass(frozen=True)
 class _TokenScales:
-    """``codes = round((x + shift) / scale) + zero`` with a scale of each token's own."""
+    """``codes = round((x + shift) / scale) + zero`` with a scale of each token's own.
+
+    The scale is the token's largest value in ``levels`` steps.
+    """
 
     shift: float  # makes every value positive, where there is a known lower bound; else 0
     cap: float  # the largest value, after the shift, that codes must reach
@@ -242,7 +245,9 @@ def _fixed_codes(graph: ir.Graph, tape: Tape, x: ir.Value, fixed: _FixedScales) 
     factor = constant(graph, f"{x.name}.factor", fixed.factor)
     centre = constant(graph, f"{x.name}.centre", fixed.centre)
     moved = tape.op("Add", [tape.op("Mul", [x, factor]), centre])
-    return tape.op("QuantizeLinear", [moved, _one(graph), _zero(graph, _ZERO)])
+    codes = tape.op("QuantizeLinear", [moved, _one(graph), _zero(graph, _ZERO)])
+    codes.shape, codes.type = x.shape, ir.TensorType(ir.DataType.UINT8)
+    return codes
 
 
 def _replace_fixed(
@@ -262,8 +267,8 @@ def _replace_fixed(
     inputs = _product_inputs(graph, linear, codes, values, scale, _ZERO)
     inputs += [None, constant(graph, f"{linear.weight.name}.bias", bias)]
     result = tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
-    result = _with_spikes(graph, tape, result, linear, weight, x.value, fixed.spikes)
-    replace(graph, end, tape, result)
+    wide_result = _of_spikes(graph, tape, linear, weight, x.value, fixed.spikes)
+    replace(graph, end, tape, tape.op("Sum", [result, *wide_result]) if wide_result else result)
 
 
 def _token_scales(rows: Floats, shift: float, most_spikes: int) -> _TokenScales:
@@ -291,21 +296,21 @@ def _narrow(weight: Floats, spikes: NDArray[np.int64]) -> Floats:
     return narrow
 
 
-def _with_spikes(
+def _of_spikes(
     graph: ir.Graph,
     tape: Tape,
-    result: ir.Value,
     linear: _Linear,
     weight: Floats,
     x: ir.Value,
     spikes: NDArray[np.int64],
-) -> ir.Value:
+) -> list[ir.Value]:
+    """Return what spikes add to a product, where there are any."""
     if not spikes.size:
-        return result
+        return []
     channels = constant(graph, f"{x.name}.spikes", spikes)
     kept = constant(graph, f"{linear.weight.name}.spikes", weight[spikes])
     wide = tape.op("Gather", [x, channels], {"axis": 2})
-    return tape.op("Add", [result, tape.op("MatMul", [wide, kept])])
+    return [tape.op("MatMul", [wide, kept])]
 
 
 def _token_values(rows: Floats, scales: _TokenScales) -> tuple[Floats, Floats]:
@@ -321,7 +326,7 @@ def _token_values(rows: Floats, scales: _TokenScales) -> tuple[Floats, Floats]:
 def _token_codes(
     graph: ir.Graph, tape: Tape, x: ir.Value, scales: _TokenScales
 ) -> tuple[ir.Value, ir.Value]:
-    """Return uint8 codes (batch, sequence, in) and their float32 scale (batch, sequence, 1)."""
+    """Return uint8 codes, (batch, sequence, in), and each token's largest value, their scale."""
     last_axis = constant(graph, "int8.last_axis", np.array([-1], dtype=np.int64))
     if scales.shift:
         floor = constant(graph, "int8.gelu_floor", np.array(scales.shift, dtype=np.float32))
@@ -331,12 +336,14 @@ def _token_codes(
     largest = tape.op("ReduceMax", [magnitude, last_axis], {"keepdims": 1})
     tiny = constant(graph, "int8.tiny", np.array(_TINY))
     cap = constant(graph, f"{x.name}.cap", np.array(scales.cap, dtype=np.float32))
-    levels = scales.levels
-    step = constant(graph, f"int8.step_{levels}", np.array(1 / levels, dtype=np.float32))
-    scale = tape.op("Mul", [tape.op("Clip", [largest, tiny, cap]), step])
-    units = tape.op("Div", [moved, scale])
-    codes = tape.op("QuantizeLinear", [units, _one(graph), _zero(graph, scales.zero)])
-    return codes, scale
+    largest = tape.op("Clip", [largest, tiny, cap])
+    units = tape.op("Div", [moved, largest])
+    codes = tape.op("QuantizeLinear", [units, _step(graph, scales), _zero(graph, scales.zero)])
+    codes.shape, codes.type = x.shape, ir.TensorType(ir.DataType.UINT8)
+    if x.shape is not None:
+        largest.shape = ir.Shape([*x.shape[:-1], 1])
+        largest.type = ir.TensorType(ir.DataType.FLOAT)
+    return codes, largest
 
 
 def _replace_per_token(
@@ -353,11 +360,12 @@ def _replace_per_token(
     end, bias = _corrected(linear, x.rows @ weight - (codes @ values) * scale * weight_scale - wide)
     tape = Tape()
     inputs = _product_inputs(graph, linear, quantized[0], values, weight_scale, scales.zero)
+    inputs[2] = _step(graph, scales)
     product = tape.op("MatMulIntegerToFloat", inputs, domain=CONTRIB)
     result = tape.op("Mul", [product, quantized[1]])
-    result = _with_spikes(graph, tape, result, linear, weight, x.value, scales.spikes)
+    wide_result = _of_spikes(graph, tape, linear, weight, x.value, scales.spikes)
     moved = constant(graph, f"{linear.weight.name}.bias", bias)
-    replace(graph, end, tape, tape.op("Add", [result, moved]))
+    replace(graph, end, tape, tape.op("Sum", [result, *wide_result, moved]))
 
 
 def _corrected(linear: _Linear, error: Floats) -> tuple[ir.Node, Floats]:
@@ -385,6 +393,11 @@ def _product_inputs(
 
 def _one(graph: ir.Graph) -> ir.Value:
     return constant(graph, "int8.one", np.array(1, dtype=np.float32))
+
+
+def _step(graph: ir.Graph, scales: _TokenScales) -> ir.Value:
+    step = np.array(1 / scales.levels, dtype=np.float32)
+    return constant(graph, f"int8.step_{scales.levels}", step)
 
 
 def _zero(graph: ir.Graph, code: int) -> ir.Value:

@@ -85,7 +85,6 @@ def _fill_registers(graph: ir.Graph, softmax: ir.Node) -> None:
     ends = tape.op("Concat", [zero, more], {"axis": 0})
     filled = tape.op("Softmax", [tape.op("Pad", [x, ends, masked, last])], {"axis": -1})
     result = tape.op("Slice", [filled, zero, keys, last])
-    result.shape, result.type = probabilities.shape, probabilities.type
     replace(graph, softmax, tape, result)
 
 
@@ -103,7 +102,6 @@ def _select(graph: ir.Graph, cast: ir.Node) -> None:
     )
     tape = Tape()
     result = tape.op("Where", [cast.inputs[0], one, zero])
-    result.shape, result.type = cast.outputs[0].shape, cast.outputs[0].type
     replace(graph, cast, tape, result)
 
 

@@ -33,7 +33,7 @@ Unsqueeze
 """
 #: Operators of one value, and sums, which lose nothing that matters in 16 bits.
 _POINTWISE_NAMES = """
-Abs Add Clip Erf Gelu HardSigmoid Max Min Neg Relu Sigmoid Tanh Where
+Abs Add Clip Erf Gelu HardSigmoid Max Min Neg Relu Sigmoid Sum Tanh Where
 """
 _MOVES, _POINTWISE = frozenset(_MOVE_NAMES.split()), frozenset(_POINTWISE_NAMES.split())
 _BINARY = frozenset({"Mul", "Sub", "Div"})

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from m2dexport.engines import ENGINES, Compilation, Device
 from m2dexport.engines.onnxruntime import run
 from m2dexport.graph.fuse import fuse_for_onnxruntime
+from m2dexport.graph.last_layer import prune_last_layer
 from m2dexport.graph.vector import serialize_graph
 from m2dexport.precisions import Isa, WeightPrecision
 from m2dexport.quantize.activations import CalibrationTokens, Run
@@ -86,8 +87,14 @@ def quantize(
 
 
 def files(model: ir.Model, compilation: Compilation = Compilation()) -> dict[str, bytes]:
-    """Return the engine's files of a graph, by name: the ONNX file."""
+    """Return the engine's files of a graph, by name: the ONNX file.
+
+    Its last layer computes the pooled token alone, where one is pooled. Nothing that is to be
+    quantized yet is: a depth's weights are the same by itself and in the graph of all depths.
+    """
     (name,) = ENGINES["onnx"].files
+    model = model.clone()
+    prune_last_layer(model)
     return {name: serialize_graph(model)}
 
 

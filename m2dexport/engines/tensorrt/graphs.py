@@ -28,6 +28,7 @@ from m2dexport.engines.tensorrt.recipe import (
     recipe_from_toml,
 )
 from m2dexport.errors import UsageError
+from m2dexport.graph.last_layer import prune_last_layer
 from m2dexport.graph.vector import serialize_graph
 from m2dexport.precisions import Isa, WeightPrecision
 from m2dexport.quantize.activations import CalibrationTokens
@@ -111,6 +112,8 @@ def graph_files(
 ) -> dict[str, bytes]:
     """Return the graph and the recipe of its engine, by name.
 
+    As for onnxruntime, the last layer computes the pooled token alone, where one is pooled.
+
     Args:
         engine: "tensorrt" or "tensorrt-rtx".
         model: a graph.
@@ -127,6 +130,8 @@ def graph_files(
         compatible=compatible_of(compilation.compatible),
         profiles=profiles_for(compilation.shapes, compilation.max_length),
     )
+    model = model.clone()
+    prune_last_layer(model)
     return {GRAPH: serialize_graph(model), RECIPE: recipe.to_toml()}
 
 
