@@ -82,10 +82,7 @@ class _FixedScales:
 
 @dataclass(frozen=True)
 class _TokenScales:
-    """``codes = round((x + shift) / scale) + zero`` with a scale of each token's own.
-
-    The scale is the token's largest value in ``levels`` steps.
-    """
+    """``codes = round((x + shift) / scale) + zero``; ``levels`` scales are a token's largest value."""
 
     shift: float  # makes every value positive, where there is a known lower bound; else 0
     cap: float  # the largest value, after the shift, that codes must reach
@@ -396,8 +393,7 @@ def _one(graph: ir.Graph) -> ir.Value:
 
 
 def _step(graph: ir.Graph, scales: _TokenScales) -> ir.Value:
-    step = np.array(1 / scales.levels, dtype=np.float32)
-    return constant(graph, f"int8.step_{scales.levels}", step)
+    return constant(graph, f"int8.step_{scales.levels}", np.array(1 / scales.levels, np.float32))
 
 
 def _zero(graph: ir.Graph, code: int) -> ir.Value:
