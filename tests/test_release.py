@@ -220,19 +220,16 @@ def test_without_a_profile_targets_of_one_plan_are_measured_once(
 def test_a_profile_that_was_measured_otherwise_is_not_used(
     profiled: Profiled, sweeps: list[Any], tmp_path: Path
 ) -> None:
-    spinning = TARGET.replace("threads = 1", "threads = 1\nspin = true")
-    targets = (
-        profiled.target("wide"),
-        profiled.target("spins", ANY, spinning),
-    )
+    other = TARGET.replace('"onnx"', '"openvino"')
+    targets = profiled.target("wide"), profiled.target("other", ANY, other)
     shown = profiled.build(*targets, out=tmp_path, options=("--json",))
     assert shown.exit_code == 0, shown.output
     assert [each["measured"] for each in json.loads(shown.stdout)] == [False, True]
     assert shown.stderr == (
-        "Warning: the profile was measured with spin=false, and the target has spin=true; spins is "
-        "measured now.\n"
+        "Warning: the profile was measured with onnx on CPUExecutionProvider, and the target runs "
+        "openvino on CPU; other is measured now.\n"
     )
-    assert [plan.device.spin for plan in sweeps] == [True]
+    assert [plan.engine for plan in sweeps] == ["openvino"]
 
 
 def test_a_target_that_cannot_be_measured_does_not_keep_the_others_from_it(

@@ -40,7 +40,8 @@ from m2dexport.precisions import (
 )
 from m2dexport.profile.machine import read_machine
 from m2dexport.profile.plan import Plan, default_plan
-from m2dexport.runtime.encoder import Encoder, load
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.loading import load
 from m2dexport.vectors import codecs
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import evaluate

@@ -180,9 +180,7 @@ def _cell(built: Artifact, weights: str, ids: NDArray[np.int64], threads: int) -
     encoder = load(built.path, Device(threads=threads))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     taken = _times(partial(encoder.run, *feeds.values()))
-    session = partial(
-        cpu_session, str(built.path / "model.onnx"), threads, encoder.spec.device.spin
-    )
+    session = partial(cpu_session, str(built.path / "model.onnx"), threads)
     nodes = _profiled(session, feeds, len(taken))
     ms = 1e3 * float(np.median(taken))
     return Cell(layers, weights, batch, length, threads, ms, nodes)

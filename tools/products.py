@@ -48,21 +48,18 @@ def least_seconds(run: Callable[[], object], rounds: int) -> float:
     return least
 
 
-def cpu_session(
-    model: str | bytes, threads: int, spin: bool | None = True, profile: str = ""
-) -> ort.InferenceSession:
+def cpu_session(model: str | bytes, threads: int, profile: str = "") -> ort.InferenceSession:
     """Return a session on the CPU.
 
     Args:
         model: an ONNX file, by path or content.
         threads: of one operator.
-        spin: whether they wait in a loop.
         profile: path prefix of the profile that it writes; "" for none.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(bool(spin))))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile

@@ -82,7 +82,7 @@ class _FixedScales:
 
 @dataclass(frozen=True)
 class _TokenScales:
-    """``codes = round((x + shift) / scale) + zero``; ``levels`` scales are a token's largest value."""
+    """``codes = round((x + shift) / scale) + zero``; a token's largest is ``levels`` scales."""
 
     shift: float  # makes every value positive, where there is a known lower bound; else 0
     cap: float  # the largest value, after the shift, that codes must reach
