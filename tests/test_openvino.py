@@ -35,10 +35,10 @@ from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.tables import quantize_tables
 from m2dexport.quantize.units import restore, units_of
 from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime import loading
 from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import read_spec
 from m2dexport.runtime.bundle import verify_bundle, write_bundle
-from m2dexport.runtime.loading import load
 from m2dexport.vectors.codecs import LEVELS
 from m2dexport.vectors.tasks import load_task
 
@@ -99,7 +99,7 @@ def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(family: str, small, 
         assert {*ENGINES[name].files, "artifact.json", "tokenizer.json"} == {
             path.name for path in folder.iterdir()
         }
-        vectors[name] = load(folder).encode(PROBES)
+        vectors[name] = loading.load(folder).encode(PROBES)
     np.testing.assert_allclose(vectors["openvino"], vectors["onnx"], atol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_an_int8_artifact_keeps_what_int8_promises(int8: Artifact) -> None:
     assert spec.parity["mean_cosine"] > 0.999
     assert spec.coverage > 0.97
     assert all(name.endswith(".spikes") for name in spec.left_in_float32)
-    encoder = load(int8.path)
+    encoder = loading.load(int8.path)
     alone = np.concatenate([encoder.encode([text]) for text in PROBES])
     assert (encoder.encode(PROBES) == alone).mean() >= 0.999
 
@@ -178,8 +178,8 @@ def test_weights_that_depend_on_the_batch_are_refused(
 def test_a_bundle_verifies_and_encodes(int8: Artifact, tmp_path: Path) -> None:
     write_bundle(int8.path, tmp_path / "a.m2d")
     assert verify_bundle(tmp_path / "a.m2d").space_id == int8.spec.space_id
-    found = load(tmp_path / "a.m2d").encode(PROBES)
-    np.testing.assert_array_equal(found, load(int8.path).encode(PROBES))
+    found = loading.load(tmp_path / "a.m2d").encode(PROBES)
+    np.testing.assert_array_equal(found, loading.load(int8.path).encode(PROBES))
 
 
 def test_a_bundle_of_another_engine_than_it_names_is_refused(
