@@ -4,6 +4,7 @@
 
     M2DError            exit 1  something failed; the message is one sentence with a remedy
     ├── UsageError      exit 2  a value that the caller gave is wrong
+    │   └── MissingDevice   exit 2  this machine lacks the device
     ├── CheckpointError exit 1  a checkpoint cannot be read or is not supported
     ├── ParityError     exit 1  an artifact does not reproduce the torch original
     ├── BundleError     exit 1  a bundle is damaged, tampered with or does not verify
@@ -36,6 +37,10 @@ class CheckpointError(M2DError):
 
 class ParityError(M2DError):
     """An exported artifact differs from the torch original by more than its precision allows."""
+
+
+class MissingDevice(UsageError):
+    """This machine lacks a device that the engine knows."""
 
 
 class BundleError(M2DError):

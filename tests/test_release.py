@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from click.testing import Result
 from command_line import m2d
@@ -278,6 +279,27 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime")
     none = runtime.cudaError_t.cudaErrorNoDevice
     monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (none, None))
+
+
+def test_a_provider_that_is_not_here_is_built_for_on_the_cpu(
+    profiled: Profiled, tmp_path: Path
+) -> None:
+    target = profiled.target(
+        "gpu", ANY, TARGET.replace("threads = 1", 'provider = "CUDAExecutionProvider"')
+    )
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("the provider is here")
+    shown = profiled.measure(target, out=tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert (
+        "not checked here: p95_ms, since CUDAExecutionProvider is not in this onnx" in shown.stdout
+    )
+    spec = json.loads(open_bundle(tmp_path / "gpu.m2d")["artifact.json"])
+    assert spec["device"]["provider"] == "CUDAExecutionProvider"
+    assert (
+        "CUDAExecutionProvider is not in this onnxruntime"
+        in m2d("verify", tmp_path / "gpu.m2d").stderr
+    )
 
 
 def test_depth_0_runs_on_its_own_engine_whatever_the_device_of_the_target_is(

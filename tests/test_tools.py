@@ -288,3 +288,31 @@ def test_peers_are_timed_beside_torch_and_one_that_cannot_run_says_why(
     versions = dict(row[:2] for row in rows(below["Versions"]))
     assert f"sentence-transformers {version('sentence-transformers')}" in versions[torch[0]]
     assert "torch" not in versions[int8[0]]  # a device does without it
+
+
+def test_the_gpu_bench_compares_every_candidate_and_says_what_this_machine_lacks(
+    small, tmp_path: Path
+) -> None:
+    out = tmp_path / "gpu.md"
+    run("bench_gpu", *("--model", small("bert"), "--device", "cpu"), "--out", out, *SMALLEST)
+    found = {name: cells for name, *cells in rows(sections(out.read_text())["2 layers"])}
+    assert found["sentence-transformers fp16"][0].endswith(", 1.00x")
+    for name in ("sentence-transformers bf16", "onnxruntime CPUExecutionProvider fp16"):
+        assert float(found[name][-1]) > 0.99
+    assert "needs a GPU" in found["tensorrt-rtx int8"][0]
+
+
+def test_tensorrt_engines_are_built_of_every_depth_and_compared_with_float32(
+    small, tasks, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    out = tmp_path / "tensorrt.md"
+    run(
+        *("bench_tensorrt", "--model", small("bert"), "--weights", "fp16,int8-weight-only"),
+        *("--layers", "1,2", "--sts", tasks[0], "--out", out),
+    )
+    found = rows(out.read_text())
+    assert [row[:2] for row in found] == [
+        [n, w] for n in "12" for w in ("fp16", "int8-weight-only")
+    ]
+    assert all(float(row[3]) > 0 and float(row[5].split(" / ")[1]) > 0.99 for row in found)

@@ -64,6 +64,8 @@ class Recipe:
     #: The index that the vectors are to be put to, whose ranges they take; None: none, or, of an
     #: aligned sub-model, one that the full model writes in fp32.
     index: Index | None = field(default=None, hash=False)
+    #: Made for another machine's device: where this one lacks it, checked on the engine's oracle.
+    elsewhere: bool = False
     #: What an engine for a GPU is compiled for; others have no use for it.
     compilation: Compilation = Compilation()
     #: What queries lose on an index, by the weights of what wrote it, from a profile.
@@ -76,7 +78,7 @@ class Recipe:
             threads: of the sessions; None: those of the device.
         """
         device = replace(self.device, threads=threads) if threads else self.device
-        return here(self.engine, device).device
+        return here(self.engine, device, elsewhere=self.elsewhere).device
 
     def texts(self) -> Sequence[str]:
         """Return the calibration texts."""

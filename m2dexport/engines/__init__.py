@@ -30,7 +30,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal, get_args
 
-from m2dexport.errors import M2DError, MissingExtra, UsageError
+from m2dexport.errors import M2DError, MissingDevice, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
 from m2dexport.strict import Name, Within
 
@@ -46,7 +46,8 @@ class Engine:
     format: Literal["onnx", "ir", "table"]
     provider: str  # that runs it unless a device says otherwise
     weights: WeightPrecision = "fp32"  # unless others are asked for
-    #: The provider that runs the graph where there is no GPU, of engines that are built there, too.
+    #: The provider that computes the same on any machine, to check graphs on where the device is
+    #: missing; None: nothing does, or graphs are made on the device alone.
     oracle: str | None = None
     may_hold: tuple[str, ...] = ()  # files that a graph may come with, too
 
@@ -62,7 +63,14 @@ class Engine:
 
 
 ENGINES: Mapping[str, Engine] = {
-    "onnx": Engine("onnxruntime", "onnxruntime", ("model.onnx",), "onnx", "CPUExecutionProvider"),
+    "onnx": Engine(
+        folder="onnxruntime",
+        package="onnxruntime",
+        files=("model.onnx",),
+        format="onnx",
+        provider="CPUExecutionProvider",
+        oracle="CPUExecutionProvider",
+    ),
     "openvino": Engine("openvino", "openvino", ("model.xml", "model.bin"), "ir", "CPU"),
     "tensorrt": Engine(
         folder="tensorrt",
@@ -180,10 +188,14 @@ class Here:
     lacks: str | None = None  # why that is the engine's oracle, and not the device
 
 
-def here(name: str, device: Device) -> Here:
+def here(name: str, device: Device, *, elsewhere: bool = False) -> Here:
     """Return what graphs for a device run on here: that device, or the engine's oracle.
 
-    Who names a provider gets that one or an error.
+    Args:
+        name: of the engine.
+        device: what the graphs are for.
+        elsewhere: whether a device that names its provider may be another machine's; else who
+            names one gets that or an error.
 
     Raises:
         UsageError: when this machine lacks the device, and the engine has no oracle.
@@ -192,8 +204,8 @@ def here(name: str, device: Device) -> Here:
     oracle, runner = engine_of(name).oracle, engine_runner(name)
     try:
         runner.require_device(device)
-    except (UsageError, MissingExtra) as error:
-        if oracle is None or device.provider is not None:
+    except (MissingDevice, MissingExtra) as error:
+        if oracle is None or (device.provider is not None and not elsewhere):
             raise
         return Here(replace(device, provider=oracle, cache=None), str(error))
     return Here(device)

@@ -69,6 +69,7 @@ class Deployment:
     align_texts: Iterable[str] | None = None  # likewise, of aligned cells
     bit_order: BitOrder = "big"  # where the first dim of a packed byte goes
     index: Index | None = None  # what wrote the index that the bundle is to query
+    elsewhere: bool = False  # the device may be another machine's
     compilation: Compilation = Compilation()  # of an engine for a GPU; no shapes: the profile's
     device: Device | None = None  # what the bundle runs on; None: what the cell was measured on
 
@@ -127,6 +128,7 @@ def _recipe(profile: Profile, cell: Cell, deployment: Deployment) -> Recipe:
         align_texts=deployment.align_texts,
         index=deployment.index,
         losses=_losses(profile, cell),
+        elsewhere=deployment.elsewhere,
         compilation=_compilation(cell, deployment.compilation),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import calibration_texts
-from m2dexport.engines import ENGINES, Device, Here, here
+from m2dexport.engines import Device, Here, here
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.files import require_file
 from m2dexport.profile.deploy import Deployment, bundle_cell
@@ -124,7 +124,7 @@ def _outcome(target: Target, outcome: Outcome, work: _Work, *, force: bool) -> O
     """Return an outcome with all that is reached, and the failure that ended it."""
     try:
         plan = plan_for(work.checkpoint, target)
-        found = here(plan.engine, plan.device)
+        found = here(plan.engine, plan.device, elsewhere=True)
         outcome = replace(outcome, lacks=found.lacks)
         profile = _given(target, outcome.target, work.basis)
         if profile is None:
@@ -135,12 +135,12 @@ def _outcome(target: Target, outcome: Outcome, work: _Work, *, force: bool) -> O
         budget = target.budget.model_copy(update=dict.fromkeys(outcome.unchecked))
         selection = select_cell(profile, budget)
         outcome = replace(outcome, selection=selection)
-        deployment = _deployment(selection.cell, plan, work.basis.deployment)
+        deployment = _deployment(selection.cell, plan, found, work.basis.deployment)
         work.on_progress(f"{outcome.target}: build", 0, 1)
         bundle_cell(
             profile, selection.cell.id, work.checkpoint, outcome.path, deployment, force=force
         )
-        report = _verified(outcome.path, selection.cell, found)
+        report = _verified(outcome.path, found.device if deployment.elsewhere else Device())
         work.on_progress(f"{outcome.target}: build", 1, 1)
     except M2DError as error:
         return replace(outcome, failure=str(error))
@@ -182,21 +182,22 @@ def _measured(plan: Plan, name: str, work: _Work) -> Profile:
     return found
 
 
-def _deployment(cell: Cell, plan: Plan, deployment: Deployment) -> Deployment:
+def _deployment(cell: Cell, plan: Plan, found: Here, deployment: Deployment) -> Deployment:
     """Return how a cell is deployed: for the target's device, whatever it was measured on."""
-    if cell.engine != plan.engine or not ENGINES[cell.engine].on_gpu:
-        return deployment  # depth 0 has an engine of its own; other cells have their device
-    return replace(deployment, device=plan.device, compilation=plan.compilation)
+    if cell.engine != plan.engine:  # depth 0 has an engine of its own
+        return deployment
+    deployment = replace(deployment, compilation=plan.compilation)
+    return replace(deployment, device=plan.device, elsewhere=True) if found.lacks else deployment
 
 
-def _verified(path: Path, cell: Cell, found: Here) -> VerifyReport:
+def _verified(path: Path, device: Device) -> VerifyReport:
     """Verify a bundle on all its threads; one that fails is removed.
 
     Raises:
         M2DError: when it does not run, or reproduce its golden texts.
     """
     try:
-        return verify_bundle(path, found.device if ENGINES[cell.engine].on_gpu else Device())
+        return verify_bundle(path, device)
     except M2DError:
         path.unlink()
         raise

@@ -126,7 +126,7 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     require_file(out, force=force)
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
-    device = here(spec.engine, replace(spec.device, threads=1)).device
+    device = here(spec.engine, replace(spec.device, threads=1), elsewhere=True).device
     encoder = encoder_from_files(files, folder, device)
     files[GOLDEN] = golden.golden_json(*golden.golden_of(encoder))
     licenses = {

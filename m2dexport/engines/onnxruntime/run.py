@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from m2dexport.cores import threads_for
 from m2dexport.engines import ENGINES, SPIN_US, Device
-from m2dexport.errors import M2DError, UsageError, one_line
+from m2dexport.errors import M2DError, MissingDevice, UsageError, one_line
 from m2dexport.precisions import Isa
 
 _ENGINE = ENGINES["onnx"]
@@ -43,7 +43,8 @@ def require_device(device: Device) -> str:
     """
     provider = device.provider or _ENGINE.provider
     if provider not in devices():
-        raise UsageError(f"{provider} is not in this onnxruntime; it has {', '.join(devices())}.")
+        kind = MissingDevice if provider in ort.get_all_providers() else UsageError
+        raise kind(f"{provider} is not in this onnxruntime; it has {', '.join(devices())}.")
     if device.cache is not None:
         raise UsageError("onnxruntime compiles nothing that a cache could keep; leave it out.")
     return provider

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.errors import M2DError, MissingExtra, UsageError, one_line
+from m2dexport.errors import M2DError, MissingDevice, MissingExtra, one_line
 
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 
@@ -41,20 +41,20 @@ def require_gpu(index: int, engine: str) -> Gpu:
         engine: the engine that needs it, for messages.
 
     Raises:
-        UsageError: when there is no such GPU, or no driver for it.
+        MissingDevice: when there is no such GPU, or no driver for it.
         MissingExtra: when cuda-bindings is not installed.
     """
     cudart = _cudart(engine)
     status, count = cudart.cudaGetDeviceCount()
     if status != cudart.cudaError_t.cudaSuccess:
         reason = one_line(cudart.cudaGetErrorString(status)[1].decode())
-        raise UsageError(
+        raise MissingDevice(
             f"{engine} needs an NVIDIA GPU and its driver, and this machine has none that works "
             f"({reason}); run it where one is, or pass --provider CPU, by which onnxruntime runs "
             "the same graph."
         )
     if not 0 <= index < count:
-        raise UsageError(f"there is no GPU {index}; this machine has {count}, counted from 0.")
+        raise MissingDevice(f"there is no GPU {index}; this machine has {count}, counted from 0.")
     call(cudart.cudaSetDevice(index))
     attribute = cudart.cudaDeviceAttr
     major, minor = (
@@ -85,11 +85,21 @@ def call(answer: tuple[Any, ...]) -> Any:
 
 
 class Stream:
-    """A stream of work, and the copies that are part of it."""
+    """A stream of work on a GPU, and the copies that are part of it.
 
-    def __init__(self) -> None:
+    Args:
+        gpu: whose stream it is.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
         self._cudart = _cudart("tensorrt")
+        self.enter()
         self.handle = call(self._cudart.cudaStreamCreateWithFlags(_NON_BLOCKING))
+
+    def enter(self) -> None:
+        """Make its GPU the current one of the calling thread."""
+        call(self._cudart.cudaSetDevice(self._gpu.index))
 
     def upload(self, buffer: Buffer, size: int) -> None:
         """Copy ``size`` bytes of a buffer to the GPU."""

@@ -43,7 +43,7 @@ class Session:
         self.gpu = gpu
         self._trt = import_library(recipe.library)
         self._engine = engine
-        self._stream = Stream()
+        self._stream = Stream(gpu)
         self._lock = threading.Lock()
         self._config, self._compiled = self._runtime_config(compiled)
         self._contexts: dict[int, Any] = {}
@@ -67,6 +67,7 @@ class Session:
         most = self.recipe.profiles[index].most[0]
         parts = []
         with self._lock:
+            self._stream.enter()
             for start in range(0, texts, most):
                 rows = slice(start, start + most)
                 parts.append(self._run(index, input_ids[rows], attention_mask[rows]))
