@@ -13,7 +13,6 @@ float32. On the CPU (--device cpu) it shows that the bench works.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -279,4 +278,4 @@ def _tokenizing(bench: Bench) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
