@@ -10,10 +10,11 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from m2dexport.errors import M2DError, UsageError
+from m2dexport.errors import M2DError, UsageError, one_line
 
 if sys.platform != "win32":
     import fcntl
@@ -23,7 +24,10 @@ SPEC = "artifact.json"  # in the folder of an artifact: what a runtime must know
 
 _SUB_MODEL_KEYS = ("format", "sliced_from")
 _ARTIFACT_KEYS = ("format", "space_id")
-_GRAPHS = ("model.onnx", "model.xml", "model.bin", "table.safetensors")
+_GRAPHS = (
+    *("model.onnx", "model.xml", "model.bin", "table.safetensors"),
+    *("engine.toml", "model.engine"),
+)
 _ARTIFACT = {SPEC, "tokenizer.json", "ranges.json", *_GRAPHS}
 _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
@@ -148,6 +152,18 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
             temporary.replace(path)
         else:
             _create_file(temporary, path)
+
+
+def keep_file(path: Path, content: bytes) -> bool:
+    """Write a file that can be made again; warn where it cannot be written, and return False."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path, force=True) as part:
+            part.write_bytes(content)
+    except (OSError, M2DError) as error:
+        warnings.warn(f"{one_line(error).rstrip('.')}; it is made again next time.", stacklevel=2)
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -255,7 +255,7 @@ def test_an_engine_that_the_library_cannot_load_is_one_sentence() -> None:
     with pytest.raises(
         M2DError, match=r"tensorrt-rtx \S+ cannot load the engine: it is damaged\.$"
     ):
-        library.read_engine(b"\0" * 4096, RTX)
+        library.read_engine(b"\0" * 4096, recipe())
 
 
 def test_a_graph_that_the_library_refuses_is_named_with_what_it_says(original) -> None:
@@ -287,16 +287,19 @@ def test_an_engine_that_came_along_is_not_used_by_another_version_or_gpu(artifac
 
 
 def test_a_recipe_survives_its_file() -> None:
-    whole = recipe(compatible=["hardware"], gpus=["8.9", "12.0"])
-    assert recipe_from_toml(whole.to_toml(), "engine.toml") == whole
+    for whole in (recipe(gpus=["8.9", "12.0"]), recipe(compatible=["hardware"], gpus=[])):
+        assert recipe_from_toml(whole.to_toml(), "engine.toml") == whole
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"profiles": []}, "profiles is missing"),
-        ({"profiles": [Profile([2, 1], [1, 1], [2, 2])]}, "least, best and most do not follow"),
-        ({"profiles": [Profile([1, 1], [1, 9], [1, 8])]}, "least, best and most do not follow"),
+        ({"profiles": [Profile([2, 1], [2, 1], [2, 2])]}, "not two sizes each that follow one"),
+        ({"profiles": [Profile([1, 1], [1, 9], [1, 8])]}, "not two sizes each that follow one"),
+        ({"profiles": [Profile([1, 1, 1], [1, 9], [1, 9])]}, "not two sizes each that follow one"),
+        ({"profiles": [Profile([1, 1], [1, 9], [1 << 20, 9])]}, "a profile of 9,437,184 tokens"),
+        ({"compatible": ["version"]}, "names GPUs and asks for more compatibility"),
         ({"gpus": ["ada"]}, "a compute capability is needed"),
         ({"computes": "int8"}, "computes is 'int8'"),
     ],
@@ -361,7 +364,7 @@ def test_what_is_kept_is_found_again_unless_anything_changed(tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     key = store.key_of(b"", b"", (RTX, "1.7"), GPU)
-    with pytest.warns(UserWarning, match="cannot be written .* made again next time"):
+    with pytest.warns(UserWarning, match=r"folder'; it is made again next time"):
         store.keep(tmp_path / "file" / "folder", key, "engine", b"")
 
 
@@ -449,11 +452,42 @@ def test_tensorrt_is_configured_as_asked(small, monkeypatch) -> None:
     config.clear_flag.assert_called_once_with(trt.BuilderFlag.TF32)
 
 
-def test_bf16_without_a_gpu_names_the_install_that_runs_it(small, monkeypatch) -> None:
-    files = engine_maker(RTX).files(graph(small("bert"), "bf16"), ONE_GPU)
+def test_16_bits_without_a_gpu_name_the_install_that_runs_them(small, monkeypatch) -> None:
+    files = engine_maker(RTX).files(graph(small("bert"), "fp16"), ONE_GPU)
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    with pytest.raises(MissingExtra, match=r"bf16 graph without a GPU needs the onnx_ir .*export"):
+    with pytest.raises(MissingExtra, match=r"16 bits without a GPU needs the onnx_ir .*export"):
         engine_runner(RTX).load(files, ORACLE, "portable")
+
+
+def test_the_oracle_overflows_where_float16_does(small, tmp_path: Path) -> None:
+    """onnxruntime by itself computes such graphs in float32, in which nothing overflows."""
+    model = source(small("bert")).vectors_at(2)
+    for value in model.graph.initializers.values():
+        if "dense.weight" in str(value.name) and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy() * 3e3, name=value.name)
+    maker = engine_maker(RTX)
+    found = {
+        weights: outputs(maker.files(maker.quantize(model, weights), ONE_GPU))
+        for weights in ("fp32", "fp16", "bf16")
+    }
+    assert np.isfinite(found["fp32"]).all() and np.isfinite(found["bf16"]).all()
+    assert not np.isfinite(found["fp16"]).all()
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4-weight-only"])
+def test_a_dead_channel_is_built_and_a_weight_beyond_float16_named(small, weights) -> None:
+    model, maker = source(small("bert")).vectors_at(2), engine_maker(RTX)
+    names = [str(name) for name in model.graph.initializers if name.endswith("dense.weight")]
+    value = model.graph.initializers[names[0]]
+    array = value.const_value.numpy().copy()  # type: ignore[union-attr]
+    array[:, 3] = 0
+    value.const_value = ir.tensor(array, name=value.name)
+    files = maker.files(maker.quantize(model, weights, tokens(small("bert"))), ONE_GPU)
+    assert maker.compiled(files, ONE_GPU)["model.onnx"] == files["model.onnx"]
+    array[0, 0] = 2e5
+    value.const_value = ir.tensor(array, name=value.name)
+    with pytest.raises(M2DError, match=f"weight {value.name} holds values beyond float16"):
+        maker.quantize(model, weights, tokens(small("bert")))
 
 
 @pytest.mark.gpu

@@ -303,7 +303,7 @@ def _compilation_of(options: dict[str, Any]) -> Compilation:
 
     gpus = options.pop("gpus", None)
     return Compilation(
-        gpus=tuple(gpu.strip() for gpu in gpus.split(",")) if gpus else (),
+        gpus=() if gpus is None else tuple(dict.fromkeys(gpu.strip() for gpu in gpus.split(","))),
         compatible=options.pop("compatible", ()),
         keep_engine=options.pop("with_engine", False),
     )

@@ -35,7 +35,8 @@ from m2dexport.graph.edit import (
 from m2dexport.quantize.activations import CalibrationTokens, Load, collect_activations
 from m2dexport.quantize.codes import BLOCK
 from m2dexport.quantize.int8 import quantize_matmuls
-from m2dexport.quantize.rounding import Bits, block_scale, largest_code, round_blocks
+from m2dexport.quantize.rounding import LEAST_SCALE, Bits, block_scale, largest_code, round_blocks
+from m2dexport.quantize.typed import narrowed
 
 #: The first opset whose DequantizeLinear has blocks and 4-bit codes, and its IR version.
 _OPSET, _IR_VERSION = 21, 10
@@ -55,12 +56,15 @@ def store_weights(
 
     Raises:
         UsageError: when the calibration texts are missing or too few.
+        CheckpointError: when a weight is outside the range of float16.
     """
     from threadpoolctl import threadpool_limits  # sets a variable when it is imported
 
     if calibration is None:
         raise UsageError(f"int{bits}-weight-only weights need calibration texts here.")
     graph = model.graph
+    for value in large_weights(graph):
+        narrowed(value, ir.DataType.FLOAT16)  # refused by name where the scales could not hold it
     products = weight_matmuls(graph)
     inputs = list(dict.fromkeys(x for _, x, _ in products))
     rows = collect_activations(model, inputs, calibration, load) if inputs else {}
@@ -103,7 +107,7 @@ def _use_symmetric(graph: ir.Graph, quantize: ir.Node) -> None:
     assert moved is not None and add is not None and scaled is not None
     factor, centre = scaled.inputs[1], add.inputs[1]
     assert factor is not None and centre is not None and scaled.inputs[0] is not None
-    moved.shape = scaled.inputs[0].shape
+    moved.shape, moved.type = scaled.inputs[0].shape, ir.TensorType(ir.DataType.FLOAT)
     unit = np.float32(1 / np.median(array_of(factor)))
     for value in (factor, centre):
         value.const_value = ir.tensor(array_of(value) * unit, name=value.name)
@@ -124,7 +128,8 @@ def _use_dequantized(graph: ir.Graph, node: ir.Node, values: ir.Value, unit: np.
     weight, scale = node.inputs[1], node.inputs[3]
     bias = node.inputs[6] if len(node.inputs) > 6 else None
     assert weight is not None and scale is not None
-    narrow = constant(graph, f"{scale.name}.16", (array_of(scale) / unit).astype(np.float16))
+    channels = np.maximum(array_of(scale) / unit, LEAST_SCALE).astype(np.float16)  # also of zeros
+    narrow = constant(graph, f"{scale.name}.16", channels)
     tape = Tape()
     matrix = tape.op("DequantizeLinear", [weight, narrow], {"axis": 1})
     matrix.shape, matrix.type = weight.shape, ir.TensorType(ir.DataType.FLOAT16)

@@ -23,7 +23,7 @@ _DAMPING = 0.01  # of the mean diagonal, as in GPTQ
 _BLOCK = 64
 #: Shares of a block's largest value that 4-bit codes reach, for trial: larger ones then saturate.
 _SHARES = np.linspace(1.0, 0.65, 8, dtype=np.float32)
-_LEAST_SCALE = np.float32(2**-24)  # the smallest float16 above 0
+LEAST_SCALE = np.float32(2**-24)  # the smallest float16 above 0
 
 
 def round_weights(weight: Floats, inputs: Floats, isa: Isa) -> tuple[NDArray[np.int8], Floats]:
@@ -129,7 +129,7 @@ def block_scale(values: Floats, bits: Bits) -> NDArray[np.float16]:
     best = np.zeros(values.shape[1], dtype=np.float16)
     least = np.full(values.shape[1], np.inf, dtype=np.float32)
     for share in _SHARES if bits == 4 else _SHARES[:1]:
-        scale = np.maximum(widest * share, _LEAST_SCALE).astype(np.float16)
+        scale = np.maximum(widest * share, LEAST_SCALE).astype(np.float16)
         wide = scale.astype(np.float32)
         kept = np.clip(np.round(values / wide), -largest, largest) * wide
         error = np.square(kept - values).sum(axis=0)

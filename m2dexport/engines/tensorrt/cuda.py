@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,20 +116,6 @@ class Stream:
         """Return when all work has been done."""
         call(self._cudart.cudaStreamSynchronize(self.handle))
 
-    def begin_capture(self) -> None:
-        """Record what is put into the stream instead of doing it."""
-        mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        call(self._cudart.cudaStreamBeginCapture(self.handle, mode))
-
-    def end_capture(self) -> Any:
-        """Return what was recorded, ready to be launched."""
-        graph = call(self._cudart.cudaStreamEndCapture(self.handle))
-        return call(self._cudart.cudaGraphInstantiate(graph, 0))
-
-    def launch(self, graph: Any) -> None:
-        """Do what ``end_capture`` returned."""
-        call(self._cudart.cudaGraphLaunch(graph, self.handle))
-
     def _copy(self, target: Any, source: Any, size: int, kind: Any) -> tuple[Any, ...]:
         answer: tuple[Any, ...] = self._cudart.cudaMemcpyAsync(
             target, source, size, kind, self.handle
@@ -137,7 +124,7 @@ class Stream:
 
 
 class Buffer:
-    """Memory of the GPU and, in pinned memory of the host, its counterpart.
+    """Memory of the GPU and, in pinned memory of the host, its counterpart; freed with it.
 
     Args:
         size: bytes.
@@ -150,12 +137,12 @@ class Buffer:
         self._pinned = int(call(cudart.cudaMallocHost(size)))
         view = (ctypes.c_uint8 * size).from_address(self._pinned)
         self.host: NDArray[np.uint8] = np.ctypeslib.as_array(view)
+        weakref.finalize(self, _free, cudart, self.device, self._pinned)
 
-    def free(self) -> None:
-        """Give the memory back; the buffer is of no use afterwards."""
-        cudart = _cudart("tensorrt")
-        call(cudart.cudaFree(self.device))
-        call(cudart.cudaFreeHost(self._pinned))
+
+def _free(cudart: Any, device: int, pinned: int) -> None:
+    cudart.cudaFree(device)
+    cudart.cudaFreeHost(pinned)
 
 
 def _cudart(engine: str) -> Any:

@@ -104,6 +104,11 @@ def require_compilation_of(engine: str, compilation: Compilation) -> None:
     if compatible_of(compilation.compatible) and ENGINES[engine].oracle is not None:
         raise UsageError(f"engines of {engine} are portable; leave --compatible out.")
     if ENGINES[engine].oracle is None:
+        if compilation.keep_engine:
+            raise UsageError(
+                f"an engine of {engine} is for this machine's GPU, and kept beside the bundle; "
+                "leave --with-engine out."
+            )
         require_gpu(0, engine)
 
 

@@ -16,13 +16,13 @@ from typing import Any
 from m2dexport.engines import ENGINES, engine_version
 from m2dexport.engines.tensorrt.recipe import EngineRecipe
 from m2dexport.errors import M2DError, UsageError, one_line
-from m2dexport.files import atomic_file
+from m2dexport.files import keep_file
 
 #: What TensorRT says of a mistake of its own making, after the mistake itself.
 _ECHO = re.compile(r"checkMacros\.cpp|--- (Begin|End) node|^Node name:|While parsing node")
 _PLACE = re.compile(
     r"\s*In \w+ at /\S+|\[\w+\.cpp:\d+: \w+\]\s*|\w+\.cpp:\d+:\s*|"
-    r"I\w+::\w+: Error Code \d+: [\w ]+ \("
+    r"I\w+::\w+: Error Code \d+: [\w ]+ \(|ERROR: |In function \w+:\s*|\[\d+\] "
 )
 _RTX = "tensorrt-rtx"
 #: Of the GPUs that TensorRT-RTX knows, the one that multiplies in float16 only.
@@ -123,21 +123,23 @@ def build_engine(
         if engine is None:
             raise _refusal(recipe, "cannot build the graph", log)
         if timing is not None:
-            with atomic_file(timing, force=True) as part:
-                part.write_bytes(bytes(config.get_timing_cache().serialize()))
+            keep_file(timing, bytes(config.get_timing_cache().serialize()))
     return bytes(engine)
 
 
-def read_engine(content: bytes, engine: str) -> Any:
+def read_engine(content: bytes, recipe: EngineRecipe) -> Any:
     """Return the ICudaEngine of an engine's bytes, on the current GPU.
 
     Raises:
         M2DError: when it is damaged, or of another version or GPU, or the GPU has too little
             memory or too old a driver.
     """
+    engine = recipe.library
     trt = import_library(engine)
     with _log_of(trt) as log:
         runtime = trt.Runtime(log)
+        if "version" in recipe.compatible:  # which brings code; such engines are built here alone
+            runtime.engine_host_code_allowed = True
         found = runtime.deserialize_cuda_engine(content)
         if found is None:
             raise M2DError(

@@ -25,7 +25,7 @@ from m2dexport.errors import M2DError, UsageError
 from m2dexport.precisions import Isa
 
 GRAPH, RECIPE, ENGINE = "model.onnx", "engine.toml", "model.engine"
-_PROVIDERS = re.compile(r"CUDA(?::(\d{1,3}))?")
+_PROVIDERS = re.compile(r"CUDA(?::([0-9]{1,3}))?")
 
 
 def providers() -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def load_session(
     if built is None:
         built = _kept_or_built(recipe, content[GRAPH], key, gpu, device.cache)
     jit = stored(device.cache, key, "jit") if device.cache else None
-    session = Session(read_engine(built, engine), recipe, gpu, jit)
+    session = Session(read_engine(built, recipe), recipe, gpu, jit)
     _warm_up(session)
     compiled = session.compiled() if device.cache else None
     if device.cache and compiled and compiled != jit:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import starmap
+from itertools import pairwise, starmap
 from typing import Annotated, Any, Literal
 
 from m2dexport.engines import COMPATIBLE, Compatible
@@ -42,6 +42,7 @@ Computes = Literal["float32", "float16", "bfloat16"]
 #: The profile of a model that no shapes are named for: texts, tokens.
 DEFAULT_SHAPES = ((1, 32), (32, 128))
 
+_MOST_TOKENS = 1 << 22  # of a batch, padding included
 _Gpu = Annotated[str, Matching(r"\d{1,2}\.\d", "a compute capability")]
 _Count = Annotated[int, Within(1, 1 << 20)]
 
@@ -107,12 +108,21 @@ def recipe_from_toml(content: bytes, where: object) -> EngineRecipe:
     require_format(stored, FORMAT, where, M2DError)
     recipe = read_value(EngineRecipe, {"built": None, **stored}, where, M2DError)
     for profile in recipe.profiles:
-        sizes = list(zip(profile.least, profile.best, profile.most, strict=False))
-        if len(sizes) != 2 or not all(low <= best <= high for low, best, high in sizes):
+        shapes = [profile.least, profile.best, profile.most]
+        ordered = all(a <= b for pair in pairwise(shapes) for a, b in zip(*pair, strict=False))
+        if any(len(shape) != 2 for shape in shapes) or not ordered or profile.least != [1, 1]:
             raise M2DError(
-                f"{where} has a profile whose least, best and most do not follow one another: "
-                f"{profile.least}, {profile.best}, {profile.most}; build it again."
+                f"{where} has a profile whose least, best and most are not two sizes each that "
+                f"follow one another from 1: {', '.join(map(str, shapes))}; build it again."
             )
+        if profile.tokens > _MOST_TOKENS:
+            raise M2DError(
+                f"{where} has a profile of {profile.tokens:,} tokens; {_MOST_TOKENS:,} are allowed."
+            )
+    if recipe.compatible and recipe.gpus:
+        raise M2DError(
+            f"{where} names GPUs and asks for more compatibility, which is one too many."
+        )
     return recipe
 
 

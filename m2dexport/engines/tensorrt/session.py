@@ -16,7 +16,6 @@ from m2dexport.engines.tensorrt.recipe import EngineRecipe, Profile
 from m2dexport.errors import M2DError
 
 _INPUTS = ("input_ids", "attention_mask")
-_BEFORE_CAPTURE = 2  # runs of a shape before it is recorded
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,6 @@ class Session:
         self._lock = threading.Lock()
         self._config, self._compiled = self._runtime_config(compiled)
         self._contexts: dict[int, Any] = {}
-        self._graphs: dict[tuple[int, int, int], Any] = {}
-        self._seen: dict[tuple[int, int, int], int] = {}
         self._outputs = self._output_tensors()
         self._buffers = self._allocate()
 
@@ -89,7 +86,8 @@ class Session:
             self._stream.upload(buffer, values.nbytes)
             if not context.set_input_shape(name, values.shape):
                 raise M2DError(f"the engine does not take {values.shape[0]}x{values.shape[1]}.")
-        self._execute(context, (index, *input_ids.shape))
+        if not context.execute_async_v3(int(self._stream.handle)):
+            raise M2DError(f"{self.recipe.library} failed while running on {self.gpu.name}.")
         sizes = [len(input_ids) * each.width * each.dtype.itemsize for each in self._outputs]
         for output, size in zip(self._outputs, sizes, strict=True):
             self._stream.download(self._buffers[output.name], size)
@@ -103,26 +101,6 @@ class Session:
             for output, size in zip(self._outputs, sizes, strict=True)
         ]
 
-    def _execute(self, context: Any, shape: tuple[int, int, int]) -> None:
-        """Run a context; a shape that the engine is made fastest for is recorded, then replayed."""
-        if shape in self._graphs:
-            self._stream.launch(self._graphs[shape])
-            return
-        seen = self._seen[shape] = self._seen.get(shape, 0) + 1
-        best = tuple(self.recipe.profiles[shape[0]].best) == shape[1:]
-        # TensorRT-RTX records by itself, once its kernels are final.
-        if self._compiled is None and best and seen > _BEFORE_CAPTURE:
-            self._stream.begin_capture()
-            self._enqueue(context)
-            self._graphs[shape] = self._stream.end_capture()
-            self._stream.launch(self._graphs[shape])
-            return
-        self._enqueue(context)
-
-    def _enqueue(self, context: Any) -> None:
-        if not context.execute_async_v3(int(self._stream.handle)):
-            raise M2DError(f"{self.recipe.library} failed while running on {self.gpu.name}.")
-
     def _context(self, index: int) -> Any:
         if index not in self._contexts:
             engine, config = self._engine, self._config
@@ -133,9 +111,11 @@ class Session:
                     f"{'x'.join(map(str, self.recipe.profiles[index].most))} tokens; name smaller "
                     "shapes when you build."
                 )
-            context.set_optimization_profile_async(index, int(self._stream.handle))
+            taken = context.set_optimization_profile_async(index, int(self._stream.handle))
             for name, buffer in self._buffers.items():
-                context.set_tensor_address(name, buffer.device)
+                taken = context.set_tensor_address(name, buffer.device) and taken
+            if not taken:
+                raise M2DError(f"{self.recipe.library} refuses profile {index} of its own engine.")
             self._stream.wait()
             self._contexts[index] = context
         return self._contexts[index]
@@ -149,6 +129,7 @@ class Session:
         if compiled is not None:
             cache.deserialize(compiled)  # which checks that it fits, and else takes nothing
         config.set_runtime_cache(cache)
+        # TensorRT-RTX records a shape's kernels as a CUDA graph by itself, once they are final.
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return config, cache
 

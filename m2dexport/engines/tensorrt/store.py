@@ -8,12 +8,11 @@ whoever loads a bundle runs its golden texts.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from m2dexport.engines.tensorrt.cuda import Gpu
-from m2dexport.files import atomic_file
+from m2dexport.files import keep_file
 from m2dexport.strict import sha256_of_json
 
 TIMING = "timing.cache"
@@ -70,14 +69,5 @@ def keep(folder: Path, key: Key, kind: str, content: bytes) -> None:
     """Keep a file under a key; warn where the folder cannot be written."""
     path = folder / f"{key.name()}.{kind}"
     digest = f"{hashlib.sha256(content).hexdigest()}\n".encode()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for target, data in ((path, content), (path.with_suffix(f".{kind}.sha256"), digest)):
-            with atomic_file(target, force=True) as part:
-                part.write_bytes(data)
-    except OSError as error:
-        warnings.warn(
-            f"{folder} cannot be written ({error.strerror}), so the {kind} is made again next "
-            "time.",
-            stacklevel=2,
-        )
+    if keep_file(path, content):
+        keep_file(path.with_suffix(f".{kind}.sha256"), digest)
