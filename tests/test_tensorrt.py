@@ -419,7 +419,7 @@ class TestWithoutGpu:
         [
             (("--engine", RTX, "--gpu", "9.0"), "no engines for the compute capability '9.0'"),
             (("--engine", RTX, "--provider", "CUDA:x"), "runs on CUDA, on CUDA:1 where"),
-            (("--engine", RTX, "--provider", "CUDA"), "this machine has none that works"),
+            (("--engine", RTX, "--provider", "CUDA"), "CUDA finds none here"),
             (("--engine", RTX, "--compatible", "version"), "are portable; leave --compatible"),
             (("--gpu", "8.9"), "--gpu, --compatible and --with-engine do not go with onnx"),
         ],

@@ -206,7 +206,8 @@ device_options = _together(
     click.option(
         "--provider",
         metavar="NAME",
-        help="onnxruntime execution provider, or OpenVINO device.  [default: as it was made for]",
+        help="onnxruntime execution provider, OpenVINO device, or, of TensorRT, CUDA:0 or CPU "
+        "for onnxruntime.  [default: as it was made for]",
     ),
 )
 

@@ -15,6 +15,7 @@ from m2dexport.errors import M2DError, UsageError
 
 if TYPE_CHECKING:
     from m2dexport.profile.release import Outcome
+    from m2dexport.profile.schema import Cell
 
 #: What may be said beside a budget; a target says the rest.
 _BESIDE_BUDGET = {
@@ -22,6 +23,13 @@ _BESIDE_BUDGET = {
     *("model", "pooling", "trained", "allow_pickle", "trust_remote_code"),
     *("out", "force", "as_json"),
 }
+
+
+#: What is measured on a device, and is null where that is another machine's.
+_OF_THE_DEVICE = (
+    *("device", "latency", "p50_ms", "p95_ms", "load_ms"),
+    *("peak_memory_bytes", "used_memory_bytes", "on_frontier"),
+)
 
 
 def require_options_of_budget(context: click.Context) -> None:
@@ -85,6 +93,12 @@ def report_outcomes(outcomes: tuple[Outcome, ...], *, as_json: bool) -> None:
         raise M2DError(" ".join(failed))
 
 
+def _cell_facts(cell: Cell, elsewhere: bool) -> dict[str, Any]:
+    """Return a cell as JSON has it, without what says nothing of a device that is elsewhere."""
+    facts: dict[str, Any] = cell.model_dump(mode="json")
+    return {**facts, **dict.fromkeys(_OF_THE_DEVICE)} if elsewhere else facts
+
+
 def _facts(outcome: Outcome) -> dict[str, Any]:
     """Return an outcome as JSON has it; what there is not is null."""
     found, report = outcome.selection, outcome.report
@@ -97,6 +111,6 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "metric": found and found.metric,
         "points": found and found.points,
         "binding": found and found.binding,
-        "cell": found and found.cell.model_dump(mode="json"),
+        "cell": found and _cell_facts(found.cell, outcome.lacks is not None),
         "bundle": report and {**asdict(report), "size_bytes": outcome.path.stat().st_size},
     }

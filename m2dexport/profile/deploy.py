@@ -138,7 +138,7 @@ def _compilation(cell: Cell, named: Compilation) -> Compilation:
     if not ENGINES[cell.engine].on_gpu:
         return Compilation()
     shapes = tuple((point.batch, point.sequence) for point in cell.latency)
-    return replace(named, shapes=shapes or named.shapes)
+    return replace(named, shapes=named.shapes or shapes)
 
 
 def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None:

@@ -133,7 +133,7 @@ def _require_depths(checkpoint: Checkpoint, plan: Plan) -> None:
             "from."
         )
     if "none" not in plan.align:
-        raise UsageError("align lacks none, and plain cells are what aligned ones stand beside.")
+        raise UsageError('align must hold "none": aligned cells stand beside plain ones.')
     if 0 in plan.layers and "full" not in plan.align:
         raise UsageError("depth 0 is always aligned; add full to align, or leave 0 out of layers.")
     if not plan.depths:

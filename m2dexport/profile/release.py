@@ -13,7 +13,7 @@ from m2dexport.engines import Device, Here, here
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.files import require_file
 from m2dexport.profile.deploy import Deployment, bundle_cell
-from m2dexport.profile.plan import Plan, plan_for
+from m2dexport.profile.plan import Plan, plan_for, within_length
 from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import Selection, measured_otherwise, select_cell
 from m2dexport.profile.sweep import profile_checkpoint
@@ -128,14 +128,14 @@ def _outcome(target: Target, outcome: Outcome, work: _Work, *, force: bool) -> O
         outcome = replace(outcome, lacks=found.lacks)
         profile = _given(target, outcome.target, work.basis)
         if profile is None:
-            profile = _measured(replace(plan, device=found.device), outcome.target, work)
+            profile = _measured(_measurable(plan, found), outcome.target, work)
             unchecked = _OF_THE_DEVICE if found.lacks else ()
             limited = tuple(key for key in unchecked if key in target.budget.limits())
             outcome = replace(outcome, measured=True, unchecked=limited)
         budget = target.budget.model_copy(update=dict.fromkeys(outcome.unchecked))
         selection = select_cell(profile, budget)
         outcome = replace(outcome, selection=selection)
-        deployment = _deployment(selection.cell, plan, found, work.basis.deployment)
+        deployment = _deployment(selection.cell, plan, found, work)
         work.on_progress(f"{outcome.target}: build", 0, 1)
         bundle_cell(
             profile, selection.cell.id, work.checkpoint, outcome.path, deployment, force=force
@@ -182,11 +182,18 @@ def _measured(plan: Plan, name: str, work: _Work) -> Profile:
     return found
 
 
-def _deployment(cell: Cell, plan: Plan, found: Here, deployment: Deployment) -> Deployment:
+def _measurable(plan: Plan, found: Here) -> Plan:
+    """Return a plan for what is here; where the oracle stands in, its latency says nothing."""
+    plan = replace(plan, device=found.device)
+    return replace(plan, shapes=plan.shapes[:1], repeats=1) if found.lacks else plan
+
+
+def _deployment(cell: Cell, plan: Plan, found: Here, work: _Work) -> Deployment:
     """Return how a cell is deployed: for the target's device, whatever it was measured on."""
     if cell.engine != plan.engine:  # depth 0 has an engine of its own
-        return deployment
-    deployment = replace(deployment, compilation=plan.compilation)
+        return work.basis.deployment
+    whole = within_length(plan, work.checkpoint.max_length)
+    deployment = replace(work.basis.deployment, compilation=whole.compilation)
     return replace(deployment, device=plan.device, elsewhere=True) if found.lacks else deployment
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from m2dexport.data import read_utf8
 from m2dexport.engines import ENGINES, MOST_SPIN_US, Compatible
@@ -53,6 +53,12 @@ def _bounded_shape(shape: tuple[int, int]) -> tuple[int, int]:
     if shape[0] * shape[1] > MAX_TOKENS:
         raise ValueError(f"batch times sequence may be {MAX_TOKENS} tokens at most")
     return shape
+
+
+def _texts(value: Any) -> Any:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError('give a list of texts, such as ["8.9", "12.0"]')
+    return value
 
 
 _T = TypeVar("_T")
@@ -108,7 +114,9 @@ class Target(_Table):
         None, description="microseconds at most that a core is burnt after a request; 0: none"
     )
     isa: Isa = Field("portable", description="processors that int8 weights are made for")
-    gpus: tuple[str, ...] = Field((), description="compute capabilities; none: all that are known")
+    gpus: Annotated[tuple[str, ...], BeforeValidator(_texts)] = Field(
+        (), description="compute capabilities; none: all that are known"
+    )
     compatible: tuple[Compatible, ...] = Field((), description="of TensorRT engines")
     grid: Grid = Grid()
     latency: LatencyShapes | None = None

@@ -74,14 +74,17 @@ class VerifyReport:
     reason: str  # why the limit is what it is
     equal_codes: float | None  # share of equal codes, 0..1; None for float32
     vectors: IndexReport | None  # of an index; None: none was named
+    oracle: str | None  # what ran them in the place of a GPU's engine; None: nothing did
 
     def sentence(self) -> str:
         """Return the report as one line."""
+        oracle = f", by {self.oracle} and not on a GPU" if self.oracle else ""
         sign = "<=" if self.metric == MAX_DIFFERENCE else ">="
         codes = "" if self.equal_codes is None else f", {self.equal_codes:.2%} of codes equal"
         return (
             f"{self.path}: {self.files} files whole, {self.texts} golden texts reproduced "
-            f"({self.metric} {self.worst:.6g} {sign} {self.limit:g}{codes}), space {self.space_id}"
+            f"({self.metric} {self.worst:.6g} {sign} {self.limit:g}{codes}){oracle}, space "
+            f"{self.space_id}"
         )
 
 
@@ -183,6 +186,13 @@ def verify_artifact(
     return ArtifactReport(folder, encoder.spec.space_id, len(files), texts, index)
 
 
+def _oracle_of(encoder: Encoder) -> str | None:
+    """Return what runs a graph that is for a GPU without one, None for all other graphs."""
+    if encoder.on_gpu or not ENGINES[encoder.spec.engine].on_gpu:
+        return None
+    return encoder.describe()["engine"]
+
+
 def _verify(
     files: Mapping[str, bytes], path: Path, device: Device, vectors: Path | None = None
 ) -> VerifyReport:
@@ -200,6 +210,7 @@ def _verify(
         limit=tolerance.limit,
         reason=tolerance.reason,
         equal_codes=found.equal_codes,
+        oracle=_oracle_of(encoder),
         vectors=_index_report(vectors, encoder.spec, path),
     )
 

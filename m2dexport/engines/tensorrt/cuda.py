@@ -50,9 +50,9 @@ def require_gpu(index: int, engine: str) -> Gpu:
     if status != cudart.cudaError_t.cudaSuccess:
         reason = one_line(cudart.cudaGetErrorString(status)[1].decode())
         raise MissingDevice(
-            f"{engine} needs an NVIDIA GPU and its driver, and this machine has none that works "
-            f"({reason}); run it where one is, or pass --provider CPU, by which onnxruntime runs "
-            "the same graph."
+            f"{engine} needs an NVIDIA GPU and its driver, and CUDA finds none here ({reason}); "
+            "build and bundle do without, and verify and encode run the same graph by onnxruntime "
+            "with --provider CPU."
         )
     if not 0 <= index < count:
         raise MissingDevice(f"there is no GPU {index}; this machine has {count}, counted from 0.")

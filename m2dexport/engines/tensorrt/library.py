@@ -58,7 +58,7 @@ def require_gpus(engine: str, gpus: Sequence[str]) -> None:
         if gpu not in known:
             raise UsageError(
                 f"{engine} {engine_version(engine)[1]} makes no engines for the compute capability "
-                f"{gpu!r}; choose from {', '.join(known)}."
+                f"{gpu!r}; choose from {', '.join(known)}, or take --engine tensorrt on that GPU."
             )
 
 
