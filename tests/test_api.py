@@ -13,11 +13,11 @@ import m2dexport
 
 ROOT = Path(__file__).parent.parent
 NAMES = {
-    *("Budget", "Checkpoint", "Cut", "Device", "Encoder", "M2DError", "Plan", "Recipe"),
+    *("Basis", "Budget", "Checkpoint", "Cut", "Device", "Encoder", "M2DError", "Plan", "Recipe"),
     *("open_checkpoint", "slice_checkpoint", "build_artifact", "quantize_artifact"),
     *("load_task", "profile_checkpoint", "read_profile", "write_profile", "select_cell"),
     *("open_profiled", "bundle_cell", "write_bundle", "verify_bundle", "load"),
-    *("build_aligned", "read_index", "Deployment"),
+    *("build_aligned", "build_for_targets", "read_index", "Deployment"),
 }
 
 

@@ -166,7 +166,7 @@ def test_a_plan_has_plain_and_aligned_depths_as_align_says(align, kinds: str) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"align": ("full",)}, "align lacks none"),
+        ({"align": ("full",)}, 'align must hold "none"'),
         ({"layers": (0,)}, "depth 0 is measured beside others; name a depth of 1 or more"),
         ({"layers": (-1, 1)}, "the checkpoint has 0 to 2 layers, not -1"),
     ],

@@ -29,7 +29,7 @@ from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.tables import quantize_tables
 from m2dexport.quantize.units import restore, units_of
-from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime import loading as runtime
 from m2dexport.runtime.artifact import read_spec
 from m2dexport.vectors.pairs import StsTask
 

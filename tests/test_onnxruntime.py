@@ -80,7 +80,7 @@ def test_a_provider_that_is_left_out_for_no_reason_is_refused_all_the_same(with_
 
 def entries(device: Device) -> tuple[str, str]:
     """Return whether the threads of a session spin, and for how many microseconds."""
-    options = run._options(device, "portable")
+    options = run.session_options(device, "portable")
     spins = options.get_session_config_entry("session.intra_op.allow_spinning")
     try:
         return spins, options.get_session_config_entry("session.intra_op.spin_duration_us")

@@ -24,7 +24,7 @@ from m2dexport.graph.edit import table_users
 from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.dynamic import quantize_dynamic as quantize_dynamic_here
-from m2dexport.runtime import encoder as runtime
+from m2dexport.runtime import loading as runtime
 from m2dexport.runtime.artifact import read_spec
 
 TEXTS = calibration_texts()[:100]

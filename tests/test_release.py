@@ -284,22 +284,20 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_provider_that_is_not_here_is_built_for_on_the_cpu(
     profiled: Profiled, tmp_path: Path
 ) -> None:
-    target = profiled.target(
-        "gpu", ANY, TARGET.replace("threads = 1", 'provider = "CUDAExecutionProvider"')
-    )
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("the provider is here")
-    shown = profiled.measure(target, out=tmp_path)
+    text = TARGET.replace("threads = 1", 'provider = "CUDAExecutionProvider"')
+    target = profiled.target("gpu", ANY, text)
+    shown = profiled.measure(target, out=tmp_path, options=("--json",))
     assert shown.exit_code == 0, shown.output
-    assert (
-        "not checked here: p95_ms, since CUDAExecutionProvider is not in this onnx" in shown.stdout
-    )
-    spec = json.loads(open_bundle(tmp_path / "gpu.m2d")["artifact.json"])
+    (found,) = json.loads(shown.stdout)
+    assert found["unchecked"] == ["p95_ms"]
+    assert "CUDAExecutionProvider is not in this onnxruntime" in found["lacks"]
+    assert (found["cell"]["p95_ms"], found["cell"]["latency"]) == (None, None)
+    path = tmp_path / "gpu.m2d"
+    spec = json.loads(open_bundle(path)["artifact.json"])
     assert spec["device"]["provider"] == "CUDAExecutionProvider"
-    assert (
-        "CUDAExecutionProvider is not in this onnxruntime"
-        in m2d("verify", tmp_path / "gpu.m2d").stderr
-    )
+    assert "CUDAExecutionProvider is not in this onnxruntime" in m2d("verify", path).stderr
 
 
 def test_depth_0_runs_on_its_own_engine_whatever_the_device_of_the_target_is(

@@ -402,7 +402,7 @@ class TestWithoutGpu:
         bundle = write_bundle(artifact.path, tmp_path / "a.m2d").path
         said = failure("verify", bundle)
         assert "tensorrt-rtx needs an NVIDIA GPU and its driver" in said
-        assert "pass --provider CPU" in said
+        assert "by onnxruntime with --provider CPU" in said
         assert "33 golden texts reproduced" not in said
         assert "reproduced" in run("verify", bundle, "--provider", "CPU")
 

@@ -28,7 +28,7 @@ _GLUE = "\N{NO-BREAK SPACE}"
 @cli.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine has: processor, engines, packages, and what ails them.
+    """Say what this machine has and lacks: engines, packages.
 
     The exit code is 0 when the engine onnx works here.
 

@@ -17,6 +17,9 @@ from m2dexport.engines import ENGINES, SPIN_US, Device
 from m2dexport.errors import M2DError, MissingDevice, UsageError, one_line
 from m2dexport.precisions import Isa
 
+#: What runs a graph.
+Session = ort.InferenceSession
+
 _ENGINE = ENGINES["onnx"]
 _ERRORS_ONLY = 3
 _PROVIDERS = Path(ort.__file__).parent / "capi"  # the libraries of the execution providers

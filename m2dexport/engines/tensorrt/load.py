@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, Device, engine_version, file_view
@@ -50,7 +49,7 @@ def require_provider(engine: str, device: Device) -> str:
 
 def load_session(
     engine: str, files: Mapping[str, Path | bytes], device: Device, isa: Isa
-) -> Session | ort.InferenceSession:
+) -> Session | onnxruntime.Session:
     """Return what runs a graph.
 
     An engine is built for the GPU at hand, unless the files or the device's cache have one.
@@ -90,7 +89,7 @@ def load_session(
 
 
 def run_session(
-    session: Session | ort.InferenceSession,
+    session: Session | onnxruntime.Session,
     input_ids: NDArray[np.int64],
     attention_mask: NDArray[np.int64],
 ) -> list[NDArray[Any]]:
@@ -104,7 +103,7 @@ def run_session(
     return onnxruntime.run(session, input_ids, attention_mask)
 
 
-def describe_session(session: Session | ort.InferenceSession) -> dict[str, str]:
+def describe_session(session: Session | onnxruntime.Session) -> dict[str, str]:
     """Return what a session runs on: the engine with its version, and the GPU or CPU."""
     if isinstance(session, Session):
         library, gpu = session.recipe.library, session.gpu
@@ -112,7 +111,7 @@ def describe_session(session: Session | ort.InferenceSession) -> dict[str, str]:
             "engine": f"{library} {engine_version(library)[1]}",
             "provider": f"{gpu.name} ({gpu.capability})",
         }
-    return {"engine": f"onnxruntime {ort.__version__}", "provider": PROVIDER}
+    return {**onnxruntime.describe(session), "provider": PROVIDER}
 
 
 def _gpu_number(provider: str, engine: str) -> int:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnxruntime as ort
-
 from m2dexport.engines import Device
-from m2dexport.engines.onnxruntime.run import session_options
+from m2dexport.engines.onnxruntime.run import Session, session_options
 from m2dexport.engines.tensorrt.recipe import EngineRecipe
 from m2dexport.errors import M2DError, MissingExtra, one_line
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 PROVIDER = "CPU"
 
 
-def open_oracle(graph: bytes, recipe: EngineRecipe, device: Device) -> ort.InferenceSession:
+def open_oracle(graph: bytes, recipe: EngineRecipe, device: Device) -> Session:
     """Return an onnxruntime session of a graph.
 
     Raises:
@@ -35,7 +33,7 @@ def open_oracle(graph: bytes, recipe: EngineRecipe, device: Device) -> ort.Infer
     # Its 8-bit products saturate on processors without VNNI; a GPU's do not.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return Session(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise M2DError(f"onnxruntime cannot load the graph: {one_line(error)}") from error
 
