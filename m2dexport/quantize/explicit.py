@@ -34,9 +34,9 @@ from m2dexport.graph.edit import (
 )
 from m2dexport.quantize.activations import CalibrationTokens, Load, collect_activations
 from m2dexport.quantize.codes import BLOCK
+from m2dexport.quantize.half import narrowed
 from m2dexport.quantize.int8 import quantize_matmuls
 from m2dexport.quantize.rounding import LEAST_SCALE, Bits, block_scale, largest_code, round_blocks
-from m2dexport.quantize.typed import narrowed
 
 #: The first opset whose DequantizeLinear has blocks and 4-bit codes, and its IR version.
 _OPSET, _IR_VERSION = 21, 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from m2dexport.errors import CheckpointError
@@ -20,13 +21,7 @@ def store_half(graph: ir.Graph, dtype: ir.DataType) -> None:
         CheckpointError: if a value is outside the range of ``dtype``.
     """
     for value in large_weights(graph):
-        with np.errstate(over="ignore"):
-            values = array_of(value).astype(dtype.numpy())
-        if not np.isfinite(values.astype(np.float32)).all():
-            raise CheckpointError(
-                f"weight {value.name} holds values beyond {dtype.name.lower()}; use bf16 or fp32."
-            )
-        stored = constant(graph, f"{value.name}.{dtype.name.lower()}", values)
+        stored = constant(graph, f"{value.name}.{dtype.name.lower()}", narrowed(value, dtype))
         for node in table_users(value):
             tape = Tape()
             rows = tape.op("Gather", [stored, node.inputs[1]], {"axis": 0})
@@ -36,3 +31,19 @@ def store_half(graph: ir.Graph, dtype: ir.DataType) -> None:
             wide = tape.op("Cast", [stored], {"to": ir.DataType.FLOAT})
             graph.insert_before(graph[0], tape.nodes)
             value.replace_all_uses_with(wide)
+
+
+def narrowed(value: ir.Value, dtype: ir.DataType) -> NDArray[np.generic]:
+    """Return a constant in 16 bits.
+
+    Raises:
+        CheckpointError: when a large one, a weight, is outside the range of ``dtype``.
+    """
+    array = array_of(value)
+    with np.errstate(over="ignore"):
+        values = array.astype(dtype.numpy())
+    if not np.isfinite(values.astype(np.float32)).all():
+        raise CheckpointError(
+            f"weight {value.name} holds values beyond {dtype.name.lower()}; use bf16 or fp32."
+        )
+    return values

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import ShapeInferencePass
 from onnx_ir.tape import Tape
 
-from m2dexport.errors import CheckpointError
-from m2dexport.graph.edit import SMALL, array_of, constant
+from m2dexport.graph.edit import SMALL, constant
+from m2dexport.quantize.half import narrowed
 
 #: The score of a hidden key; float16 ends at 65504, and scores are added to it.
 _HIDDEN = np.float32(-30000)
@@ -139,22 +138,6 @@ class _Typing:
         return constant(
             self.graph, f"{value.name}.{self.dtype.name.lower()}", narrowed(value, self.dtype)
         )
-
-
-def narrowed(value: ir.Value, dtype: ir.DataType) -> NDArray[np.generic]:
-    """Return a constant in 16 bits.
-
-    Raises:
-        CheckpointError: when a large one, a weight, is outside the range of ``dtype``.
-    """
-    array = array_of(value)
-    with np.errstate(over="ignore"):
-        values = array.astype(dtype.numpy())
-    if not np.isfinite(values.astype(np.float32)).all():
-        raise CheckpointError(
-            f"weight {value.name} holds values beyond {dtype.name.lower()}; use bf16 or fp32."
-        )
-    return values
 
 
 def _before_softmax(graph: ir.Graph) -> set[ir.Node]:

@@ -48,9 +48,9 @@ def require_gpu(index: int, engine: str) -> Gpu:
     cudart = _cudart(engine)
     status, count = cudart.cudaGetDeviceCount()
     if status != cudart.cudaError_t.cudaSuccess:
-        reason = one_line(cudart.cudaGetErrorString(status)[1].decode())
         raise MissingDevice(
-            f"{engine} needs an NVIDIA GPU and its driver, and CUDA finds none here ({reason}); "
+            f"{engine} needs an NVIDIA GPU and its driver, and CUDA finds none here "
+            f"({_reason(cudart, status)}); "
             "build and bundle do without, and verify and encode run the same graph by onnxruntime "
             "with --provider CPU."
         )
@@ -80,8 +80,7 @@ def call(answer: tuple[Any, ...]) -> Any:
     if int(status) != 0:
         from cuda.bindings import runtime
 
-        reason = one_line(runtime.cudaGetErrorString(status)[1].decode())
-        raise M2DError(f"the GPU failed: {reason}.")
+        raise M2DError(f"the GPU failed: {_reason(runtime, status)}.")
     return values[0] if values else None
 
 
@@ -132,7 +131,6 @@ class Buffer:
 
     def __init__(self, size: int) -> None:
         cudart = _cudart("tensorrt")
-        self.size = size
         self.device = int(call(cudart.cudaMalloc(size)))
         self._pinned = int(call(cudart.cudaMallocHost(size)))
         view = (ctypes.c_uint8 * size).from_address(self._pinned)
@@ -143,6 +141,10 @@ class Buffer:
 def _free(cudart: Any, device: int, pinned: int) -> None:
     cudart.cudaFree(device)
     cudart.cudaFreeHost(pinned)
+
+
+def _reason(cudart: Any, status: Any) -> str:
+    return one_line(cudart.cudaGetErrorString(status)[1].decode())
 
 
 def _cudart(engine: str) -> Any:

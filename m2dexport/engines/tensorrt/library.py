@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,27 +102,27 @@ def build_engine(
         M2DError: when the library refuses the graph, with what it says.
     """
     trt = import_library(recipe.library)
-    with _log_of(trt) as log:
-        builder = trt.Builder(log)
-        network = builder.create_network(_strongly_typed(trt))
-        parser = trt.OnnxParser(network, log)
-        if not parser.parse(graph):
-            raise _refusal(recipe, "cannot read the graph", log)
-        config = builder.create_builder_config()
-        for each in recipe.profiles:
-            profile = builder.create_optimization_profile()
-            for index in range(network.num_inputs):
-                name = network.get_input(index).name
-                profile.set_shape(name, each.least, each.best, each.most)
-            config.add_optimization_profile(profile)
-        _configure(trt, config, recipe, gpus)
-        if timing is not None:
-            config.set_timing_cache(config.create_timing_cache(_content(timing)), True)
-        engine = builder.build_serialized_network(network, config)
-        if engine is None:
-            raise _refusal(recipe, "cannot build the graph", log)
-        if timing is not None:
-            keep_file(timing, bytes(config.get_timing_cache().serialize()))
+    log = _log_of(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        raise _refusal(recipe, "cannot read the graph", log)
+    config = builder.create_builder_config()
+    for each in recipe.profiles:
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            name = network.get_input(index).name
+            profile.set_shape(name, each.least, each.best, each.most)
+        config.add_optimization_profile(profile)
+    _configure(trt, config, recipe, gpus)
+    if timing is not None:
+        config.set_timing_cache(config.create_timing_cache(_content(timing)), True)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise _refusal(recipe, "cannot build the graph", log)
+    if timing is not None:
+        keep_file(timing, bytes(config.get_timing_cache().serialize()))
     return bytes(engine)
 
 
@@ -136,16 +135,16 @@ def read_engine(content: bytes, recipe: EngineRecipe) -> Any:
     """
     engine = recipe.library
     trt = import_library(engine)
-    with _log_of(trt) as log:
-        runtime = trt.Runtime(log)
-        if "version" in recipe.compatible:  # which brings code; such engines are built here alone
-            runtime.engine_host_code_allowed = True
-        found = runtime.deserialize_cuda_engine(content)
-        if found is None:
-            raise M2DError(
-                f"{engine} {engine_version(engine)[1]} cannot load the engine: "
-                f"{_validity(runtime, content) or log.reason()}."
-            )
+    log = _log_of(trt)
+    runtime = trt.Runtime(log)
+    if "version" in recipe.compatible:  # which brings code; such engines are built here alone
+        runtime.engine_host_code_allowed = True
+    found = runtime.deserialize_cuda_engine(content)
+    if found is None:
+        raise M2DError(
+            f"{engine} {engine_version(engine)[1]} cannot load the engine: "
+            f"{_validity(runtime, content) or log.reason()}."
+        )
     return found
 
 
@@ -193,9 +192,8 @@ def _refusal(recipe: EngineRecipe, what: str, log: Any) -> M2DError:
     return M2DError(f"{recipe.library} {version} {what}: {log.reason()}.")
 
 
-@contextmanager
-def _log_of(trt: Any) -> Iterator[Any]:
-    """Yield a logger that keeps what the library says of errors, and prints nothing."""
+def _log_of(trt: Any) -> Any:
+    """Return a logger that keeps what the library says of errors, and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -211,4 +209,4 @@ def _log_of(trt: Any) -> Iterator[Any]:
             said = [text for text in self.errors if not _ECHO.search(text)] or self.errors
             return one_line(_PLACE.sub("", said[0]) if said else "it gives no reason").rstrip(".)")
 
-    yield Log()
+    return Log()
