@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from m2dexport.engines import ENGINES, Compilation, engine_version
+from m2dexport.engines import Compilation, engine_version
 from m2dexport.engines.onnxruntime.make import runner
 from m2dexport.engines.tensorrt.cuda import require_gpu
 from m2dexport.engines.tensorrt.library import (
     build_anywhere,
     build_engine,
     gpus_for,
+    is_portable,
     require_gpus,
 )
 from m2dexport.engines.tensorrt.load import ENGINE, GRAPH, RECIPE
@@ -101,15 +102,17 @@ def require_compilation_of(engine: str, compilation: Compilation) -> None:
         UsageError: when the library makes no engines for a GPU, or needs one that is not here.
     """
     require_gpus(engine, compilation.gpus)
-    if compatible_of(compilation.compatible) and ENGINES[engine].oracle is not None:
-        raise UsageError(f"engines of {engine} are portable; leave --compatible out.")
-    if ENGINES[engine].oracle is None:
-        if compilation.keep_engine:
-            raise UsageError(
-                f"an engine of {engine} is for this machine's GPU, and kept beside the bundle; "
-                "leave --with-engine out."
-            )
-        require_gpu(0, engine)
+    compatible = compatible_of(compilation.compatible)
+    if is_portable(engine):
+        if compatible:
+            raise UsageError(f"engines of {engine} are portable; leave --compatible out.")
+        return
+    if compilation.keep_engine:
+        raise UsageError(
+            f"an engine of {engine} is for this machine's GPU, and kept beside the bundle; "
+            "leave --with-engine out."
+        )
+    require_gpu(0, engine)
 
 
 def graph_files(

@@ -33,6 +33,11 @@ def import_library(engine: str) -> Any:
     return importlib.import_module(ENGINES[engine].package)
 
 
+def is_portable(engine: str) -> bool:
+    """Say whether a library makes engines for GPUs that need not be there."""
+    return engine == _RTX
+
+
 def known_gpus(trt: Any) -> list[str]:
     """Return the compute capabilities that portable engines can be made for, such as "8.9"."""
     names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
@@ -47,7 +52,7 @@ def require_gpus(engine: str, gpus: Sequence[str]) -> None:
     """
     if not gpus:
         return
-    if engine != _RTX:
+    if not is_portable(engine):
         raise UsageError(
             f"{engine} makes engines for the GPU of this machine alone; leave --gpu out, or take "
             f"--engine {_RTX}."
@@ -63,7 +68,7 @@ def require_gpus(engine: str, gpus: Sequence[str]) -> None:
 
 def gpus_for(engine: str, gpus: Sequence[str]) -> list[str]:
     """Return the compute capabilities to build for: those asked for, in order, or all."""
-    if engine != _RTX:
+    if not is_portable(engine):
         return []
     known = known_gpus(import_library(engine))
     return [gpu for gpu in known if gpu in gpus] if gpus else known

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from m2dexport.engines import ENGINES, Device, engine_version, file_view
 from m2dexport.engines.onnxruntime import run as onnxruntime
 from m2dexport.engines.tensorrt.cuda import Gpu, gpu_count, require_gpu
-from m2dexport.engines.tensorrt.library import build_engine, import_library, known_gpus, read_engine
+from m2dexport.engines.tensorrt.library import (
+    build_engine,
+    import_library,
+    is_portable,
+    known_gpus,
+    read_engine,
+)
 from m2dexport.engines.tensorrt.oracle import PROVIDER, open_oracle
 from m2dexport.engines.tensorrt.recipe import EngineRecipe, recipe_from_toml
 from m2dexport.engines.tensorrt.session import Session
@@ -160,7 +166,7 @@ def _kept_or_built(
     kept = stored(cache, key, "engine") if cache else None
     if kept is not None:
         return kept
-    portable = hasattr(import_library(recipe.library), "ComputeCapability")
+    portable = is_portable(recipe.library)
     if portable:
         known = known_gpus(import_library(recipe.library))
         if gpu.capability not in known:
