@@ -190,7 +190,7 @@ def test_a_missing_package_of_the_toolchain_is_named_with_the_install_line(tmp_p
 
 def test_another_missing_package_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken install, whose traceback says more than a guess at an extra."""
-    monkeypatch.setitem(sys.modules, "m2dexport.runtime.encoder", None)
+    monkeypatch.setitem(sys.modules, "m2dexport.runtime.loading", None)
     result = CliRunner().invoke(cli, ["encode", "a.m2d"])
     assert isinstance(result.exception, ModuleNotFoundError)
 
