@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from m2dexport.engines import Device
     from m2dexport.errors import M2DError
     from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
+    from m2dexport.profile.manifest import read_profile, write_profile
     from m2dexport.profile.plan import Plan
     from m2dexport.profile.release import Basis, build_for_targets
-    from m2dexport.profile.schema import read_profile, write_profile
     from m2dexport.profile.select import select_cell
     from m2dexport.profile.sweep import profile_checkpoint
     from m2dexport.profile.target import Budget
@@ -72,7 +72,7 @@ _MODULES = {
     "engines": ("Device",),
     "errors": ("M2DError",),
     "profile.deploy": ("Deployment", "bundle_cell", "open_profiled"),
-    "profile.schema": ("read_profile", "write_profile"),
+    "profile.manifest": ("read_profile", "write_profile"),
     "profile.plan": ("Plan",),
     "profile.release": ("Basis", "build_for_targets"),
     "profile.select": ("select_cell",),

@@ -24,7 +24,7 @@ from m2dexport import __version__
 from m2dexport.cli import cli
 from m2dexport.data import calibration_texts, default_task_paths, texts_sha256
 from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
-from m2dexport.profile.schema import write_profile
+from m2dexport.profile.manifest import write_profile
 from m2dexport.runtime.archive import open_bundle
 
 STSB = default_task_paths()[0]

@@ -128,7 +128,8 @@ def test_the_table_of_queries_has_a_dash_where_a_depth_failed_and_names_the_weig
     )
     assert next(row.split() for row in rows if row.startswith("1-aligned"))[2] == "-"
     reference = profile.cell("2x96-int8-float32").id
-    print_cross_depth(profile.model_copy(update={"reference": reference}))
+    here = profile.target().model_copy(update={"reference": reference})
+    print_cross_depth(profile.model_copy(update={"targets": (here,)}))
     assert "few/ndcg@10, int8 weights, float32 vectors:" in capsys.readouterr().out
 
 
@@ -140,7 +141,7 @@ def test_a_grid_without_the_full_depth_has_aligned_cells_and_no_index(model: Pat
         "1x32-fp32-float32",
         "1x32-aligned-fp32-float32",
     ]
-    assert found.reference == "1x32-fp32-float32"
+    assert found.reference_cell().id == "1x32-fp32-float32"
     assert all(not cell.as_query for cell in found.cells)
     assert len(found.cross_depth) == 3 * 3
     print_profile(found)

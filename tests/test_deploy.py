@@ -21,7 +21,8 @@ from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cores import usable_cores
 from m2dexport.data import align_texts_path, calibration_texts, read_texts
 from m2dexport.engines import ENGINES, Device
-from m2dexport.profile.schema import MEAN, Profile, read_profile
+from m2dexport.profile.manifest import read_profile
+from m2dexport.profile.schema import MEAN, Profile
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.encoder import Encoder

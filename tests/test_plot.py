@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_profile import cell, profile
+from tiny_profile import cell, profile, target
 
 from m2dexport.cli.tables import print_profile, print_selection
 from m2dexport.profile.plot import plot_frontier, write_report
@@ -100,7 +100,7 @@ def test_the_threads_that_are_told_are_those_of_the_transformers(capsys) -> None
     """Depth 0 comes first, and runs on another engine."""
     many = {"provider": "CPU", "threads": 64, "spin_us": 0, "workers": 1}
     static = cell(0, 64, "int8", align="full", engine="static", device=many)
-    measured = profile(static, *CELLS, reference=CELLS[0].id)
+    measured = profile(static, *CELLS, targets=[target(CELLS[0], "local")])
     print_profile(measured)
     assert capsys.readouterr().out.startswith("a processor (avx2), up to 2 threads;")
     assert ", up to 2 threads," in plot_frontier(measured).axes[0].get_xlabel()

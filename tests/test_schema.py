@@ -11,7 +11,7 @@ from tiny_profile import cell, profile
 
 import m2dexport
 from m2dexport.errors import UsageError
-from m2dexport.profile.schema import profile_schema, read_profile, write_profile
+from m2dexport.profile.manifest import profile_schema, read_profile, write_profile
 
 SCHEMA = Path(m2dexport.__file__).parent / "data" / "profile.schema.json"
 
@@ -44,9 +44,9 @@ def test_the_schema_that_ships_is_that_of_the_code_and_accepts_a_profile(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "has format 99; this version reads format 4"),
+        ({"format": 99}, "has format 99; this version reads format 5"),
         ({"cells": []}, "holds no cells"),
-        ({"machine": {}}, r"is not a profile: machine\.cpu"),
+        ({"targets": [{}]}, r"is not a profile: targets\.0\.name"),
         ({"extra": 1}, "is not a profile: extra"),
     ],
 )

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tiny_profile import cell, profile
 
 from m2dexport.errors import M2DError, UsageError
-from m2dexport.profile.schema import Cell, Profile, write_profile
+from m2dexport.profile.manifest import write_profile
+from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import (
     frontier,
     measured_otherwise,

@@ -17,7 +17,7 @@ from tiny_profile import cell, profile
 
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts
-from m2dexport.profile.schema import write_profile
+from m2dexport.profile.manifest import write_profile
 
 TOOLS = Path(__file__).parent.parent / "tools"
 ROOT = TOOLS.parent

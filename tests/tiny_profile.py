@@ -5,10 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, GraphFacts, Measured
+from m2dexport.profile.intervals import Replicates, replicates_of
 from m2dexport.profile.latency import Footprint, LatencyPoint
-from m2dexport.profile.schema import Cell, MeasuredOn, Profile, cell_id
+from m2dexport.profile.schema import Cell, MeasuredOn, Profile, SizeParts, cell_id
+from m2dexport.vectors.resample import REPLICATES, Score
+
+TIMED = {
+    "batch": 1,
+    "sequence": 16,
+    "p50_ms": 1.0,
+    "p95_ms": 2.0,
+    "p99_ms": 2.5,
+    "p50_interval": {"low": 0.9, "high": 1.1},
+    "p95_interval": {"low": 1.9, "high": 2.1},
+    "runs": 100,
+}
+
+
+def steady(points: float, spread: float = 0.0) -> Replicates:
+    """Return replicates of a figure: the same noise for every cell, so that pairs have none."""
+    noise = np.random.default_rng(0).normal(scale=spread, size=REPLICATES)
+    return replicates_of(Score(points, points + noise))
 
 
 def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -> Cell:
@@ -17,7 +38,8 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
     quality = values.pop("quality", 80.0)
     align = values.pop("align", "none")
     facts = {
-        "id": cell_id(layers, dim, weights, vectors, align),
+        "id": cell_id(layers, dim, weights, vectors, align, values.get("engine", "onnx")),
+        "target": "local",
         "layers": layers,
         "dim": dim,
         "align": align,
@@ -27,14 +49,26 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "device": {"provider": "CPUExecutionProvider", "threads": 2, "spin_us": 0, "workers": 1},
         "isa": "portable",
         "quality": {"sts/spearman": quality, "sts/pearson": quality - 1},
+        "intervals": {},
+        "replicates": {"sts/spearman": steady(quality)},
         "as_query": {},
+        "query_replicates": {},
         "mean_quality": quality,
+        "mean_interval": {"low": quality, "high": quality},
         "retention": quality / 100,
-        "latency": [{"batch": 1, "sequence": 16, "p50_ms": 1.0, "p95_ms": 2.0, "runs": 30}],
+        "loss": 100 - quality,
+        "loss_interval": {"low": 100 - quality, "high": 100 - quality},
+        "latency": [TIMED],
         "p50_ms": 1.0,
         "p95_ms": 2.0,
+        "p99_ms": 2.5,
+        "text_p50_ms": None,
+        "ratio": 1.0,
+        "ratio_interval": {"low": 1.0, "high": 1.0},
         "load_ms": 10.0,
+        "first_ms": 2.0,
         "size_bytes": 10_000_000,
+        "size_parts": {"embeddings": 0, "layers": 9_000_000, "tokenizer": 1_000_000, "other": 0},
         "peak_memory_bytes": 100_000_000,
         "used_memory_bytes": 110_000_000,
         "bytes_per_vector": 256,
@@ -44,6 +78,40 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
     return Cell.model_validate({**facts, **values})
 
 
+def target(reference: Cell, name: str, **values: Any) -> dict[str, Any]:
+    """Return where cells were measured."""
+    return {
+        "name": name,
+        "description": "",
+        "engines": [reference.engine],
+        "machine": {
+            "cpu": "a processor",
+            "flags": ["avx2"],
+            "cores": 2,
+            "memory_bytes": 8_000_000_000,
+            "os": "Linux",
+            "python": "3.12.0",
+            "governor": None,
+            "virtualisation": None,
+            "gpu": None,
+        },
+        "noise": None,
+        "shapes": [{"batch": 1, "sequence": 16}],
+        "asked": [{"batch": 1, "sequence": 16}],
+        "tokenization": [],
+        "budget": {},
+        "reference": reference.id,
+        "recommended": {
+            "best": reference.id,
+            "balanced": reference.id,
+            "smallest": reference.id,
+            "within_budget": None,
+        },
+        "samples": [],
+        **values,
+    }
+
+
 def profile(*cells: Cell, **values: Any) -> Profile:
     """Return a profile of these cells."""
     return Profile.model_validate(
@@ -51,14 +119,6 @@ def profile(*cells: Cell, **values: Any) -> Profile:
             "format": schema.FORMAT,
             "created": "2026-01-01T00:00:00+00:00",
             "tools": {"m2dexport": "0.1.0"},
-            "machine": {
-                "cpu": "a processor",
-                "flags": ["avx2"],
-                "cores": 2,
-                "memory_bytes": 8_000_000_000,
-                "os": "Linux",
-                "python": "3.12.0",
-            },
             "checkpoint": {
                 "model": None,
                 "sha256": "0" * 64,
@@ -79,9 +139,10 @@ def profile(*cells: Cell, **values: Any) -> Profile:
             ],
             "calibration_sha256": "0" * 64,
             "aligned_with": None,
-            "reference": cells[0].id,
-            "latency_shape": {"batch": 1, "sequence": 16},
+            "replicates": REPLICATES,
+            "shard": None,
             "seconds": {"export": 1.0},
+            "targets": [target(cells[0], "local")],
             "cells": cells,
             "cross_depth": [],
             "failures": [],
@@ -101,12 +162,18 @@ def made_up(figures: Mapping[str, tuple[float, float]], **values: Any) -> Measur
         align = "full" if rest[0] == "aligned" else "none"
         weights, vectors = rest[-2:]
         graph = Graph(layers, weights, align, dim if layers == 0 else None)
-        points = (LatencyPoint(1, 8, p50_ms, p50_ms, 3),)
-        graphs[graph] = GraphFacts(points, Footprint(10, 12, 1.0), 100, (), "onnx", device)
+        span = (p50_ms, p50_ms)
+        points = (LatencyPoint(1, 8, p50_ms, p50_ms, p50_ms, span, span, 3),)
+        footprint = Footprint(10, 12, 1.0, 2.0)
+        parts = SizeParts(embeddings=0, layers=90, tokenizer=10, other=0)
+        graphs[graph] = GraphFacts(points, footprint, 100, parts, (), "onnx", device)
         added[graph, dim, vectors] = 0
     nothing: dict[str, Any] = {"as_query": {}, "cross_depth": (), "failures": {}, "unaligned": {}}
     return Measured(
-        quality={name: {"sts/spearman": points} for name, (points, _) in figures.items()},
+        quality={
+            name: {"sts/spearman": Score(points, np.full(REPLICATES, points))}
+            for name, (points, _) in figures.items()
+        },
         graphs=graphs,
         added_bytes=added,
         seconds={},

@@ -6,7 +6,7 @@ python tools/make_schema.py > m2dexport/data/profile.schema.json
 import argparse
 import json
 
-from m2dexport.profile.schema import profile_schema
+from m2dexport.profile.manifest import profile_schema
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()

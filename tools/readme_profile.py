@@ -7,7 +7,8 @@ import argparse
 import re
 from pathlib import Path
 
-from m2dexport.profile.schema import Cell, Profile, read_profile
+from m2dexport.profile.manifest import read_profile
+from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import select_cell
 from m2dexport.profile.target import load_target
 
@@ -27,7 +28,7 @@ def rows(profile: Profile) -> list[Cell]:
         if cell.weights == "int8" and cell.vectors != "float32":
             best.setdefault((cell.layers, cell.vectors), cell)
     bundled = select_cell(profile, load_target("edge-cpu").budget).cell
-    first = {cell.id: cell for cell in (profile.cell(profile.reference), bundled)}
+    first = {cell.id: cell for cell in (profile.reference_cell(), bundled)}
     rest = [best[key] for key in sorted(best, reverse=True)]
     return [*first.values(), *(cell for cell in rest if cell.id not in first)]
 
@@ -48,7 +49,8 @@ def section(profile: Profile) -> str:
             str(cell.bytes_per_vector),
         ]
         lines.append(f"| {' | '.join(values)} |")
-    machine, shape = profile.machine, profile.latency_shape
+    target = profile.target()
+    machine, shape = target.machine, target.shapes[0]
     seconds = sum(profile.seconds.values())
     return (
         "What `m2dexport profile` measured of the checkpoint that ships, "
@@ -56,7 +58,7 @@ def section(profile: Profile) -> str:
         "of the target edge-cpu, and the best int8 cell of each depth\nwith int8 and with one-bit "
         "vectors.\n\n"
         + "\n".join(lines)
-        + f"\n\n{machine.cpu}, up to {profile.threads} threads ({' '.join(machine.flags)});\n"
+        + f"\n\n{machine.cpu}, up to {profile.threads()} threads ({' '.join(machine.flags)});\n"
         f"latency of {shape.batch} text of {shape.sequence} tokens, without tokenization."
     )
 

@@ -98,7 +98,7 @@ def _bundle_cell(
 ) -> BundleInfo:
     # These need torch; packing an artifact does not.
     from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
-    from m2dexport.profile.schema import read_profile
+    from m2dexport.profile.manifest import read_profile
 
     profile, texts = read_profile(source), texts_of(calibration)
     fitted = texts_to_align(True, align_texts)

@@ -116,7 +116,7 @@ def select(
       m2dexport select profile/profile.json --index-cell 6x384-fp32-int8 --p95-ms 2
     """
     from m2dexport.cli.tables import print_selection
-    from m2dexport.profile.schema import read_profile
+    from m2dexport.profile.manifest import read_profile
     from m2dexport.profile.select import require_measured_for, select_cell
     from m2dexport.profile.target import budget_from, load_target
 

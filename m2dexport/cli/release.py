@@ -53,8 +53,8 @@ def build_bundles(
 ) -> tuple[Outcome, ...]:
     """Build a bundle for each target; ``options`` are the other ones of the command."""
     from m2dexport.profile.deploy import Deployment, open_profiled
+    from m2dexport.profile.manifest import read_profile
     from m2dexport.profile.release import Basis, build_for_targets
-    from m2dexport.profile.schema import read_profile
 
     path, model = options["profile"], options["model"]
     profile = None if path is None else read_profile(path)

@@ -72,12 +72,13 @@ def _widths(checkpoint: Checkpoint) -> dict[str, str]:
 
 def print_profile(profile: Profile) -> None:
     """Print the cells of the frontier, best quality first, and where the rest is."""
-    machine = profile.machine
+    target = profile.target()
+    machine = target.machine
     frontier = sorted((c for c in profile.cells if c.on_frontier), key=lambda c: -c.mean_quality)
-    shape = profile.latency_shape
+    shape = target.shapes[0]
     console = _console()
     console.print(
-        f"{machine.cpu} ({' '.join(machine.flags)}), up to {profile.threads} threads; latency "
+        f"{machine.cpu} ({' '.join(machine.flags)}), up to {profile.threads()} threads; latency "
         f"of {shape.batch} text of {shape.sequence} tokens, without tokenization"
     )
     console.print(profile_table(profile, frontier))
@@ -131,7 +132,7 @@ def print_cross_depth(profile: Profile) -> None:
     console = _console()
     console.print(
         f"Queries of each depth on an index of depth {full}, {' and '.join(mains)}, "
-        f"{profile.cell(profile.reference).weights} weights, float32 vectors:"
+        f"{profile.reference_cell().weights} weights, float32 vectors:"
     )
     console.print(table)
 

@@ -20,12 +20,13 @@ from m2dexport.profile.schema import CrossDepth, cell_id, depth_name
 from m2dexport.profile.surface import Corpus, Surface
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
-from m2dexport.vectors.quality import comparable, score_ranking
+from m2dexport.vectors.quality import comparable, ranking_scores
 from m2dexport.vectors.ranking import rank
+from m2dexport.vectors.resample import Score
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
 
 Floats = NDArray[np.float32]
-_Scores = dict[str, float]  # "task/metric" -> points
+_Scores = dict[str, Score]  # by "task/metric"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Crossing:
             side = self.sides[index]
             if dim not in side.ranges:  # the full depth was not measured, or failed
                 continue
-            written = cell_id(self.full, dim, index, vectors)
+            written = self._id(self.full, dim, index, vectors)
             for task in self.tasks:
                 documents = codecs.truncate(side.depths[task.name, self.full].documents, dim)
                 stored = comparable(documents, vectors, side.ranges[dim])
@@ -142,7 +143,12 @@ class Crossing:
                     quality |= _scores(task, queries, documents)
                 names = [depth_name(*view) for view in (asking, holding)]
                 found.append(
-                    CrossDepth(dim=dim, queries=names[0], documents=names[1], quality=quality)
+                    CrossDepth(
+                        dim=dim,
+                        queries=names[0],
+                        documents=names[1],
+                        quality={name: score.points for name, score in quality.items()},
+                    )
                 )
         return tuple(found)
 
@@ -156,8 +162,18 @@ class Crossing:
         """Yield the cells of a dim in some weight precisions, and their normalised queries."""
         for weights in precisions:
             for layers, align in self._views(weights, dim):
-                name = cell_id(layers, dim, weights, vectors, align)
+                name = self._id(layers, dim, weights, vectors, align)
                 yield name, self._at(weights, task, layers, align, dim, "queries")
+
+    def _id(
+        self,
+        layers: int,
+        dim: int,
+        weights: WeightPrecision,
+        vectors: VectorPrecision,
+        align: Align = "none",
+    ) -> str:
+        return cell_id(layers, dim, weights, vectors, align, self.plan.engine)
 
     def _views(self, weights: WeightPrecision, dim: int) -> list[tuple[int, Align]]:
         """Return the depths that were measured in a weight precision, plain and aligned."""
@@ -196,5 +212,5 @@ class Crossing:
 
 def _scores(task: RetrievalTask, queries: Floats, documents: Floats) -> _Scores:
     own = np.array(task.own, dtype=np.intp) if task.own else None
-    scores = score_ranking(task, rank(queries, documents, TOP, own))
-    return {f"{task.name}/{metric}": points for metric, points in scores.items()}
+    scores = ranking_scores(task, rank(queries, documents, TOP, own))
+    return {f"{task.name}/{metric}": score for metric, score in scores.items()}

@@ -82,6 +82,9 @@ class LatencyPoint:
     sequence: int
     p50_ms: float
     p95_ms: float
+    p99_ms: float
+    p50_range: tuple[float, float]  # 95% confidence
+    p95_range: tuple[float, float]
     runs: int
 
 
@@ -92,6 +95,7 @@ class Footprint:
     peak_memory_bytes: int  # of the whole process: Python, numpy, engine, graph, buffers
     used_memory_bytes: int  # the same after 1,000 requests of mixed shapes
     load_ms: float  # from file to a session that can run
+    first_ms: float  # the first run after that
 
 
 def measure_latency(
@@ -131,11 +135,34 @@ def measure_latency(
             timed = {name: partial(run, *inputs) for name, run in runs.items()}
             times = time_in_turns(timed, conditions.repeats, partial(settle, runs, pause))
             for name, taken in times.items():
-                p50, p95 = np.percentile(taken, (50, 95))
-                points[name].append(LatencyPoint(*shape, float(p50), float(p95), len(taken)))
+                points[name].append(_summary(shape, taken))
                 on_step()
         results |= {name: tuple(measured) for name, measured in points.items()}
     return results
+
+
+def _summary(shape: tuple[int, int], times: Sequence[float]) -> LatencyPoint:
+    p50, p95, p99 = (float(each) for each in np.percentile(times, (50, 95, 99)))
+    return LatencyPoint(
+        *shape, p50, p95, p99, quantile_range(times, 0.5), quantile_range(times, 0.95), len(times)
+    )
+
+
+def quantile_range(times: Sequence[float], share: float) -> tuple[float, float]:
+    """Return the 95% confidence range of a quantile, from the order of the values alone.
+
+    The number of values below a quantile has a binomial distribution, whatever that of the values
+    (Conover, "Practical Nonparametric Statistics", section 3.2, in the normal approximation).
+    Where there are too few values for an upper bound, that is the largest.
+
+    Args:
+        times: one or more values.
+        share: of values below the quantile, such as 0.95.
+    """
+    ordered, count = sorted(times), len(times)
+    spread = 1.96 * (count * share * (1 - share)) ** 0.5
+    low, high = int(count * share - spread), int(np.ceil(count * share + spread))
+    return ordered[max(low, 0)], ordered[min(high, count - 1)]
 
 
 def measure_footprint(
@@ -260,11 +287,12 @@ def _footprint(asked: Mapping[str, Any]) -> Footprint:
     session = engine.load(files, Device(**asked["device"]), asked["isa"])
     load_ms = (time.perf_counter() - start) * 1e3
     batch, sequence, vocab_size = asked["shape"]
+    first_ms = _timed(partial(engine.run, session, *random_inputs(1, 16, vocab_size)))
     engine.run(session, *random_inputs(batch, sequence, vocab_size))
     peak = _peak_memory()
     for texts, tokens in _mixed_shapes(batch, sequence):
         engine.run(session, *random_inputs(texts, tokens, vocab_size))
-    return Footprint(peak, _peak_memory(), load_ms)
+    return Footprint(peak, _peak_memory(), load_ms, first_ms)
 
 
 def _mixed_shapes(batch: int, sequence: int) -> list[tuple[int, int]]:

@@ -21,4 +21,7 @@ def read_machine() -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
+        governor=None,
+        virtualisation=None,
+        gpu=None,
     )

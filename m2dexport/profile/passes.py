@@ -27,7 +27,7 @@ from m2dexport.profile.floor import floor_of
 from m2dexport.profile.latency import Candidate, Footprint, LatencyPoint, write_candidate
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import Flag
+from m2dexport.profile.schema import Flag, SizeParts
 from m2dexport.profile.settings import measured_on
 from m2dexport.profile.surface import Corpus, Depth, View, compute_surface, qualities, views_of
 from m2dexport.progress import OnProgress
@@ -35,6 +35,7 @@ from m2dexport.quantize.half import store_half
 from m2dexport.quantize.recipes import HALF
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.vectors.codecs import LEVELS
+from m2dexport.vectors.resample import Score
 from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task
 
@@ -59,7 +60,7 @@ class Passes:
     def __init__(
         self, sweep: Sweep, source: Source, corpus: Corpus, maps: Maps, folder: Path
     ) -> None:
-        self.quality: dict[str, dict[str, float]] = {}  # cell id -> "task/metric" -> points
+        self.quality: dict[str, dict[str, Score]] = {}  # cell id -> "task/metric" -> score
         self.graphs: dict[Graph, Candidate] = {}
         self.failures: dict[Graph, str] = {}
         self._flags: dict[Graph, tuple[Flag, ...]] = {}
@@ -108,10 +109,14 @@ class Passes:
         """Return what all cells of a graph share."""
         candidate = self.graphs[graph]
         tokenizer = self._source if graph.layers > 0 else self._maps
+        text = len(tokenizer.tokenizer_json.encode())
         return GraphFacts(
             latency=latency,
             footprint=footprint,
-            size_bytes=candidate.size_bytes + len(tokenizer.tokenizer_json.encode()),
+            size_bytes=candidate.size_bytes + text,
+            size_parts=SizeParts(
+                embeddings=0, layers=candidate.size_bytes, tokenizer=text, other=0
+            ),
             flags=self._flags[graph],
             engine=candidate.engine,
             device=measured_on(candidate),

@@ -17,6 +17,7 @@ from m2dexport.engines import (
 )
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
+from m2dexport.profile.schema import LOCAL
 from m2dexport.profile.settings import Optimize
 from m2dexport.profile.target import Target
 from m2dexport.quantize.recipes import require_precision
@@ -34,6 +35,7 @@ class Plan:
     weights: tuple[WeightPrecision, ...] = ("fp32", "fp16", "int8")
     vectors: tuple[VectorPrecision, ...] = ("float32", "int8", "ubinary")
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))  # first: the cells' p50
+    target: str = LOCAL  # its name
     engine: str = DEFAULT_ENGINE
     device: Device = Device()  # what it leaves open is measured (``settings``)
     optimize: Optimize = "latency"  # what that is chosen by

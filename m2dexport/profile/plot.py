@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from m2dexport.files import atomic_file, require_file
-from m2dexport.profile.schema import Cell, Profile, write_profile
+from m2dexport.profile.manifest import write_profile
+from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE
 
 PROFILE = "profile.json"
@@ -83,7 +84,8 @@ def plot_frontier(profile: Profile) -> Any:
             va="bottom" if above else "top",
             fontsize=9,
         )
-    shape = profile.latency_shape
+    target = profile.target()
+    shape = target.shapes[0]
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(
@@ -91,7 +93,7 @@ def plot_frontier(profile: Profile) -> Any:
     )
     axes.set_xlabel(
         f"p50 latency, ms ({shape.batch} text of {shape.sequence} tokens, "
-        f"up to {profile.threads} threads, {profile.machine.cpu})"
+        f"up to {profile.threads()} threads, {target.machine.cpu})"
     )
     names = ", ".join(task.name for task in profile.tasks)
     words = f"quality, points (mean of {names})"

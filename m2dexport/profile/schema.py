@@ -1,39 +1,37 @@
-"""profile.json: what it holds, read and written, and its JSON Schema."""
+"""profile.json: what it holds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from m2dexport.data import read_utf8
+from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.errors import UsageError
-from m2dexport.files import atomic_file
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
-from m2dexport.strict import parse_json
+from m2dexport.profile.intervals import Interval, Model, Replicates, score_from
+from m2dexport.vectors.resample import Score, mean_of
 
-FORMAT = 4
+FORMAT = 5
 MEAN = "mean"
-_DIGITS = 6
+#: The target of a profile that names none: this machine, with settings that are measured.
+LOCAL = "local"
 
 Flag = Literal[
+    "reference",  # measured for comparison; the grid does not ask for it
     "untrained",
-    "slower_than_fp32",
+    "collapsed",
     "below_shallower",
     "below_static",
+    "slower_than_fp32",
+    "not_significant",
     "batch_dependent",
     "mixed_precision",
 ]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class MeasuredOn(_Model):
+class MeasuredOn(Model):
     """What a graph was run on."""
 
     provider: str = Field(description="execution provider, or OpenVINO device")
@@ -42,18 +40,32 @@ class MeasuredOn(_Model):
     workers: int = Field(description="batches of a list that run at once")
 
 
-class Machine(_Model):
+class Machine(Model):
     """Where the figures were measured."""
 
     cpu: str = Field(description="model name")
     flags: tuple[str, ...] = Field(description="instruction sets that decide speed and exactness")
-    cores: int
+    cores: int = Field(description="that this process may use")
     memory_bytes: int
     os: str
     python: str
+    governor: str | None = Field(description="of the clock's frequency; null: unknown")
+    virtualisation: str | None = Field(description="null: none that is known")
+    gpu: str | None
 
 
-class CheckpointInfo(_Model):
+class Noise(Model):
+    """How quiet the machine was while latency was measured, and how that is known."""
+
+    verdict: Literal["quiet", "noisy", "very noisy"]
+    reasons: tuple[str, ...] = Field(description="a sentence each")
+    spread: float = Field(description="p95 over p50 of the reference cell")
+    drift: float = Field(description="the reference cell's slowest quarter over its fastest")
+    stolen: float | None = Field(description="share of time that the host took; null: unknown")
+    busy: float | None = Field(description="cores that others kept busy; null: unknown")
+
+
+class CheckpointInfo(Model):
     """Which checkpoint was profiled."""
 
     model: str | None = Field(description="as the user named it; null: the one that ships")
@@ -65,7 +77,7 @@ class CheckpointInfo(_Model):
     pooling: str | None = Field(description="as declared by the user; null: as stored")
 
 
-class TaskInfo(_Model):
+class TaskInfo(Model):
     """One evaluation set."""
 
     name: str
@@ -75,27 +87,49 @@ class TaskInfo(_Model):
     sha256: str
 
 
-class Shape(_Model):
+class Shape(Model):
     """The input of one timed run: every token is real, none is padding."""
 
     batch: int
     sequence: int
 
 
-class Latency(_Model):
+class Latency(Model):
     """Latency at one shape, tokenization not included."""
 
     batch: int
     sequence: int
     p50_ms: float
     p95_ms: float
+    p99_ms: float
+    p50_interval: Interval
+    p95_interval: Interval
     runs: int
 
 
-class Cell(_Model):
-    """One point of the profile: what a (layers, dim, weights, vectors) gives and costs."""
+class Tokenization(Model):
+    """How long it takes to make the token ids of one shape from texts."""
+
+    batch: int
+    sequence: int
+    p50_ms: float
+    p95_ms: float
+
+
+class SizeParts(Model):
+    """What the bytes of a cell's files are, in bytes."""
+
+    embeddings: int = Field(description="tables of token, position and type vectors")
+    layers: int
+    tokenizer: int
+    other: int = Field(description="structure of the graph, map, codec, ranges")
+
+
+class Cell(Model):
+    """One point of the profile: what a (layers, dim, weights, vectors, engine) gives and costs."""
 
     id: str
+    target: str = Field(description="name of the target that it was measured for")
     layers: int = Field(description="0: the static model, a table of token vectors")
     dim: int
     align: Align = Field(description="full: ends in a map into the full depth's space")
@@ -105,28 +139,77 @@ class Cell(_Model):
     device: MeasuredOn
     isa: Isa = Field(description="processors that int8 weights are made for")
     quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
+    intervals: Mapping[str, Interval] = Field(description='"task/metric" -> its interval')
+    replicates: Mapping[str, Replicates] = Field(description="of the tasks' main metrics")
     as_query: Mapping[str, Mapping[str, float]] = Field(
         description="index cell -> quality of this cell's queries on what that cell wrote"
     )
+    query_replicates: Mapping[str, Mapping[str, Replicates]] = Field(
+        description="index cell -> those of the retrieval tasks' main metrics"
+    )
     mean_quality: float = Field(description="unweighted mean of the tasks' main metrics, points")
+    mean_interval: Interval
     retention: float | None = Field(
         description="mean_quality over that of the reference cell; null: that one has none"
     )
+    loss: float = Field(description="points of mean_quality below the reference cell")
+    loss_interval: Interval = Field(description="of the loss, from paired replicates")
     latency: tuple[Latency, ...]
-    p50_ms: float = Field(description="at latency_shape")
-    p95_ms: float = Field(description="at latency_shape")
+    p50_ms: float = Field(description="at the target's first shape")
+    p95_ms: float = Field(description="at the target's first shape")
+    p99_ms: float = Field(description="at the target's first shape")
+    text_p50_ms: float | None = Field(description="p50_ms with tokenization; null: not measured")
+    ratio: float = Field(description="p50_ms over that of the target's reference cell")
+    ratio_interval: Interval = Field(description="from rounds in which both ran")
     load_ms: float = Field(description="from file to a session that can run")
+    first_ms: float = Field(description="the first run after that, at the target's first shape")
     size_bytes: int = Field(description="graph, tokenizer and ranges")
+    size_parts: SizeParts
     peak_memory_bytes: int = Field(description="of a process of its own, at the largest shape")
     used_memory_bytes: int = Field(description="its peak after 1,000 requests of mixed shapes")
     bytes_per_vector: int
     flags: tuple[Flag, ...]
-    on_frontier: bool = Field(description="no cell is better in one respect and worse in none")
+    on_frontier: bool = Field(description="no cell of the target beats it (see select)")
 
 
-class Failure(_Model):
+class Recommended(Model):
+    """The ids of the cells of a target that are worth shipping first."""
+
+    best: str = Field(description="the highest quality, at the lowest cost within its noise")
+    balanced: str
+    smallest: str
+    within_budget: str | None = Field(description="the best within the budget; null: none fits")
+
+
+class SharedLatency(Model):
+    """A cell that was timed by itself, since cells of one graph share their latency."""
+
+    cell: str = Field(description="id")
+    p50_ms: float
+    shared_p50_ms: float = Field(description="what the profile says of it")
+
+
+class TargetInfo(Model):
+    """Where cells were measured, and what is to be had there."""
+
+    name: str
+    description: str
+    engines: tuple[str, ...]
+    machine: Machine
+    noise: Noise | None = Field(description="null: latency was not measured here")
+    shapes: tuple[Shape, ...] = Field(description="that were timed; limits mean the first")
+    asked: tuple[Shape, ...] = Field(description="the same, before the maximum length cut them")
+    tokenization: tuple[Tokenization, ...]
+    budget: Mapping[str, float | str] = Field(description="limits by key, and their metric")
+    reference: str = Field(description="id of the deepest, widest, unquantized cell")
+    recommended: Recommended
+    samples: tuple[SharedLatency, ...]
+
+
+class Failure(Model):
     """Cells that could not be measured, since their graph does not pass its checks."""
 
+    engine: str
     layers: int
     align: Align
     weights: WeightPrecision
@@ -134,7 +217,7 @@ class Failure(_Model):
     cells: tuple[str, ...] = Field(description="ids")
 
 
-class CrossDepth(_Model):
+class CrossDepth(Model):
     """Queries of one depth against documents of another: the first weights, float32 vectors."""
 
     dim: int
@@ -143,36 +226,57 @@ class CrossDepth(_Model):
     quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
 
 
-class AlignedWith(_Model):
+class AlignedWith(Model):
     """What the maps of aligned cells were fitted on."""
 
     texts: int
     sha256: str
 
 
-class Profile(_Model):
+class Profile(Model):
     """profile.json."""
 
     format: int
     created: str = Field(description="UTC, ISO 8601")
     tools: Mapping[str, str] = Field(description="name -> version")
-    machine: Machine
     checkpoint: CheckpointInfo
     tasks: tuple[TaskInfo, ...]
+    replicates: int = Field(description="bootstrap resamples behind every interval of quality")
     calibration_sha256: str
     aligned_with: AlignedWith | None = Field(description="null: no cell is aligned")
-    reference: str = Field(description="id of the deepest, widest, unquantized cell")
-    latency_shape: Shape
+    shard: str | None = Field(description='"2/3": the second of three parts; null: the whole')
     seconds: Mapping[str, float] = Field(description="step -> seconds it took")
+    targets: tuple[TargetInfo, ...]
     cells: tuple[Cell, ...]
     cross_depth: tuple[CrossDepth, ...]
     failures: tuple[Failure, ...]
 
-    @property
-    def threads(self) -> int:
-        """The most threads that one batch of the reference's engine was run by."""
-        engine = self.cell(self.reference).engine
-        return max(cell.device.threads for cell in self.cells if cell.engine == engine)
+    def target(self, name: str | None = None) -> TargetInfo:
+        """Return a target by name; without one, the first.
+
+        Raises:
+            UsageError: when the profile has no such target.
+        """
+        for target in self.targets:
+            if name in (None, target.name):
+                return target
+        known = ", ".join(target.name for target in self.targets)
+        raise UsageError(f"the profile has no target {name}; it has: {known}.")
+
+    def of_target(self, name: str | None = None) -> tuple[Cell, ...]:
+        """Return the cells of a target; without a name, of the first."""
+        wanted = self.target(name).name
+        return tuple(cell for cell in self.cells if cell.target == wanted)
+
+    def threads(self, target: str | None = None) -> int:
+        """Return the most threads that one batch of a target's engine was run by."""
+        engine = self.target(target).engines[0]
+        cells = self.of_target(target)
+        return max(cell.device.threads for cell in cells if cell.engine == engine)
+
+    def reference_cell(self, target: str | None = None) -> Cell:
+        """Return the reference cell of a target: the deepest, widest, unquantized one."""
+        return self.cell(self.target(target).reference, target)
 
     def metric(self, cell: Cell, name: str) -> float:
         """Return a cell's points in one metric, or their mean.
@@ -219,82 +323,64 @@ class Profile(_Model):
             )
         return float(sum(found[metric] for metric in metrics) / len(metrics))
 
-    def cell(self, cell_id: str) -> Cell:
-        """Return the cell of an id.
+    def score(self, cell: Cell, name: str = MEAN, index: Cell | None = None) -> Score | None:
+        """Return a main metric of a cell, or the mean of all, with its replicates.
+
+        Args:
+            cell: the cell.
+            name: a metric, or "mean": of the tasks' main metrics; with an index, of retrieval.
+            index: the cell whose documents are queried; None: the cell's own.
+
+        Returns:
+            None where the metric has no replicates.
+        """
+        found, points = cell.replicates, cell.quality
+        if index is not None and cell.id != index.id:
+            found = cell.query_replicates.get(index.id, {})
+            points = cell.as_query.get(index.id, {})
+        tasks = [task for task in self.tasks if index is None or task.kind == "retrieval"]
+        names = [f"{task.name}/{task.main_metric}" for task in tasks] if name == MEAN else [name]
+        if not names or any(each not in found for each in names):
+            return None
+        return mean_of([score_from(points[each], found[each]) for each in names])
+
+    def cell(self, cell_id: str, target: str | None = None) -> Cell:
+        """Return the cell of an id, of a target or of the first.
 
         Raises:
             UsageError: when the profile has no such cell.
         """
-        for cell in self.cells:
+        cells = self.of_target(target)
+        for cell in cells:
             if cell.id == cell_id:
                 return cell
         for failure in self.failures:
             if cell_id in failure.cells:
                 raise UsageError(f"the cell {cell_id} failed when measured: {failure.reason}")
         raise UsageError(
-            f"the profile has no cell {cell_id!r}; ids look like {self.cells[0].id}, and select "
+            f"the profile has no cell {cell_id!r}; ids look like {cells[0].id}, and select "
             "names one."
         )
 
 
-def cell_id(layers: int, dim: int, weights: str, vectors: str, align: str = "none") -> str:
+def cell_id(
+    layers: int,
+    dim: int,
+    weights: str,
+    vectors: str,
+    align: str = "none",
+    engine: str = DEFAULT_ENGINE,
+) -> str:
     """Return the id of a cell: "6x128-int8-ubinary" is 6 layers, 128 dims, weights, vectors.
 
-    An aligned one is "2x128-aligned-int8-ubinary".
+    An aligned one is "2x128-aligned-int8-ubinary"; one of another engine than onnxruntime (and
+    depth 0, whose engine is always the same) says so: "6x128-int8-ubinary@openvino".
     """
-    return f"{layers}x{dim}-{'aligned-' if align == 'full' else ''}{weights}-{vectors}"
+    aligned = "aligned-" if align == "full" else ""
+    named = f"@{engine}" if layers > 0 and engine != DEFAULT_ENGINE else ""
+    return f"{layers}x{dim}-{aligned}{weights}-{vectors}{named}"
 
 
 def depth_name(layers: int, align: str) -> str:
     """Return how ``CrossDepth`` calls a depth."""
     return f"{layers}-aligned" if align == "full" else str(layers)
-
-
-def write_profile(profile: Profile, path: str | Path, *, force: bool = False) -> None:
-    """Write profile.json: sorted keys and floats of six digits, whole or not at all.
-
-    Raises:
-        UsageError: when ``path`` exists and ``force`` does not say that it is to be replaced.
-    """
-    text = json.dumps(_rounded(profile.model_dump(mode="json")), indent=2, sort_keys=True)
-    with atomic_file(Path(path), force=force) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read_profile(path: str | Path) -> Profile:
-    """Read profile.json.
-
-    Raises:
-        UsageError: when it is missing, no profile, or of a later format.
-    """
-    path = Path(path)
-    stored = parse_json(read_utf8(path), path)
-    number = stored.get("format") if isinstance(stored, dict) else None
-    if number != FORMAT:
-        raise UsageError(f"{path} has format {number}; this version reads format {FORMAT}.")
-    try:
-        profile = Profile.model_validate(stored)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path} is not a profile: {where}: {first['msg']}.") from error
-    if not profile.cells:
-        raise UsageError(f"{path} holds no cells.")
-    return profile
-
-
-def profile_schema() -> dict[str, Any]:
-    """Return the JSON Schema of profile.json, which ships as data/profile.schema.json."""
-    schema = Profile.model_json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _rounded(value: Any) -> Any:
-    """Round floats to six significant digits: more would be noise, and diffs would show it."""
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return value

@@ -10,7 +10,7 @@ import numpy as np
 
 from m2dexport.engines import ENGINES
 from m2dexport.errors import M2DError, UsageError
-from m2dexport.profile.schema import Cell, Profile
+from m2dexport.profile.schema import Cell, Profile, Recommended
 from m2dexport.profile.target import Budget, Target
 
 _MEGA = 1e6
@@ -74,6 +74,13 @@ def frontier(cells: Sequence[Cell]) -> frozenset[str]:
     return frozenset(best)
 
 
+def recommend(cells: Sequence[Cell]) -> Recommended:
+    """Return the cells of one target that are worth shipping first."""
+    best = max(cells, key=lambda cell: cell.mean_quality)
+    smallest = min(cells, key=lambda cell: cell.size_bytes)
+    return Recommended(best=best.id, balanced=best.id, smallest=smallest.id, within_budget=None)
+
+
 def require_measured_for(profile: Profile, target: Target) -> None:
     """Refuse to choose for a target that a profile was not measured for; warn of more threads.
 
@@ -103,7 +110,7 @@ def _unlike(profile: Profile, target: Target) -> str | None:
 
 
 def _other_engine(profile: Profile, target: Target) -> str | None:
-    cell = profile.cell(profile.reference)
+    cell = profile.reference_cell()
     provider = target.provider or ENGINES[target.engine].provider
     if (cell.engine, cell.device.provider) == (target.engine, provider):
         return None
@@ -134,10 +141,10 @@ def _more_spinning(profile: Profile, target: Target) -> str | None:
 
 
 def _more_threads(profile: Profile, target: Target) -> str | None:
-    if target.threads is None or profile.threads <= target.threads:
+    if target.threads is None or profile.threads() <= target.threads:
         return None
     return (
-        f"the profile was measured with {profile.threads} threads, and the target has "
+        f"the profile was measured with {profile.threads()} threads, and the target has "
         f"{target.threads}"
     )
 

@@ -43,7 +43,8 @@ from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
-from m2dexport.vectors.quality import evaluate
+from m2dexport.vectors.quality import scores_of
+from m2dexport.vectors.resample import Score
 from m2dexport.vectors.tasks import Task
 
 Floats = NDArray[np.float32]
@@ -280,13 +281,13 @@ def views_of(surface: Surface, maps: Maps, corpus: Corpus, plan: Plan, full: int
 
 def qualities(
     views: Iterable[View], weights: WeightPrecision, corpus: Corpus, plan: Plan
-) -> dict[str, dict[str, float]]:
-    """Return cell id -> "task/metric" -> points."""
+) -> dict[str, dict[str, Score]]:
+    """Return cell id -> "task/metric" -> score."""
     return {
-        cell_id(view.layers, view.dim, weights, precision, view.align): {
+        cell_id(view.layers, view.dim, weights, precision, view.align, plan.engine): {
             f"{task.name}/{metric}": value
             for task, rows in corpus.tasks
-            for metric, value in evaluate(
+            for metric, value in scores_of(
                 task, tuple(view.vectors[row] for row in rows), view.dim, precision, view.ranges
             ).items()
         }

@@ -35,11 +35,13 @@ from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps
 from m2dexport.profile.passes import Passes, Sweep, added_bytes, require_reference
 from m2dexport.profile.plan import Plan, require_plan, within_length
 from m2dexport.profile.schema import Profile
+from m2dexport.profile.select import recommend
 from m2dexport.profile.settings import choose_settings
 from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
 from m2dexport.slice.slicing import slice_checkpoint
 from m2dexport.slice.write import UntrainedWarning
+from m2dexport.vectors.resample import REPLICATES
 from m2dexport.vectors.tasks import Task
 
 
@@ -74,22 +76,40 @@ def profile_checkpoint(
     sweep = Sweep(checkpoint, tuple(tasks), calibration, texts, plan, on_progress)
     with scratch_folder() as scratch:
         source, measured = _measure(sweep, scratch)
-    batch, sequence = plan.shapes[0]
+    cells = join_cells(measured, plan, tasks, checkpoint.trained)
     return Profile(
         format=schema.FORMAT,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         tools=tool_versions(plan.engine),
-        machine=read_machine(),
         checkpoint=_checkpoint_info(checkpoint, source, model, pooling),
         tasks=tuple(_task_info(task) for task in tasks),
         calibration_sha256=texts_sha256(calibration),
         aligned_with=_aligned_with(sweep),
-        reference=reference_id(plan),
-        latency_shape=schema.Shape(batch=batch, sequence=sequence),
+        replicates=REPLICATES,
+        shard=None,
         seconds=measured.seconds,
-        cells=join_cells(measured, plan, tasks, checkpoint.trained),
+        targets=(_target_info(plan, cells),),
+        cells=cells,
         cross_depth=measured.cross_depth,
         failures=failures_of(measured, plan),
+    )
+
+
+def _target_info(plan: Plan, cells: Sequence[schema.Cell]) -> schema.TargetInfo:
+    shapes = tuple(schema.Shape(batch=batch, sequence=length) for batch, length in plan.shapes)
+    return schema.TargetInfo(
+        name=plan.target,
+        description="",
+        engines=(plan.engine,),
+        machine=read_machine(),
+        noise=None,
+        shapes=shapes,
+        asked=shapes,
+        tokenization=(),
+        budget={},
+        reference=reference_id(plan),
+        recommended=recommend(cells),
+        samples=(),
     )
 
 

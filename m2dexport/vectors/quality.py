@@ -15,6 +15,13 @@ from m2dexport.precisions import VectorPrecision
 from m2dexport.vectors.codecs import Ranges, encode_vectors, truncate
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.ranking import Rows, rank, rescore, rounded
+from m2dexport.vectors.resample import (
+    Score,
+    draws,
+    mean_of_items,
+    weighted_correlation,
+    weighted_ranks,
+)
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
 from m2dexport.vectors.search import Codec
 from m2dexport.vectors.tasks import Task
@@ -32,7 +39,19 @@ def evaluate(
     precision: VectorPrecision,
     ranges: Ranges | None = None,
 ) -> dict[str, float]:
-    """Return metric -> points for one dim and vector precision.
+    """Return metric -> points of what ``scores_of`` says."""
+    found = scores_of(task, vectors, dim, precision, ranges)
+    return {metric: score.points for metric, score in found.items()}
+
+
+def scores_of(
+    task: Task,
+    vectors: Sequence[Floats],
+    dim: int,
+    precision: VectorPrecision,
+    ranges: Ranges | None = None,
+) -> dict[str, Score]:
+    """Return metric -> points, and replicates, for one dim and vector precision.
 
     Retrieval with one-bit codes is scored rescored, too: ``ndcg@10+int8x4`` is that of the best
     4 x 10 documents by Hamming distance, ranked again by the product of the float query with int8
@@ -50,14 +69,14 @@ def evaluate(
     floats = [truncate(rows, dim) for rows in vectors]
     first, second = (comparable(rows, precision, ranges) for rows in floats)
     if isinstance(task, StsTask):
-        return score_pairs(task, first, second)
+        return pair_scores(task, first, second)
     own = np.array(task.own, dtype=np.intp) if task.own else None
-    scores = score_ranking(task, rank(first, second, TOP, own))
+    scores = ranking_scores(task, rank(first, second, TOP, own))
     if precision in ("ubinary", "binary") and ranges is not None:
         candidates = rank(first, second, _MULTIPLIER * TOP, own)
         stored = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
         for name, documents in stored.items():
-            rescored = score_ranking(task, rescore(floats[0], documents, candidates, TOP))
+            rescored = ranking_scores(task, rescore(floats[0], documents, candidates, TOP))
             scores |= {f"{key}+{name}x{_MULTIPLIER}": value for key, value in rescored.items()}
     return scores
 
@@ -76,6 +95,11 @@ def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | Non
 
 
 def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float]:
+    """Return metric -> points of ``pair_scores``."""
+    return {metric: each.points for metric, each in pair_scores(task, first, second).items()}
+
+
+def pair_scores(task: StsTask, first: Floats, second: Floats) -> dict[str, Score]:
     """Return the rank and linear correlation of people's scores with the pairs' dot products.
 
     Both are 0 when all products or all scores are equal, where no correlation exists. The vectors
@@ -87,15 +111,28 @@ def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float
             for start in range(0, len(first), _PAIR_BLOCK)
         ]
     )
-    if np.ptp(similarity) == 0 or np.ptp(task.scores) == 0:
-        return {"spearman": 0.0, "pearson": 0.0}
+    given = np.array(task.scores, dtype=np.float64)
+    constant = np.ptp(similarity) == 0 or np.ptp(given) == 0
+    weights = draws(task.sha256, len(given))
+    ranks, given_ranks = (weighted_ranks(values, weights) for values in (similarity, given))
     return {
-        "spearman": _points(stats.spearmanr(similarity, task.scores).statistic),
-        "pearson": _points(stats.pearsonr(similarity, task.scores).statistic),
+        "spearman": Score(
+            0.0 if constant else _points(stats.spearmanr(similarity, given).statistic),
+            100 * weighted_correlation(ranks, given_ranks, weights),
+        ),
+        "pearson": Score(
+            0.0 if constant else _points(stats.pearsonr(similarity, given).statistic),
+            100 * weighted_correlation(similarity, given, weights),
+        ),
     }
 
 
 def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
+    """Return metric -> points of ``ranking_scores``."""
+    return {metric: each.points for metric, each in ranking_scores(task, ranking).items()}
+
+
+def ranking_scores(task: RetrievalTask, ranking: Rows) -> dict[str, Score]:
     """Return nDCG@10 and recall@10 of rankings of ten documents, (queries, 10), best first."""
     discounts = 1 / np.log2(np.arange(2, TOP + 2))
     judged = task.judged
@@ -105,9 +142,10 @@ def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
     # As trec_eval and BEIR: linear gains, and the log2 discount.
     ndcg = np.divide(found, ideal, out=np.zeros_like(found), where=ideal > 0)
     recall = (gains > 0).sum(axis=1) / np.maximum(judged.counts, 1)
+    weights = draws(task.sha256, len(ranking))
     return {
-        f"ndcg@{TOP}": _points(float(np.mean(ndcg))),
-        f"recall@{TOP}": _points(float(np.mean(recall))),
+        f"ndcg@{TOP}": mean_of_items(100 * ndcg, weights),
+        f"recall@{TOP}": mean_of_items(100 * recall, weights),
     }
 
 
