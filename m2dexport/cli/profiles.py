@@ -25,7 +25,7 @@ from m2dexport.cli.options import (
 )
 
 
-@cli.command()
+@cli.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
 @model_options
 @evaluation_option
 @click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
@@ -34,7 +34,10 @@ from m2dexport.cli.options import (
 @click.option("--out", type=PATH, default=Path("profile"), show_default=True, help="Folder.")
 @force_option
 @json_option
+@click.pass_context
 def profile(
+    ctx: click.Context,
+    /,
     model: str | None,
     evaluation: tuple[Path, ...],
     target: str | None,
@@ -54,6 +57,8 @@ def profile(
       m2dexport profile
       m2dexport profile --model my-checkpoint --eval sts.tsv --eval beir-folder --out profile
     """
+    if ctx.invoked_subcommand is not None:
+        return
     from m2dexport.cli.tables import print_profile
     from m2dexport.data import calibration_texts
     from m2dexport.profile.plan import default_plan, plan_for
@@ -84,6 +89,26 @@ def profile(
     else:
         print_profile(result)
         click.echo("Wrote " + ", ".join(str(path) for path in written))
+
+
+@profile.command()
+@click.argument("path", type=PATH, metavar="PROFILE.JSON")
+@json_option
+def show(path: Path, as_json: bool) -> None:
+    """Print the cells of a profile.
+
+    \b
+    Example:
+      m2dexport profile show profile/profile.json
+    """
+    from m2dexport.cli.tables import print_profile
+    from m2dexport.profile.manifest import read_profile
+
+    measured = read_profile(path)
+    if as_json:
+        print_json(measured.model_dump(mode="json"))
+    else:
+        print_profile(measured)
 
 
 @cli.command()
