@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2dexport.vectors.resample import Doubles, Draws, Score, blocks_of, draws, groups_of
 from m2dexport.vectors.texts import TextSet
@@ -45,7 +46,7 @@ def classification_scores(task: PairClassificationTask, similarity: Doubles) -> 
         task: the pairs.
         similarity: (pairs,); pairs that tie lie on one side of any threshold.
     """
-    labels = np.array(task.labels)
+    labels = np.array(task.labels, dtype=np.bool_)
     points = _metrics(-similarity, labels, np.ones((len(labels), 1), dtype=np.uint8))
     replicates = [
         _metrics(-similarity, labels, task.weights[:, block]) for block in blocks_of(task.weights)
@@ -57,7 +58,7 @@ def classification_scores(task: PairClassificationTask, similarity: Doubles) -> 
     }
 
 
-def _metrics(distances: Doubles, labels: Doubles, weights: Draws) -> Doubles:
+def _metrics(distances: Doubles, labels: NDArray[np.bool_], weights: Draws) -> Doubles:
     """Return average precision and the best F1 and accuracy, (3, replicates), in points.
 
     A replicate without a positive pair has no precision: its average and F1 are 0.

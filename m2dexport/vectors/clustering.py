@@ -82,8 +82,8 @@ def require_topics(where: object, topics: list[str]) -> None:
     different = len(set(topics))
     if different < 2 or different == len(topics):
         raise UsageError(
-            f"{where} has {different} topics for {len(topics)} texts; pass texts of at least two "
-            "topics that share some."
+            f"{where}: the number of topics is {different} for {len(topics)} texts; pass texts of two "
+            "topics or more, some of which share one."
         )
 
 
@@ -91,8 +91,8 @@ def clustering_scores(task: ClusteringTask, vectors: NDArray[np.float32]) -> dic
     """Return the V-measure of k-means with as many clusters as there are topics.
 
     V-measure is the harmonic mean of homogeneity and completeness (Rosenberg and Hirschberg, 2007),
-    as in MTEB and scikit-learn. The texts are clustered once, with the same random numbers for every
-    cell; replicates resample them with their clusters.
+    as in MTEB and scikit-learn. The texts are clustered once, with the same random numbers for
+    every cell; replicates resample them with their clusters.
 
     Args:
         task: the texts.
@@ -111,11 +111,13 @@ def clustering_scores(task: ClusteringTask, vectors: NDArray[np.float32]) -> dic
 def _k_means(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Return the cluster of each vector: the best of some runs of Lloyd's algorithm."""
     from scipy.cluster.vq import kmeans2
+    from threadpoolctl import threadpool_limits  # sets a variable when it is imported
 
     found, least = np.zeros(len(vectors), dtype=np.intp), np.inf
     random = np.random.default_rng(_SEED)
     for _ in range(_STARTS):
-        with warnings.catch_warnings():  # of clusters that stay empty, as where vectors are equal
+        # More threads take sums in another order; clusters stay empty where vectors are equal.
+        with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             start = _seeds(vectors, count, random)
             centres, clusters = kmeans2(vectors, start, _STEPS, minit="matrix", check_finite=False)
@@ -164,7 +166,8 @@ def _entropy(numbers: NDArray[np.intp], weights: Draws) -> Doubles:
     starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
     sizes = np.add.reduceat(weights[order], starts, axis=0, dtype=np.float64)
     shares = sizes / len(numbers)
-    return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=0)
+    entropy: Doubles = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=0)
+    return entropy
 
 
 def _topic(value: Any, where: str) -> str:

@@ -25,7 +25,8 @@ BOUNDS = (2.5, 97.5)
 
 _BLOCK_VALUES = 1 << 20  # items x replicates that are computed at a time
 _STRETCH = 32  # rows that are cumulated one by one
-_KEPT_BLOCKS = 32  # of what every cell needs again: 4 MB each at most
+# What every cell needs again is kept: draws of so many tasks, and blocks of 4 MB at most.
+_KEPT_DRAWS, _KEPT_BLOCKS = 32, 16
 
 Doubles = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -40,7 +41,7 @@ class Score:
     replicates: Doubles  # (REPLICATES,), in points
 
 
-@lru_cache(maxsize=_KEPT_BLOCKS)
+@lru_cache(maxsize=_KEPT_DRAWS)
 def draws(sha256: str, count: int) -> Draws:
     """Return how often each of ``count`` items is drawn by each replicate, (count, REPLICATES).
 
