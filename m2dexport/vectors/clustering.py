@@ -82,8 +82,8 @@ def require_topics(where: object, topics: list[str]) -> None:
     different = len(set(topics))
     if different < 2 or different == len(topics):
         raise UsageError(
-            f"{where}: the number of topics is {different} for {len(topics)} texts; pass texts of two "
-            "topics or more, some of which share one."
+            f"{where}: the number of topics is {different} for {len(topics)} texts; pass texts of "
+            "two topics or more, some of which share one."
         )
 
 

@@ -194,9 +194,10 @@ def _retrieval(task: Any, name: str, data: Mapping[str, Any]) -> RetrievalTask:
     rows = {each: row for row, each in enumerate(ids)}
     asked, relevance, own = [], [], []
     for query, text in zip(queries["id"], queries["text"], strict=True):
-        gains = {str(k): float(gain) for k, gain in judged.get(query, {}).items() if gain > 0}
-        if not gains:
+        if not judged.get(query):
             continue
+        # With none above 0, the query still counts in mteb's means.
+        gains = {str(each): float(gain) for each, gain in judged[query].items() if gain > 0}
         asked.append(text)
         relevance.append({rows.setdefault(each, len(rows)): gain for each, gain in gains.items()})
         itself = rows.get(query, NO_ROW) if task.ignore_identical_ids else NO_ROW
