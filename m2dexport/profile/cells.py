@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from m2dexport.checkpoint.trained import Grid
 from m2dexport.engines import STATIC_ENGINE
 from m2dexport.precisions import Align, VectorPrecision, WeightPrecision
+from m2dexport.profile.flags import judged
 from m2dexport.profile.intervals import Interval, Replicates, interval_of, replicates_of
 from m2dexport.profile.latency import Footprint, LatencyPoint
 from m2dexport.profile.plan import Plan
@@ -23,7 +24,6 @@ from m2dexport.profile.schema import (
     SizeParts,
     cell_id,
 )
-from m2dexport.profile.select import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE, frontier
 from m2dexport.vectors import codecs
 from m2dexport.vectors.resample import Score, difference, mean_of
 from m2dexport.vectors.tasks import Task
@@ -95,17 +95,11 @@ def join_cells(
     cells = {cell.id: cell for cell in joined}
     reference = cells[reference_id(plan)]
     whole = reference.mean_quality
-    best = frontier(joined)
-    return tuple(
+    compared = [
         cell.model_copy(
             update={
                 "retention": cell.mean_quality / whole if whole > 0 else None,
                 **_compared(cell, reference, measured, tasks),
-                "flags": (
-                    *_flags(cell, cells, plan, trained),
-                    *measured.graphs[_graph_of(cell)].flags,
-                ),
-                "on_frontier": cell.id in best,
                 "as_query": {name: q for name, q in cell.as_query.items() if name in cells},
                 "query_replicates": {
                     name: q for name, q in cell.query_replicates.items() if name in cells
@@ -113,7 +107,8 @@ def join_cells(
             }
         )
         for cell in joined
-    )
+    ]
+    return judged(compared, trained)
 
 
 def _compared(
@@ -169,11 +164,6 @@ def _order(graph: Graph, plan: Plan) -> tuple[int, int, int]:
     return plan.layers.index(graph.layers), graph.align == "full", plan.weights.index(graph.weights)
 
 
-def _graph_of(cell: Cell) -> Graph:
-    dim = cell.dim if cell.layers == 0 else None
-    return Graph(cell.layers, cell.weights, cell.align, dim)
-
-
 def _cell(
     measured: Measured,
     plan: Plan,
@@ -193,7 +183,7 @@ def _cell(
         vectors=vectors,
         isa=plan.isa if key.weights == "int8" and key.layers > 0 else "portable",
         bytes_per_vector=codecs.bytes_per_vector(dim, vectors),
-        flags=(),
+        flags=measured.graphs[key].flags,
         on_frontier=False,
         **_gives(measured.quality[name], measured.as_query.get(name, {}), tasks),
         **_costs(measured.graphs[key], measured.added_bytes[key, dim, vectors]),
@@ -266,36 +256,4 @@ def _latency(point: LatencyPoint) -> Latency:
         p50_interval=Interval(low=low, high=high),
         p95_interval=Interval(low=p95_low, high=p95_high),
         runs=point.runs,
-    )
-
-
-def _flags(cell: Cell, cells: Mapping[str, Cell], plan: Plan, trained: Grid | None) -> list[Flag]:
-    flags: list[Flag] = []
-    fitted = cell.align == "full"  # by a map, at every dim
-    if not fitted and trained is not None and (cell.layers, cell.dim) not in trained:
-        flags.append("untrained")
-    graph = _graph_of(cell)
-    twin = cells.get(_name(replace(graph, weights="fp32"), cell.dim, cell.vectors, plan))
-    if twin is not None and cell.p50_ms > twin.p50_ms * LATENCY_NOISE + LATENCY_GRAIN_MS:
-        flags.append("slower_than_fp32")
-    shallower = [
-        cells[name]
-        for depth in sorted(plan.layers)
-        if 0 < depth < cell.layers
-        and (name := _name(replace(graph, layers=depth), cell.dim, cell.vectors, plan)) in cells
-    ]
-    if shallower and cell.mean_quality < shallower[-1].mean_quality - QUALITY_NOISE:
-        flags.append("below_shallower")
-    if cell.layers > 0 and any(_beats(other, cell) for other in cells.values()):
-        flags.append("below_static")
-    return flags
-
-
-def _beats(other: Cell, cell: Cell) -> bool:
-    """Say whether depth 0 gives more, faster and in no more bytes per vector."""
-    return (
-        other.layers == 0
-        and other.mean_quality > cell.mean_quality + QUALITY_NOISE
-        and other.p50_ms < cell.p50_ms
-        and other.bytes_per_vector <= cell.bytes_per_vector
     )

@@ -34,8 +34,8 @@ from m2dexport.profile.machine import read_machine
 from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps
 from m2dexport.profile.passes import Passes, Sweep, added_bytes, require_reference
 from m2dexport.profile.plan import Plan, require_plan, within_length
+from m2dexport.profile.recommend import recommend
 from m2dexport.profile.schema import Profile
-from m2dexport.profile.select import recommend
 from m2dexport.profile.settings import choose_settings
 from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
