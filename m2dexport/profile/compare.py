@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from m2dexport.profile.frontier import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE, SIZE_NOISE
 from m2dexport.profile.intervals import Interval, interval_of
 from m2dexport.profile.schema import MEAN, Cell, Machine, Profile, TargetInfo, TaskInfo
-from m2dexport.profile.select import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE, SIZE_NOISE
 from m2dexport.vectors.resample import Score, difference, mean_of
 
 #: Peak memory of one graph differs by this factor between runs and systems.

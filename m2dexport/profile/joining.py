@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from m2dexport.profile.flags import judged
-from m2dexport.profile.schema import Noise, Profile
-from m2dexport.profile.select import recommend
+from m2dexport.profile.recommend import recommend
+from m2dexport.profile.schema import Cell, Noise, Profile, TargetInfo
+from m2dexport.profile.target import Budget
 
 _VERDICTS = ("quiet", "noisy", "very noisy")
 
@@ -21,20 +22,24 @@ def rejudged(profile: Profile, targets: Sequence[str]) -> Profile:
     """
     trained = profile.checkpoint.trained
     cells = {name: judged(profile.of_target(name), trained) for name in targets}
-    order = dict.fromkeys(target.name for target in profile.targets)
     return profile.model_copy(
         update={
-            "targets": tuple(
-                target.model_copy(update={"recommended": recommend(cells[target.name])})
-                if target.name in cells
-                else target
-                for target in profile.targets
-            ),
+            "targets": tuple(_advised(target, cells) for target in profile.targets),
             "cells": tuple(
-                cell for name in order for cell in cells.get(name, profile.of_target(name))
+                cell
+                for target in profile.targets
+                for cell in cells.get(target.name, profile.of_target(target.name))
             ),
         }
     )
+
+
+def _advised(target: TargetInfo, cells: Mapping[str, Sequence[Cell]]) -> TargetInfo:
+    """Return a target with the recommendation that follows from its cells, if they are given."""
+    if target.name not in cells:
+        return target
+    budget = Budget.model_validate(target.budget) if target.budget else None
+    return target.model_copy(update={"recommended": recommend(cells[target.name], budget)})
 
 
 def noisiest(noises: Sequence[Noise | None]) -> Noise | None:
