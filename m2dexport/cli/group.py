@@ -13,7 +13,7 @@ from m2dexport.errors import M2DError, missing_toolchain, one_line
 
 #: The commands, in the order of work.
 _ORDER = (
-    *("inspect", "slice", "build", "quantize", "profile", "select"),
+    *("inspect", "slice", "build", "quantize", "profile", "select", "check"),
     *("bundle", "verify", "encode", "doctor"),
 )
 #: What is typed out of habit -> the command that does it.
@@ -25,7 +25,8 @@ _HABITS = {
     "truncate": "slice",
     "benchmark": "profile",
     "package": "bundle",
-    "check": "verify",
+    "compare": "check",
+    "gate": "check",
     "embed": "encode",
     "run": "encode",
     "release": "build",
