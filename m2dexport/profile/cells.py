@@ -88,7 +88,11 @@ def join_cells(
                 "retention": cell.mean_quality / whole if whole > 0 else None,
                 **_compared(cell, reference, measured, tasks),
                 "flags": (
-                    *(["reference"] if places[cell.id].only_reference else []),
+                    *(
+                        ["reference"]
+                        if places[cell.id].only_reference or cell.id in measured.elsewhere
+                        else []
+                    ),
                     *_flags(cell, cells, trained),
                     *measured.graphs[places[cell.id].graph].flags,
                 ),

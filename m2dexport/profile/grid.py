@@ -101,6 +101,7 @@ class Pass:
     references: frozenset[str]  # those of them that the cells of a target are compared with
     leads: bool  # in the reference's weights: those of other weights query what this one wrote
     crosses: bool  # queries of every depth meet documents of every depth
+    own: bool = True  # of this shard; else it is there for what others are compared with
 
     @property
     def name(self) -> str:
@@ -173,7 +174,9 @@ def dealt(passes: Sequence[Pass], shard: tuple[int, int]) -> tuple[Pass, ...]:
             kept.append(each)
         elif each.references or each in queried:
             full = replace(each.plan, layers=(each.plan.compared_with[0],), align=("none",))
-            kept.append(replace(each, plan=full, wanted=each.references, crosses=False))
+            kept.append(
+                replace(each, plan=full, wanted=each.references, crosses=False, own=False)
+            )
     return tuple(kept)
 
 

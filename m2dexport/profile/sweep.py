@@ -261,7 +261,7 @@ def _of_target(
         failures=failures,
         unaligned=maps.failures,
         seconds=seconds,
-        elsewhere=sweep.wanted - {name for one in sweep.passes for name in one.wanted},
+        elsewhere=sweep.wanted - {n for one in sweep.passes if one.own for n in one.wanted},
     )
 
 
