@@ -64,7 +64,7 @@ def profile(
     from m2dexport.data import calibration_texts
     from m2dexport.profile.plan import default_plan, plan_for
     from m2dexport.profile.plot import require_report_folder, write_report
-    from m2dexport.profile.sweep import profile_checkpoint
+    from m2dexport.profile.sweep import Course, profile_checkpoint
     from m2dexport.profile.target import load_target
 
     require_report_folder(out, force=force)
@@ -80,9 +80,8 @@ def profile(
             tasks,
             texts,
             plan,
-            model=model,
-            pooling=options["pooling"],
-            on_progress=on_progress,
+            Course(model=model, pooling=options["pooling"]),
+            on_progress,
         )
     written = write_report(result, out, force=force)
     if as_json:

@@ -45,6 +45,15 @@ class Plan:
     align_texts: Iterable[str] | None = None  # what maps are fitted on; None: the shipped ones
     #: What engines for a GPU are compiled for; ``within_length`` adds the shapes.
     compilation: Compilation = Compilation()
+    #: Layers, dim and precisions of the unquantized cell that all are compared with; ``settled``
+    #: takes the checkpoint's full depth and width. None: the largest of the grid.
+    reference: tuple[int, int, WeightPrecision, VectorPrecision] | None = None
+
+    @property
+    def compared_with(self) -> tuple[int, int, WeightPrecision, VectorPrecision]:
+        """Layers, dim, weights and vectors of the reference cell."""
+        largest = max(self.layers), max(self.dims), self.weights[0], self.vectors[0]
+        return self.reference or largest
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -140,6 +149,20 @@ def _require_depths(checkpoint: Checkpoint, plan: Plan) -> None:
     for layers in plan.layers:
         if not 0 <= layers <= checkpoint.layers:
             raise UsageError(f"the checkpoint has 0 to {checkpoint.layers} layers, not {layers}.")
+
+
+def settled(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """Return a plan with what a checkpoint decides: how long shapes can be, and the reference.
+
+    That is unquantized, or, where the engine runs no fp32, in the engine's own weights.
+    """
+    known = engine_maker(plan.engine).PRECISIONS
+    weights: WeightPrecision = "fp32" if "fp32" in known else ENGINES[plan.engine].weights
+    reference: tuple[int, int, WeightPrecision, VectorPrecision] = (
+        *(checkpoint.layers, checkpoint.dim),
+        *(weights, "float32"),
+    )
+    return replace(within_length(plan, checkpoint.max_length), reference=reference)
 
 
 def within_length(plan: Plan, max_length: int) -> Plan:
