@@ -189,7 +189,7 @@ def test_the_hash_sees_the_head(tmp_path: Path) -> None:
 def test_a_declared_grid_is_sorted_and_checked(bert: Path) -> None:
     assert open_checkpoint(bert, trained="4:32, 2:16,2:16").trained == ((2, 16), (4, 32))
     for text, message in (
-        ("2-16", "is not layers:dim"),
+        ("2-16", "is not depths:dims"),
         ("5:16", "outside the checkpoint's 4 layers"),
         ("2:64", "outside the checkpoint's 4 layers and 32 dims"),
     ):
