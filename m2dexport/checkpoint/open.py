@@ -23,6 +23,7 @@ from m2dexport.checkpoint.st_modules import (
     LatentAttention,
     Modules,
     Pooling,
+    SentenceConfig,
     pooling_from_name,
     read_modules,
     read_sentence_config,
@@ -37,7 +38,7 @@ from m2dexport.checkpoint.tensors import (
     tensors_in,
 )
 from m2dexport.checkpoint.tokenizer import read_tokenizer, token_beyond
-from m2dexport.checkpoint.trained import Grid, Trained, parse_grid, read_trained
+from m2dexport.checkpoint.trained import Grid, read_trained
 from m2dexport.checkpoint.widths import Widths, read_widths
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import PROVENANCE, license_files
@@ -190,17 +191,9 @@ def _describe(
     provenance = read_object(folder / PROVENANCE)
     stated = read_sentence_config(folder, pooling)
     card = read_card(folder)
-    assumed = [*notes, *_notes(config, family, card, transformer)]
-    if stated.similarity != "cosine" and not modules.normalized:
-        assumed.append(
-            f"vectors are compared by {stated.similarity} and not normalised: sub-models keep "
-            "their norms; build and profile need one that slice --normalize made."
-        )
+    assumed = [*notes, *_notes(config, family, card, transformer), *_norms(modules, stated)]
     length = read_max_length(modules, config, family)
-    if declared is None:
-        trained = read_trained(folder, transformer, card, layers, dim)
-    else:
-        trained = Trained(parse_grid(declared, layers, dim), "--trained")
+    trained = read_trained(folder, transformer, card, (layers, dim), declared)
     final_norm = _final_norm(family, config, modules)
     return Checkpoint(
         path=transformer,
@@ -307,6 +300,14 @@ def _notes(config: Any, family: Family, card: Card, transformer: Path) -> Iterat
         yield (
             f"no text holds {beyond[0]!r}, which the tokenizer numbers {beyond[1]}: the token "
             f"table has {config.vocab_size} rows."
+        )
+
+
+def _norms(modules: Modules, stated: SentenceConfig) -> Iterator[str]:
+    if stated.similarity != "cosine" and not modules.normalized:
+        yield (
+            f"vectors are compared by {stated.similarity} and not normalised: sub-models keep "
+            "their norms; build and profile need one that slice --normalize made."
         )
 
 

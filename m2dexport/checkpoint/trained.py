@@ -115,19 +115,24 @@ def _outside(part: str, layers: int, dim: int) -> UsageError:
     )
 
 
-def read_trained(folder: Path, transformer: Path, card: Card, layers: int, dim: int) -> Trained:
-    """Return the trained grid that a checkpoint's files state.
+def read_trained(
+    folder: Path, transformer: Path, card: Card, limits: tuple[int, int], declared: str | None
+) -> Trained:
+    """Return the trained grid that is declared, or that a checkpoint's files state.
 
     Args:
         folder: the checkpoint's.
         transformer: the folder in it of config.json and the weights, often the same.
         card: the checkpoint's.
-        layers: its depth; what is listed beyond it is left out, and said.
-        dim: its width; likewise.
+        limits: its depth and width; what files list beyond them is left out, and said.
+        declared: as for ``parse_grid``; None: nothing.
 
     Raises:
+        UsageError: when the declaration cannot be read or lies outside the checkpoint.
         CheckpointError: when the record of a sub-model is damaged.
     """
+    if declared is not None:
+        return Trained(parse_grid(declared, *limits), "--trained")
     stored = read_object(folder / PROVENANCE).get("trained_grid")
     if stored is not None:
         try:
@@ -137,9 +142,9 @@ def read_trained(folder: Path, transformer: Path, card: Card, layers: int, dim: 
                 f"{folder / PROVENANCE} has a trained_grid that is not a list of layers and dims."
             ) from error
     notes: list[str] = []
-    claims = [_from_file(folder, transformer, name, (layers, dim), notes) for name in _FILES]
-    claims.append(_from_card(card, layers, dim, notes))
-    return _joined(claims, layers, dim, notes)
+    claims = [_from_file(folder, transformer, name, limits, notes) for name in _FILES]
+    claims.append(_from_card(card, *limits, notes))
+    return _joined(claims, *limits, notes)
 
 
 def _from_file(
