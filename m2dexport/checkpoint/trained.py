@@ -87,6 +87,18 @@ def parse_grid(text: str, layers: int, dim: int) -> Grid:
     return tuple(sorted(pairs))
 
 
+def grid_text(grid: Grid) -> str:
+    """Return a grid as ``parse_grid`` reads it, as short as ranges and lists make it."""
+    dims: dict[int, list[int]] = {}
+    for n, d in sorted(grid):
+        dims.setdefault(n, []).append(d)
+    depths: dict[tuple[int, ...], list[int]] = {}
+    for n, of_depth in dims.items():
+        depths.setdefault(tuple(of_depth), []).append(n)
+    groups = [f"{_numbers(at, ',')}:{','.join(map(str, of))}" for of, at in depths.items()]
+    return ";".join(groups)
+
+
 def _depths(part: str, text: str, layers: int, dim: int) -> list[int]:
     """Return the depths of "4" or "1-6"."""
     first, dash, last = text.partition("-")
