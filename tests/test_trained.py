@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import HIDDEN, LAYERS, edit_json, tiny_checkpoint
 
+from m2dexport.build.aligned import build_aligned
+from m2dexport.build.build import build_artifact
 from m2dexport.checkpoint.folder import NOT_FETCHED
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.checkpoint.trained import grid_text, parse_grid
 from m2dexport.errors import UsageError
+from m2dexport.profile.plan import Plan, require_plan
+from m2dexport.slice.slicing import slice_checkpoint, slice_grid
+from m2dexport.vectors.pairs import StsTask
 
 CARD = """---
 library_name: sentence-transformers
@@ -210,3 +217,23 @@ def test_of_a_hubs_onnx_folder_the_list_of_depths_alone_is_fetched() -> None:
     more = ("onnx/model.onnx.data", "onnx/model.onnx_data", "onnx/layer-6/model.onnx")
     fetched = filter_repo_objects((*names, *more), ignore_patterns=list(NOT_FETCHED))
     assert list(fetched) == ["config.json", "onnx/model_config.json"]
+
+
+@pytest.mark.parametrize(("layers", "dim"), [(LAYERS + 1, 8), (-1, 8), (2, HIDDEN + 1), (2, 0)])
+def test_an_unknown_cell_is_an_error_wherever_it_is_asked_for(
+    layers: int, dim: int, folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(folder)
+    out = tmp_path / "out"
+    task = StsTask("sts", ("a", "b"), ("c", "d"), np.array([0.0, 1.0]), "0" * 64)
+    asked: list[Callable[[], object]] = [
+        lambda: slice_checkpoint(checkpoint, layers, dim, out),
+        lambda: slice_grid(checkpoint, [1, layers], [8, dim], out),
+        lambda: build_artifact(checkpoint, layers, dim, out),
+        lambda: build_aligned(checkpoint, layers, dim, out),
+        lambda: require_plan(checkpoint, Plan((1, layers), (8, dim), align=("none",)), [task]),
+    ]
+    for ask in asked:
+        with pytest.raises(UsageError, match=rf"{layers if dim == 8 else dim}"):
+            ask()
+    assert not out.exists()

@@ -96,7 +96,8 @@ def print_inspection(inspection: Inspection) -> None:
     facts = list(_facts(inspection))
     width = max(len(value) for _, value, _ in facts if len(value) <= _WIDE)
     for name, value, source in facts:
-        console.print(f"{name:<16}{value:<{width}}  ({source})", markup=False)
+        known = f"  ({source})" if source != value else ""
+        console.print(f"{name:<16}{value:<{width}}{known}".rstrip(), markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layers")
     seen = ("mean cosine", "neighbours") if inspection.looks else ()
