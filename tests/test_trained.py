@@ -192,6 +192,7 @@ def test_what_is_listed_beyond_the_weights_is_left_out_and_said(folder: Path) ->
     [
         (["loss:AdaptiveLayerLoss", "loss:CoSENTLoss"], [(n, HIDDEN) for n in EVERY_DEPTH], None),
         (["loss:Matryoshka2dLoss", "loss:MatryoshkaLoss"], None, "--trained 1-4:D,... declares"),
+        (["loss:Matryoshka2dLoss", "2d-matryoshka"], None, "--trained 1-4:D,... declares"),
         (["loss:MatryoshkaLoss"], None, "--trained 4:D,... declares"),
         (["loss:StarbucksLoss"], None, "--trained N,...:D,... declares"),
         (["loss:MultipleNegativesRankingLoss"], None, None),

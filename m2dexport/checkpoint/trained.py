@@ -24,7 +24,7 @@ Grid = tuple[tuple[int, int], ...]
 EXPORTED = "model_config.json"  # vllm's semantic-router lists there the depths that it ships
 #: JSON files that may list what was trained, the first that does being taken.
 _FILES = (f"onnx/{EXPORTED}", EXPORTED, CONFIG, SENTENCE_CONFIG)
-_DEPTH_KEYS = ("available_layers", "matryoshka_layers")
+_DEPTH_KEYS = ("available_layers",)
 _DIM_KEYS = ("matryoshka_dims", "matryoshka_dimensions")  # the second is vllm's
 _DIMS = "MatryoshkaLoss"
 _EXAMPLE = '"2:32,4:64" or "1-6:32,64"'
@@ -235,13 +235,13 @@ def _starbucks(loss: Loss, layers: int, dim: int, notes: list[str]) -> Grid:
 
 def _from_tags(tags: Iterable[str], layers: int, dim: int) -> _Claim:
     names = {tag.removeprefix("loss:") for tag in tags}
-    if names & {PAIRS, "2d-matryoshka"}:
-        return _Claim(CARD, open_depths=True, open_dims=True)
-    deep = bool(names & set(EVERY_LAYER))
-    if names & {_DIMS, "Matryoshka2dLoss", "matryoshka"}:
-        depths = tuple(range(1, layers + 1)) if deep else (layers,) if _DIMS in names else ()
-        return _Claim(CARD, depths=depths, open_dims=True)
-    return _Claim(CARD, tuple(range(1, layers + 1)), (dim,)) if deep else _Claim(CARD)
+    pairs = bool(names & {PAIRS, "2d-matryoshka"})
+    open_dims = pairs or bool(names & {_DIMS, "Matryoshka2dLoss", "matryoshka"})
+    if names & set(EVERY_LAYER):
+        every = tuple(range(1, layers + 1))
+        return _Claim(CARD, every, () if open_dims else (dim,), open_dims=open_dims)
+    full = (layers,) if _DIMS in names and not pairs else ()
+    return _Claim(CARD, full, open_depths=pairs, open_dims=open_dims)
 
 
 def _joined(claims: Sequence[_Claim], layers: int, dim: int, notes: list[str]) -> Trained:

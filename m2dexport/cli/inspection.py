@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from m2dexport.checkpoint.trained import grid_text
+from m2dexport.errors import CheckpointError
 from m2dexport.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -46,23 +47,10 @@ def inspect_checkpoint(
     """
     from m2dexport.checkpoint.claims import precision_claims, stored_precision
     from m2dexport.checkpoint.sizes import depth_sizes
-    from m2dexport.data import align_texts_path, read_texts
 
     sizes = depth_sizes(checkpoint)
-    warnings = precision_claims(checkpoint)
-    looks: tuple[DepthLook, ...] = ()
-    inside = sizes[-1].parameters - sizes[-1].embedding_parameters
-    if checkpoint.layers > 1 and (look or (look is None and inside < _LARGE)):
-        from m2dexport.reference.depths import doubt, look_at_depths
-
-        looks = look_at_depths(checkpoint, read_texts(align_texts_path())[::_EVERY], on_progress)
-        sentence = doubt(looks)
-        warnings += [sentence] if sentence else []
-    elif checkpoint.layers > 1 and look is None:
-        warnings.append(
-            f"whether depths look trained was not checked: the layers have {inside / 1e6:.0f} "
-            "million parameters; pass --look-at-depths to encode some texts."
-        )
+    looks, sentence = _look(checkpoint, sizes, look, on_progress)
+    warnings = precision_claims(checkpoint) + ([sentence] if sentence else [])
     return Inspection(
         checkpoint,
         stored_precision(checkpoint),
@@ -70,6 +58,29 @@ def inspect_checkpoint(
         {each.layers: each for each in looks},
         tuple(warnings),
     )
+
+
+def _look(
+    checkpoint: Checkpoint, sizes: Sequence[DepthSize], look: bool | None, on_progress: OnProgress
+) -> tuple[Sequence[DepthLook], str | None]:
+    """Return what the depths look like, and what is to be warned of."""
+    from m2dexport.data import align_texts_path, read_texts
+
+    inside = sizes[-1].parameters - sizes[-1].embedding_parameters
+    if checkpoint.layers < 2 or look is False:
+        return (), None
+    if look is None and inside >= _LARGE:
+        return (), (
+            f"whether depths look trained was not checked: the layers have {inside / 1e6:.0f} "
+            "million parameters; pass --look-at-depths to encode some texts."
+        )
+    from m2dexport.reference.depths import doubt, look_at_depths
+
+    try:
+        looks = look_at_depths(checkpoint, read_texts(align_texts_path())[::_EVERY], on_progress)
+    except CheckpointError as error:
+        return (), f"the depths cannot be looked at: {error}"
+    return looks, doubt(looks)
 
 
 def facts_of(inspection: Inspection) -> dict[str, Any]:
