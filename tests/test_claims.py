@@ -13,7 +13,7 @@ from tiny import edit_json, tiny_checkpoint
 from m2dexport.checkpoint.claims import precision_claims, stored_precision
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import align_texts_path, read_texts
-from m2dexport.reference.depths import DepthLook, doubt, look_at_depths
+from m2dexport.reference.depths import DepthLook, doubt, look_at_depths, no_verdict
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,13 @@ def test_depths_in_a_narrow_cone_beside_a_spread_full_depth_are_doubted() -> Non
     assert "0.53 to 0.60 there, and 0.02 at depth 6" in sentence
     trained = [look(n, c) for n, c in enumerate((0.15, 0.13, 0.11, 0.09, 0.08, 0.04), 1)]
     assert doubt(trained) is None
+    assert no_verdict(trained) is None
 
 
 def test_no_verdict_is_given_where_the_full_depth_is_as_narrow() -> None:
-    sentence = doubt([look(1, 0.93), look(2, 0.93)])
-    assert sentence is not None
-    assert "cannot be seen" in sentence
+    looks = [look(1, 0.99), look(2, 0.55)]
+    assert doubt(looks) is None
+    assert "mean cosine of 0.55 already at depth 2" in str(no_verdict(looks))
 
 
 def test_the_depths_of_the_shipped_checkpoint_look_trained() -> None:

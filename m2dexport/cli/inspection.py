@@ -31,6 +31,7 @@ class Inspection:
     stored: str  # the precision of most of its values
     sizes: tuple[DepthSize, ...]
     looks: Mapping[int, DepthLook]  # by depth; empty where the depths were not looked at
+    note: str | None  # why there is no verdict on the depths
     warnings: tuple[str, ...]
 
 
@@ -49,38 +50,42 @@ def inspect_checkpoint(
     from m2dexport.checkpoint.sizes import depth_sizes
 
     sizes = depth_sizes(checkpoint)
-    looks, sentence = _look(checkpoint, sizes, look, on_progress)
-    warnings = precision_claims(checkpoint) + ([sentence] if sentence else [])
+    warnings = precision_claims(checkpoint)
+    looks: Sequence[DepthLook] = ()
+    inside = sizes[-1].parameters - sizes[-1].embedding_parameters
+    one_depth = checkpoint.layers < 2 or checkpoint.alignment is not None
+    note = None
+    if look is None and not one_depth and inside >= _LARGE:
+        note = (
+            f"Whether depths look trained was not checked: the layers have {inside / 1e6:.0f} "
+            "million parameters; pass --look-at-depths to encode some texts."
+        )
+    elif look is not False and not one_depth:
+        looks, note, doubts = _look(checkpoint, on_progress)
+        warnings += doubts
     return Inspection(
         checkpoint,
         stored_precision(checkpoint),
         tuple(sizes),
         {each.layers: each for each in looks},
+        note,
         tuple(warnings),
     )
 
 
 def _look(
-    checkpoint: Checkpoint, sizes: Sequence[DepthSize], look: bool | None, on_progress: OnProgress
-) -> tuple[Sequence[DepthLook], str | None]:
-    """Return what the depths look like, and what is to be warned of."""
+    checkpoint: Checkpoint, on_progress: OnProgress
+) -> tuple[Sequence[DepthLook], str | None, list[str]]:
+    """Return what the depths look like, why there is no verdict, and what is to be warned of."""
     from m2dexport.data import align_texts_path, read_texts
-
-    inside = sizes[-1].parameters - sizes[-1].embedding_parameters
-    if checkpoint.layers < 2 or look is False:
-        return (), None
-    if look is None and inside >= _LARGE:
-        return (), (
-            f"whether depths look trained was not checked: the layers have {inside / 1e6:.0f} "
-            "million parameters; pass --look-at-depths to encode some texts."
-        )
-    from m2dexport.reference.depths import doubt, look_at_depths
+    from m2dexport.reference.depths import doubt, look_at_depths, no_verdict
 
     try:
         looks = look_at_depths(checkpoint, read_texts(align_texts_path())[::_EVERY], on_progress)
     except CheckpointError as error:
-        return (), f"the depths cannot be looked at: {error}"
-    return looks, doubt(looks)
+        return (), None, [f"the depths cannot be looked at: {error}"]
+    doubts = doubt(looks)
+    return looks, no_verdict(looks), [doubts] if doubts else []
 
 
 def facts_of(inspection: Inspection) -> dict[str, Any]:
@@ -96,6 +101,7 @@ def facts_of(inspection: Inspection) -> dict[str, Any]:
         **facts,
         "stored": inspection.stored,
         "warnings": inspection.warnings,
+        "note": inspection.note,
         "depths": depths,
     }
 
@@ -125,6 +131,8 @@ def print_inspection(inspection: Inspection) -> None:
             *seen,
         )
     console.print(table)
+    if inspection.note:
+        console.print(inspection.note, markup=False)
 
 
 def _facts(inspection: Inspection) -> Iterator[tuple[str, str, str]]:

@@ -65,16 +65,22 @@ def look_at_depths(
     return tuple(looks)
 
 
+def no_verdict(looks: Sequence[DepthLook]) -> str | None:
+    """Return why it cannot be seen whether depths were trained, None where it can."""
+    full = looks[-1]
+    if full.mean_cosine <= _SPREAD:
+        return None
+    return (
+        f"Whether depths were trained cannot be seen: different texts have a mean cosine of "
+        f"{full.mean_cosine:.2f} already at depth {full.layers}."
+    )
+
+
 def doubt(looks: Sequence[DepthLook]) -> str | None:
-    """Return a sentence on the depths that do not look trained, None where none can be told."""
+    """Return a sentence on the depths that do not look trained, None without any or a verdict."""
     *shallow, full = looks
-    if full.mean_cosine > _SPREAD:
-        return (
-            f"whether depths were trained cannot be seen: different texts have a mean cosine of "
-            f"{full.mean_cosine:.2f} already at depth {full.layers}; profile before you ship one."
-        )
     narrow = [look for look in shallow if look.mean_cosine - full.mean_cosine > _CONE]
-    if not narrow:
+    if not narrow or no_verdict(looks):
         return None
     named = ", ".join(str(look.layers) for look in narrow)
     cosines = [look.mean_cosine for look in narrow]
