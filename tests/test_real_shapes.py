@@ -105,10 +105,11 @@ SHAPES = {
 
 @contextmanager
 def timed(step: str) -> Iterator[None]:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     yield
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    sys.stdout.write(f"  {step:<28}{time.perf_counter() - start:6.1f} s  peak {peak:.1f} GiB\n")
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    sys.stdout.write(f"  {step:<28}{wall:6.1f} s  {cpu:6.1f} s of CPU  peak {peak:.1f} GiB\n")
     sys.stdout.flush()
 
 
