@@ -76,7 +76,9 @@ model_options = _together(
         help="Declare the pooling (mean, cls, lasttoken) of a checkpoint that stores none.",
     ),
     click.option(
-        "--trained", metavar="N:D,...", help='Declare the trained grid, as in "2:32,4:64".'
+        "--trained",
+        metavar="N:D,...",
+        help='Declare the trained grid, as in "2:32,4:64" or, depths times dims, "1-6:32,64".',
     ),
     trust_options,
     click.option(
