@@ -40,7 +40,6 @@ def profile(
     /,
     model: str | None,
     evaluation: tuple[str, ...],
-    mteb: str | None,
     target: str | None,
     calibration: Path | None,
     out: Path,
@@ -68,7 +67,7 @@ def profile(
     from m2dexport.profile.target import load_target
 
     require_report_folder(out, force=force)
-    tasks = tasks_of(evaluation, mteb)
+    tasks = tasks_of(evaluation, options.pop("mteb"))
     texts = texts_of(calibration) or calibration_texts()
     fitted = texts_to_align(True, options.pop("align_texts"))
     checkpoint = open_model(model, options)
