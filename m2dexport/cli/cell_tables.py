@@ -53,8 +53,9 @@ def print_profile(profile: Profile, path: Path) -> None:
         cells = profile.of_target(target.name)
         _print_heading(profile, target)
         _print_cells(profile, _recommended(profile, target), View(target.name))
-        for cell, why in reasons(target.recommended, cells).items():
-            say(f"{cell}: {why}.")
+        chosen = dict(target.recommended)
+        for name, why in reasons(target.recommended, cells).items():
+            say(f"{name.replace('_', ' ').capitalize()}: {chosen[name]}, since {why}.")
         on = sum(cell.on_frontier for cell in cells)
         costs = "quality, p50, size, bytes per vector"
         say(f"{on} of {len(cells)} cells are on the frontier ({costs}).")
@@ -74,6 +75,7 @@ def print_cells(profile: Profile, view: View) -> None:
     Raises:
         UsageError: when the profile lacks the target or a column.
     """
+    named_columns(columns_of(profile, {}), [*view.columns, *([view.sort] if view.sort else [])])
     for target in profile.targets if view.target is None else (profile.target(view.target),):
         cells = _shown(profile, target, view)
         _print_heading(profile, target)
