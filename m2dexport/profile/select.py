@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from m2dexport.engines import ENGINES
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.profile.frontier import (
     LATENCY_GRAIN_MS,
@@ -21,8 +21,9 @@ from m2dexport.profile.frontier import (
     relations,
 )
 from m2dexport.profile.limits import Standing, fits, missed_by, standings
+from m2dexport.profile.measured_for import require_measured_for
 from m2dexport.profile.schema import Cell, Profile
-from m2dexport.profile.target import Budget, Target
+from m2dexport.profile.target import Budget, budget_from, is_shipped, load_target
 from m2dexport.vectors.resample import Score, difference, interval
 
 _SHOWN = 3
@@ -106,8 +107,8 @@ def cheapest_of_the_best(pool: Pool, among: Sequence[int]) -> int:
         pool: cells of a target.
         among: indices of those to choose from, one or more.
     """
-    worse = pool.found.better[np.ix_(among, among)].any(axis=0)
-    as_good = [among[index] for index in np.flatnonzero(~worse)]
+    worse = np.any(pool.found.better[np.ix_(among, among)], axis=0)
+    as_good: list[int] = [among[index] for index in np.flatnonzero(~worse).tolist()]
     return min(as_good, key=lambda index: cost(pool.cells[index]))
 
 
@@ -127,76 +128,6 @@ def take(pool: Pool, among: Sequence[int]) -> int | None:
         best = on_frontier(relations(cells, [pool.qualities[index] for index in fitting]))
         on = [index for index, is_best in zip(fitting, best, strict=True) if is_best]
     return cheapest_of_the_best(pool, on) if on else None
-
-
-def require_measured_for(profile: Profile, target: Target) -> None:
-    """Refuse to choose for a target that a profile was not measured for; warn of more threads.
-
-    Raises:
-        UsageError: when the profile's engine, provider or isa is not the target's, or its threads
-            spin for longer than the target allows.
-    """
-    reason = _unlike(profile, target)
-    if reason is not None:
-        raise UsageError(f"{reason}; profile with that target first.")
-    reason = _more_threads(profile, target)
-    if reason is not None:
-        warnings.warn(f"{reason}.", stacklevel=2)
-
-
-def measured_otherwise(profile: Profile, target: Target) -> str | None:
-    """Return why a profile was not measured for a target; None: it was, or might have been."""
-    return _unlike(profile, target) or _more_threads(profile, target)
-
-
-def _unlike(profile: Profile, target: Target) -> str | None:
-    return (
-        _other_engine(profile, target)
-        or _other_isa(profile, target)
-        or _more_spinning(profile, target)
-    )
-
-
-def _other_engine(profile: Profile, target: Target) -> str | None:
-    cell = profile.reference_cell()
-    provider = target.provider or ENGINES[target.engine].provider
-    if (cell.engine, cell.device.provider) == (target.engine, provider):
-        return None
-    return (
-        f"the profile was measured with {cell.engine} on {cell.device.provider}, and the target "
-        f"runs {target.engine} on {provider}"
-    )
-
-
-def _other_isa(profile: Profile, target: Target) -> str | None:
-    made_for = {
-        cell.isa for cell in profile.of_target() if cell.weights == "int8" and cell.layers > 0
-    }
-    if made_for <= {target.isa}:
-        return None
-    return (
-        f"the profile has int8 weights of isa={', '.join(sorted(made_for))}, and the target asks "
-        f"for isa={target.isa}"
-    )
-
-
-def _more_spinning(profile: Profile, target: Target) -> str | None:
-    spun = max(each.device.spin_us for each in profile.of_target())
-    if target.spin_us is None or spun <= target.spin_us:
-        return None
-    return (
-        f"the profile's threads spin for {spun} microseconds, and the target allows "
-        f"{target.spin_us}"
-    )
-
-
-def _more_threads(profile: Profile, target: Target) -> str | None:
-    if target.threads is None or profile.threads() <= target.threads:
-        return None
-    return (
-        f"the profile was measured with {profile.threads()} threads, and the target has "
-        f"{target.threads}"
-    )
 
 
 def select_cell(
@@ -269,6 +200,38 @@ def profile_target(profile: Profile, name: str | None) -> str:
         known = ", ".join(target.name for target in profile.targets)
         raise UsageError(f"the profile has several targets; name one by --target: {known}.")
     return profile.target(name).name
+
+
+def budget_for(
+    profile: Profile, target: str | None, *, unlimited: bool = False, **limits: Any
+) -> tuple[str, Budget]:
+    """Return whose cells to choose from, and the budget.
+
+    Where the profile holds the target, that is where its cells were measured; a budget that the
+    profile does not hold is read from the target itself, and so is that of a .toml file.
+
+    Args:
+        profile: the profile.
+        target: the name of one of its targets, of a shipped one, or a .toml file; None: the only
+            target of the profile, and no budget but the limits.
+        unlimited: whether a budget without any limit will do.
+        limits: that replace the target's; None stands for none.
+
+    Raises:
+        UsageError: when no target is named and there are several, the profile was not measured for
+            the target that is, or nothing is limited.
+    """
+    if target is None:
+        only = profile_target(profile, None)
+        return only, budget_from(None, unlimited=unlimited, **limits)
+    name = Path(target).stem
+    held = {each.name: each for each in profile.targets}.get(name)
+    if held is None:
+        require_measured_for(profile, load_target(target))
+        return profile.targets[0].name, budget_from(target, unlimited=unlimited, **limits)
+    from_file = target != name
+    base = target if from_file or (is_shipped(name) and not held.budget) else held.budget
+    return name, budget_from(base, unlimited=unlimited, **limits)
 
 
 def _index_cell(profile: Profile, name: str, target: str) -> Cell:
@@ -347,13 +310,18 @@ def _nothing_fits(pool: Pool, indices: Sequence[int], metric: str) -> str:
     excess = {i: max((each.excess() for each in pool.standings[i]), default=0) for i in indices}
     least = min(excess.values())
     alike = [i for i in indices if excess[i] <= least + _AS_NEAR * (1 + least)]
-    nearest = pool.best_first(alike)[0]
+    nearest = _best(pool, alike)
     missed = "; ".join(each.missed() for each in missed_by(pool.standings[nearest]))
     said = f"no cell fits the budget; the nearest is {pool.cells[nearest].id}: {missed}"
     single = [i for i in indices if len(missed_by(pool.standings[i])) == 1]
     if not single:
         return f"{said}."
-    best = pool.best_first(single)[0]
+    best = _best(pool, single)
     remedy = missed_by(pool.standings[best])[0].remedy()
     points = f"{metric} {pool.found.points[best]:.2f}"
     return f"{said}; {remedy} for {pool.cells[best].id} with {points}."
+
+
+def _best(pool: Pool, among: Sequence[int]) -> int:
+    """Return the best of some cells, of the frontier where one of them is on it."""
+    return cheapest_of_the_best(pool, [i for i in among if pool.on[i]] or among)
