@@ -30,7 +30,7 @@ from m2dexport.runtime.archive import open_bundle
 STSB = default_task_paths()[0]
 COMMANDS = (
     ("inspect", "slice", "build", "quantize", "profile"),
-    ("select", "bundle", "verify", "encode", "doctor"),
+    ("select", "check", "bundle", "verify", "encode", "doctor"),
 )
 TEXTS = ["A man is playing a guitar.", "", "naïve café 😀", "a long text " * 60]
 

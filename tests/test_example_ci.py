@@ -6,21 +6,24 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Listener
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from shutil import copyfile
 from threading import Thread
 from typing import Any
 from xml.etree import ElementTree
 
+import onnx_ir as ir
 import pytest
 import yaml
 from command_line import m2d
 
+from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import default_task_paths
+from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.profile.manifest import read_profile
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +31,7 @@ ACTION = ROOT / "action.yml"
 WORKFLOW = ROOT / "examples" / "ci" / "m2dexport.yml"
 #: As GitHub runs a step of `shell: bash`.
 BASH = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c")
+SOCKET = "socket"  # in the folder that the steps run in: longer paths are refused
 #: Stands on the PATH for m2dexport, and has the test's process, where torch is loaded, run it.
 STAND_IN = f"""#!{sys.executable}
 import os, sys
@@ -80,8 +84,25 @@ class Repository:
         return dict(line.split("=", 1) for line in lines)
 
 
+@pytest.fixture(scope="module")
+def export_once() -> Callable[..., ir.Model]:
+    """As ``graph_from_checkpoint``, which takes most of the time; the steps need one graph."""
+    made: dict[tuple[object, ...], ir.Model] = {}
+
+    def exported(checkpoint: Checkpoint, depths: Sequence[int]) -> ir.Model:
+        key = (checkpoint.weights_sha256, *depths)
+        if key not in made:
+            made[key] = graph_from_checkpoint(checkpoint, depths)
+        return made[key].clone()
+
+    return exported
+
+
 @pytest.fixture
-def repository(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+def repository(
+    tmp_path: Path, bert: Path, export_once, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Repository]:
+    monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
     lines = default_task_paths()[0].read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "pairs.tsv").write_text("".join(lines[:60]), encoding="utf-8")
     for name in ("small", "phone"):
@@ -98,14 +119,14 @@ def repository(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> I
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "GITHUB_OUTPUT": str(tmp_path / "outputs"),
-        "M2D_SOCKET": str(tmp_path / "socket"),
+        "M2D_SOCKET": SOCKET,
     }
-    with serving(tmp_path / "socket"):
+    with serving():
         yield Repository(tmp_path, environment)
 
 
 @contextmanager
-def serving(socket: Path) -> Iterator[None]:
+def serving() -> Iterator[None]:
     """Run what the stand-in is asked for, one command after the other."""
 
     def serve(listener: Listener) -> None:
@@ -117,13 +138,11 @@ def serving(socket: Path) -> Iterator[None]:
                 result = m2d(*arguments)
                 shell.send((result.exit_code, result.stdout, result.stderr))
 
-    from multiprocessing.connection import Client
-
-    with Listener(str(socket), "AF_UNIX") as listener:
+    with Listener(SOCKET, "AF_UNIX") as listener:
         thread = Thread(target=serve, args=(listener,))
         thread.start()
         yield
-        with Client(str(socket), "AF_UNIX") as last:
+        with Client(SOCKET, "AF_UNIX") as last:
             last.send(None)
         thread.join()
 

@@ -45,7 +45,16 @@ def read_stored(path: Path) -> Any:
     Raises:
         UsageError: when it is missing, cut short or no JSON.
     """
-    return parse_json(read_utf8(path), path)
+    text = read_utf8(path)
+    try:
+        return parse_json(text, path)
+    except UsageError as error:
+        begun, ended = text.lstrip()[:1] in ("", "{"), text.rstrip().endswith("}")
+        if begun and not ended:
+            raise UsageError(
+                f"{path} ends in the middle; copy it again, or profile again."
+            ) from error
+        raise
 
 
 def profile_from(stored: Any, path: Path) -> Profile:
