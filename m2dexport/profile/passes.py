@@ -15,26 +15,30 @@ from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import M2DError, ParityError
 from m2dexport.graph.vector import (
     aligned_graph,
+    coded_graph,
     pooled_graph,
     ranges_bytes,
     tail_bytes,
     vector_graph,
 )
+from m2dexport.measure.footprint import Footprint
+from m2dexport.measure.latency import Candidate, LatencyPoint, write_candidate
+from m2dexport.measure.size import size_parts
 from m2dexport.precisions import VectorPrecision, WeightPrecision
 from m2dexport.profile.cells import Graph, GraphFacts, reference_id
+from m2dexport.profile.costs import Sample
 from m2dexport.profile.crossing import Crossing, Side, side_of
 from m2dexport.profile.floor import floor_of
-from m2dexport.profile.latency import Candidate, Footprint, LatencyPoint, write_candidate
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import Flag, SizeParts
+from m2dexport.profile.schema import Flag, cell_id
 from m2dexport.profile.settings import measured_on
 from m2dexport.profile.surface import Corpus, Depth, View, compute_surface, qualities, views_of
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.half import store_half
 from m2dexport.quantize.recipes import HALF
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.vectors.codecs import LEVELS
+from m2dexport.vectors.codecs import LEVELS, PER_BYTE
 from m2dexport.vectors.resample import Score
 from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task
@@ -63,6 +67,7 @@ class Passes:
         self.quality: dict[str, dict[str, Score]] = {}  # cell id -> "task/metric" -> score
         self.graphs: dict[Graph, Candidate] = {}
         self.failures: dict[Graph, str] = {}
+        self.samples: dict[str, Sample] = {}  # cell id -> the cell as it is built
         self._flags: dict[Graph, tuple[Flag, ...]] = {}
         self._sides: dict[WeightPrecision, Side] = {}
         self._sweep, self._source, self._corpus = sweep, source, corpus
@@ -89,6 +94,7 @@ class Passes:
             for graph, model in self._models(layers, weights, depth):
                 self.graphs[graph] = self._written(graph, model)
                 self._flags[graph] = _flags_of(depth)
+        self.samples |= self._samples(weights, surface.depths)
         floors = list(self._floors(weights))
         self.quality |= qualities(floors, weights, corpus, plan)
         static = {view.dim: view.vectors for view in floors}
@@ -114,9 +120,7 @@ class Passes:
             latency=latency,
             footprint=footprint,
             size_bytes=candidate.size_bytes + text,
-            size_parts=SizeParts(
-                embeddings=0, layers=candidate.size_bytes, tokenizer=text, other=0
-            ),
+            size_parts=size_parts(candidate.engine, candidate.files, text),
             flags=self._flags[graph],
             engine=candidate.engine,
             device=measured_on(candidate),
@@ -138,12 +142,31 @@ class Passes:
                     RemoveUnusedNodesPass()(model)
                 yield graph, model
 
-    def _written(self, graph: Graph, model: ir.Model) -> Candidate:
+    def _written(self, graph: Graph, model: ir.Model, prefix: str = "") -> Candidate:
         plan = self._sweep.plan
-        name = f"{graph.layers}-{graph.align}-{graph.weights}"
+        name = f"{prefix}{graph.layers}-{graph.align}-{graph.weights}"
         files = engine_maker(plan.engine).files(model, plan.compilation)
         isa = isa_of(model.graph)
         return write_candidate(files, self._folder / name, plan.engine, plan.device, isa)
+
+    def _samples(self, weights: WeightPrecision, depths: Mapping[int, Depth]) -> dict[str, Sample]:
+        """Write the cell that has the most behind its pooled vector: the shortest, packed.
+
+        That is of the shallowest depth, in the first weights, and of the deepest, in the last.
+        """
+        plan, found = self._sweep.plan, {}
+        packed = [each for each in plan.vectors if each in PER_BYTE and each not in LEVELS]
+        ends = {min(plan.depths): plan.weights[0], max(plan.depths): plan.weights[-1]}
+        for layers in ends if ENGINES[plan.engine].encodes else ():
+            vectors = (packed or ["float32"])[0]
+            if ends[layers] != weights or layers not in depths or vectors not in plan.vectors:
+                continue
+            dim = min(plan.dims)
+            model = vector_graph(pooled_graph(depths[layers].graph), dim)
+            name = cell_id(layers, dim, weights, vectors, engine=plan.engine)
+            graph, model = Graph(layers, weights), coded_graph(model, vectors, None)
+            found[name] = Sample(graph, self._written(graph, model, "sample-"))
+        return found
 
     def _floors(self, weights: WeightPrecision) -> Iterator[View]:
         """Yield depth 0 at every dim; write its tables."""

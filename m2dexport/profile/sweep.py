@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,26 +15,18 @@ from m2dexport.align.texts import prompted, prompts_of, sha256_of_texts, texts_o
 from m2dexport.build.source import Source, export_source, tool_versions
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
-from m2dexport.errors import M2DError
 from m2dexport.files import scratch_folder
+from m2dexport.measure.machine import read_machine
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, Measured, failures_of, join_cells, reference_id
-from m2dexport.profile.latency import (
-    Candidate,
-    Conditions,
-    Footprint,
-    LatencyPoint,
-    measure_footprint,
-    measure_latency,
-)
-from m2dexport.profile.machine import read_machine
+from m2dexport.profile.costs import Costs, Texts, measure_costs
 from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps
+from m2dexport.profile.parts import measure_anew
 from m2dexport.profile.passes import Passes, Sweep, added_bytes, require_reference
 from m2dexport.profile.plan import Plan, require_plan, within_length
 from m2dexport.profile.schema import Profile
 from m2dexport.profile.select import recommend
-from m2dexport.profile.settings import choose_settings
 from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
 from m2dexport.slice.slicing import slice_checkpoint
@@ -75,7 +65,7 @@ def profile_checkpoint(
     texts = texts_or_shipped(plan.align_texts)
     sweep = Sweep(checkpoint, tuple(tasks), calibration, texts, plan, on_progress)
     with scratch_folder() as scratch:
-        source, measured = _measure(sweep, scratch)
+        source, measured, costs = _measure(sweep, scratch)
     cells = join_cells(measured, plan, tasks, checkpoint.trained)
     return Profile(
         format=schema.FORMAT,
@@ -88,28 +78,28 @@ def profile_checkpoint(
         replicates=REPLICATES,
         shard=None,
         seconds=measured.seconds,
-        targets=(_target_info(plan, cells),),
+        targets=(_target_info(plan, cells, costs),),
         cells=cells,
         cross_depth=measured.cross_depth,
         failures=failures_of(measured, plan),
     )
 
 
-def _target_info(plan: Plan, cells: Sequence[schema.Cell]) -> schema.TargetInfo:
+def _target_info(plan: Plan, cells: Sequence[schema.Cell], costs: Costs) -> schema.TargetInfo:
     shapes = tuple(schema.Shape(batch=batch, sequence=length) for batch, length in plan.shapes)
     return schema.TargetInfo(
         name=plan.target,
         description="",
         engines=(plan.engine,),
-        machine=read_machine(),
-        noise=None,
+        machine=schema.Machine(**vars(read_machine())),
+        noise=schema.Noise(**vars(costs.noise)) if costs.noise else None,
         shapes=shapes,
         asked=shapes,
-        tokenization=(),
+        tokenization=tuple(schema.Tokenization(**vars(each)) for each in costs.tokenization),
         budget={},
         reference=reference_id(plan),
         recommended=recommend(cells),
-        samples=(),
+        samples=costs.samples,
     )
 
 
@@ -144,7 +134,7 @@ def _task_info(task: Task) -> schema.TaskInfo:
     )
 
 
-def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured]:
+def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured, Costs]:
     checkpoint, plan, on_progress = sweep.checkpoint, sweep.plan, sweep.on_progress
     seconds: dict[str, float] = {}
     with _timed(seconds, "export"), warnings.catch_warnings():
@@ -167,20 +157,20 @@ def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured]:
         crossing = passes.crossing()
         as_query, cross_depth = crossing.as_queries(), crossing.cross_depth()
     graphs, failures = passes.graphs, passes.failures
-    conditions = Conditions(checkpoint.vocab_size, plan.repeats)
-    with _timed(seconds, "settings"):
-        graphs |= _with_settings(graphs, plan, checkpoint.vocab_size, on_progress)
-    with _timed(seconds, "latency"):
-        latency = _latencies(graphs, plan.shapes, conditions, failures, on_progress)
-    with _timed(seconds, "memory"):
-        footprints = _footprints(graphs, plan.shapes, conditions, failures, on_progress)
+    texts = Texts(sweep.calibration, source.prompt, source.tokenizer_json, maps.tokenizer_json)
+    costs = measure_costs(
+        graphs, passes.samples, texts, plan, checkpoint.vocab_size, measure_anew, on_progress
+    )
+    graphs |= costs.graphs
+    failures |= costs.failures
+    seconds |= costs.seconds
     require_reference(plan, failures)
     facts = {
-        graph: passes.facts(graph, points, footprints[graph])
-        for graph, points in latency.items()
-        if graph in footprints
+        graph: passes.facts(graph, points, costs.footprints[graph])
+        for graph, points in costs.latency.items()
+        if graph in costs.footprints
     }
-    return source, Measured(
+    measured = Measured(
         quality=passes.quality,
         as_query=as_query,
         cross_depth=cross_depth,
@@ -190,6 +180,7 @@ def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured]:
         unaligned=maps.failures,
         seconds=seconds,
     )
+    return source, measured, costs
 
 
 def _added(
@@ -217,59 +208,6 @@ def _fit(sweep: Sweep, source: Source, folder: Path) -> Maps:
     return fit_maps(
         source, run, table, sweep.align_texts, sweep.calibration, plan, sweep.on_progress
     )
-
-
-def _with_settings(
-    graphs: Mapping[Graph, Candidate], plan: Plan, vocab_size: int, on_progress: OnProgress
-) -> dict[Graph, Candidate]:
-    """Return every graph on the device that suits it best.
-
-    An aligned graph takes what suits its plain one, to which it adds a single product.
-    """
-    plain = {each: replace(each, align="none") if each.layers else each for each in graphs}
-    measured = {graph: graphs[graph] for graph in plain.values()}
-    step = partial(on_progress, "settings")
-    best = choose_settings(measured, plan.optimize, plan.shapes[0], vocab_size, step)
-    return {graph: replace(graphs[graph], device=best[plain[graph]]) for graph in graphs}
-
-
-def _latencies(
-    graphs: Mapping[Graph, Candidate],
-    shapes: Sequence[tuple[int, int]],
-    conditions: Conditions,
-    failures: dict[Graph, str],
-    on_progress: OnProgress,
-) -> dict[Graph, tuple[LatencyPoint, ...]]:
-    """Return the points of every graph that loads; the others are added to the failures."""
-    total = len(graphs) * len(shapes)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        on_progress("latency", done, total)
-
-    results = measure_latency(graphs, shapes, conditions, step)
-    failures |= {name: str(found) for name, found in results.items() if isinstance(found, M2DError)}
-    return {name: found for name, found in results.items() if not isinstance(found, M2DError)}
-
-
-def _footprints(
-    graphs: Mapping[Graph, Candidate],
-    shapes: Sequence[tuple[int, int]],
-    conditions: Conditions,
-    failures: dict[Graph, str],
-    on_progress: OnProgress,
-) -> dict[Graph, Footprint]:
-    largest = max(shapes, key=lambda shape: shape[0] * shape[1])
-    footprints = {}
-    for done, (name, graph) in enumerate(graphs.items(), start=1):
-        try:
-            footprints[name] = measure_footprint(graph, largest, conditions)
-        except M2DError as error:
-            failures[name] = str(error)
-        on_progress("memory", done, len(graphs))
-    return footprints
 
 
 @contextmanager
