@@ -18,10 +18,11 @@ from m2dexport.files import scratch_folder, sha256_of
 from m2dexport.precisions import Align
 from m2dexport.processor import read_processor
 from m2dexport.profile.crossing import read_index
+from m2dexport.profile.found import INDEX
 from m2dexport.profile.grid import Pass, index_pass
 from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps, read_maps, write_maps
 from m2dexport.profile.parts import Parts
-from m2dexport.profile.passes import INDEX, Basis, measure_pass
+from m2dexport.profile.passes import Basis, measure_pass
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
@@ -45,6 +46,12 @@ class Sweep:
     passes: tuple[Pass, ...]  # of one shard
     wanted: frozenset[str]  # ids of the cells of all shards
     on_progress: OnProgress
+
+    @property
+    def prompt(self) -> str:
+        """The text that goes before every text when no prompt is named."""
+        name = self.checkpoint.default_prompt
+        return self.checkpoint.prompts[name] if name else ""
 
     @cached_property
     def aligned(self) -> tuple[int, ...]:

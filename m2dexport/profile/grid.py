@@ -174,9 +174,7 @@ def dealt(passes: Sequence[Pass], shard: tuple[int, int]) -> tuple[Pass, ...]:
             kept.append(each)
         elif each.references or each in queried:
             full = replace(each.plan, layers=(each.plan.compared_with[0],), align=("none",))
-            kept.append(
-                replace(each, plan=full, wanted=each.references, crosses=False, own=False)
-            )
+            kept.append(replace(each, plan=full, wanted=each.references, crosses=False, own=False))
     return tuple(kept)
 
 

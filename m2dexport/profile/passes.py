@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m2dexport.build.source import Source
-from m2dexport.engines import ENGINES, Device, engine_maker
+from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import M2DError, ParityError
 from m2dexport.graph.vector import (
     aligned_graph,
+    coded_graph,
     pooled_graph,
     ranges_bytes,
     tail_bytes,
     vector_graph,
 )
+from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import VectorPrecision
+from m2dexport.profile.costs import Sample
 from m2dexport.profile.crossing import Index, as_queries, cross_depth, side_of
 from m2dexport.profile.floor import Floor, floor_of
+from m2dexport.profile.found import INDEX, TOKENIZER, Found, write_found
 from m2dexport.profile.grid import Graph, Pass, graph_of
-from m2dexport.profile.latency import Candidate, write_candidate
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import CrossDepth, Flag
+from m2dexport.profile.schema import Flag
 from m2dexport.profile.surface import (
     Corpus,
     Depth,
@@ -44,12 +45,7 @@ from m2dexport.progress import OnProgress
 from m2dexport.quantize.half import store_half
 from m2dexport.quantize.recipes import HALF
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.vectors.codecs import LEVELS
-from m2dexport.vectors.resample import Score
-
-_Scores = dict[str, Score]  # by "task/metric"
-#: Files of a pass's folder.
-_FOUND, _SCORES, _TOKENIZER, INDEX = "found.json", "scores.npy", "tokenizer.json", "index"
+from m2dexport.vectors.codecs import LEVELS, PER_BYTE
 
 
 @dataclass(frozen=True)
@@ -59,19 +55,6 @@ class Basis:
     sources: Mapping[str, Source]  # by engine
     corpus: Corpus
     maps: Maps
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a pass found."""
-
-    quality: Mapping[str, _Scores]  # by cell id
-    as_query: Mapping[str, Mapping[str, _Scores]]  # cell id -> index cell
-    cross_depth: tuple[CrossDepth, ...]
-    graphs: Mapping[Graph, Candidate]  # on a device that leaves all open
-    flags: Mapping[Graph, tuple[Flag, ...]]
-    failures: Mapping[Graph, str]
-    tokenizer: Path  # of the transformer
 
 
 def measure_pass(
@@ -89,7 +72,7 @@ def measure_pass(
         one: the pass.
         index: what the full depth wrote in the reference's weights, if that is another pass.
         wanted: the ids of all cells of the sweep.
-        folder: an empty one; ``read_pass`` reads it.
+        folder: an empty one; ``read_found`` reads it.
         on_progress: called as texts are done.
 
     Raises:
@@ -106,6 +89,7 @@ def measure_pass(
     for layers, depth in surface.depths.items():
         for graph, model in _models(one, maps, layers, depth):
             written[graph] = _written(graph, model, plan, folder), _flags_of(depth)
+    samples = dict(_samples(one, surface, folder))
     floors: list[View] = []
     for dim, floor in _floors(basis, one, maps, folder):
         graph = graph_of(plan, 0, one.weights, "full", dim)
@@ -120,71 +104,13 @@ def measure_pass(
     if one.leads and own is not None:
         own.write(folder / INDEX)
     queries = as_queries(side, [each for each in (own, index) if each is not None], wanted)
-    (folder / _TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+    tokenizer = folder / TOKENIZER
+    tokenizer.write_text(source.tokenizer_json, encoding="utf-8")
+    graphs = {graph: candidate for graph, (candidate, _) in written.items()}
+    flags = {graph: flagged for graph, (_, flagged) in written.items()}
     crossed = cross_depth(side) if one.crosses else ()
-    _write(folder, quality, queries, crossed, written, failures)
-
-
-def read_pass(folder: Path) -> Found:
-    """Return what ``measure_pass`` wrote into a folder."""
-    stored = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
-    scores = iter(np.load(folder / _SCORES))
-    quality: dict[str, _Scores] = {}
-    as_query: dict[str, dict[str, _Scores]] = {}
-    for cell, index, metric in stored["scores"]:
-        of_cell = quality if index is None else as_query.setdefault(cell, {})
-        points, *_ = row = next(scores)
-        of_cell.setdefault(index or cell, {})[metric] = Score(float(points), row[1:])
-    graphs, flags = {}, {}
-    for key, files, isa, engine, flagged in stored["graphs"]:
-        graph = Graph(*key)
-        paths = {Path(name).name: folder / name for name in files}
-        graphs[graph] = Candidate(paths, isa, engine, Device())
-        flags[graph] = tuple(flagged)
-    return Found(
-        quality=quality,
-        as_query=as_query,
-        cross_depth=tuple(CrossDepth.model_validate(each) for each in stored["cross_depth"]),
-        graphs=graphs,
-        flags=flags,
-        failures={Graph(*key): reason for key, reason in stored["failures"]},
-        tokenizer=folder / _TOKENIZER,
-    )
-
-
-def _write(
-    folder: Path,
-    quality: Mapping[str, _Scores],
-    as_query: Mapping[str, Mapping[str, _Scores]],
-    crossed: Sequence[CrossDepth],
-    written: Mapping[Graph, tuple[Candidate, tuple[Flag, ...]]],
-    failures: Mapping[Graph, str],
-) -> None:
-    found: list[tuple[str, str | None, _Scores]] = [(cell, None, quality[cell]) for cell in quality]
-    found += [(cell, index, each) for cell, of in as_query.items() for index, each in of.items()]
-    scores = [
-        ((cell, index, metric), [score.points, *score.replicates])
-        for cell, index, by_metric in found
-        for metric, score in by_metric.items()
-    ]
-    np.save(folder / _SCORES, np.array([values for _, values in scores], dtype=np.float64))
-    graphs = [
-        (
-            astuple(graph),
-            [path.relative_to(folder).as_posix() for path in candidate.files.values()],
-            candidate.isa,
-            candidate.engine,
-            flags,
-        )
-        for graph, (candidate, flags) in written.items()
-    ]
-    stored = {
-        "scores": [name for name, _ in scores],
-        "graphs": graphs,
-        "failures": [(astuple(graph), reason) for graph, reason in failures.items()],
-        "cross_depth": [each.model_dump(mode="json") for each in crossed],
-    }
-    (folder / _FOUND).write_text(json.dumps(stored), encoding="utf-8")
+    found = Found(quality, queries, crossed, graphs, flags, samples, failures, tokenizer)
+    write_found(found, folder)
 
 
 def _scored(one: Pass) -> dict[Spot, str]:
@@ -245,11 +171,30 @@ def _models(one: Pass, maps: Maps, layers: int, depth: Depth) -> Iterator[tuple[
             yield graph, model
 
 
-def _written(graph: Graph, model: ir.Model, plan: Plan, folder: Path) -> Candidate:
-    name = f"{graph.layers}-{graph.align}-{graph.weights}"
+def _written(
+    graph: Graph, model: ir.Model, plan: Plan, folder: Path, prefix: str = ""
+) -> Candidate:
+    name = f"{prefix}{graph.layers}-{graph.align}-{graph.weights}"
     files = engine_maker(plan.engine).files(model, plan.compilation)
     isa = isa_of(model.graph)
     return write_candidate(files, folder / name, plan.engine, plan.device, isa)
+
+
+def _samples(one: Pass, surface: Surface, folder: Path) -> Iterator[tuple[str, Sample]]:
+    """Write the cell that has the most behind its pooled vector: the shortest, packed.
+
+    That is of the shallowest depth, in the reference's weights, and of the deepest, in others.
+    """
+    plan, names = one.plan, _scored(one)
+    packed = [each for each in plan.vectors if each in PER_BYTE and each not in LEVELS]
+    layers = (min if one.leads else max)(plan.depths)
+    dim, vectors = min(plan.dims), (packed or ["float32"])[0]
+    name = names.get((layers, "none", dim, vectors))
+    if name is None or layers not in surface.depths or not ENGINES[plan.engine].encodes:
+        return
+    pooled = vector_graph(pooled_graph(surface.depths[layers].graph), dim)
+    graph, model = graph_of(plan, layers, one.weights), coded_graph(pooled, vectors, None)
+    yield name, Sample(graph, _written(graph, model, plan, folder, "sample-"))
 
 
 def _floors(
