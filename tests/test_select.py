@@ -13,14 +13,11 @@ from hypothesis import strategies as st
 from tiny_profile import cell, profile
 
 from m2dexport.errors import M2DError, UsageError
+from m2dexport.profile.frontier import frontier
 from m2dexport.profile.manifest import write_profile
+from m2dexport.profile.measured_for import measured_otherwise, require_measured_for
 from m2dexport.profile.schema import Cell, Profile
-from m2dexport.profile.select import (
-    frontier,
-    measured_otherwise,
-    require_measured_for,
-    select_cell,
-)
+from m2dexport.profile.select import select_cell
 from m2dexport.profile.target import Budget, Target, load_target
 
 

@@ -60,7 +60,6 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "retention": quality / 100,
         "loss": 100 - quality,
         "loss_interval": {"low": 100 - quality, "high": 100 - quality},
-        "latency": [TIMED],
         "p50_ms": 1.0,
         "p95_ms": 2.0,
         "p99_ms": 2.5,
@@ -77,7 +76,9 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "flags": (),
         "on_frontier": True,
     }
-    return Cell.model_validate({**facts, **values})
+    p50, p95 = values.get("p50_ms", 1.0), values.get("p95_ms", 2.0)
+    timed = {"p50_ms": p50, "p95_ms": p95, "p50_interval": {"low": p50, "high": p50}}
+    return Cell.model_validate({**facts, "latency": [{**TIMED, **timed}], **values})
 
 
 def target(reference: Cell, name: str, **values: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def profile(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from m2dexport.cli.tables import print_profile
+    from m2dexport.cli.cell_tables import print_profile
     from m2dexport.data import calibration_texts
     from m2dexport.profile.plan import default_plan, plan_for
     from m2dexport.profile.plot import require_report_folder, write_report
@@ -86,33 +86,54 @@ def profile(
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
-        print_profile(result)
+        print_profile(result, written[0])
         click.echo("Wrote " + ", ".join(str(path) for path in written))
 
 
 @profile.command()
 @click.argument("path", type=PATH, metavar="PROFILE.JSON")
+@click.option("--target", metavar="NAME", help="Show one of its targets.  [default: all]")
+@click.option("--all", "every", is_flag=True, help="Show all cells.")
+@click.option("--sort", metavar="COLUMN", help="Order by a column, the best first.")
+@click.option("--columns", metavar="A,B,...", help="Columns to show.  [default: those that fit]")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with figures that are not rounded.")
 @json_option
-def show(path: Path, as_json: bool) -> None:
-    """Print the cells of a profile.
+def show(
+    path: Path,
+    target: str | None,
+    every: bool,
+    sort: str | None,
+    columns: str | None,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    """Print the cells of a profile: those recommended, then the frontier.
 
     \b
-    Example:
+    Examples:
       m2dexport profile show profile/profile.json
+      m2dexport profile show profile/profile.json --all --sort p95 --columns cell,p95,mean
+      m2dexport profile show profile/profile.json --all --csv > cells.csv
     """
-    from m2dexport.cli.tables import print_profile
+    from m2dexport.cli.cell_tables import View, print_cells, print_cells_as_csv
     from m2dexport.profile.manifest import read_profile
 
     measured = read_profile(path)
     if as_json:
         print_json(measured.model_dump(mode="json"))
-    else:
-        print_profile(measured)
+        return
+    names = () if columns is None else tuple(name.strip() for name in columns.split(","))
+    view = View(target, every, sort, names)
+    (print_cells_as_csv if as_csv else print_cells)(measured, view)
 
 
 @cli.command()
 @click.argument("profile", type=PATH, metavar="PROFILE.JSON")
-@click.option("--target", metavar="NAME|FILE", help="Take the budget from a target.")
+@click.option(
+    "--target",
+    metavar="NAME|FILE",
+    help="Choose for a target: its cells, where the profile has them, and its budget.",
+)
 @click.option(
     "--index-cell",
     metavar="ID",
@@ -125,13 +146,24 @@ def show(path: Path, as_json: bool) -> None:
 @click.option("--vector-bytes", type=int, help="Bytes per stored vector at most.")
 @click.option("--min-quality", type=float, help="Quality at least, in points (0-100).")
 @click.option("--metric", help='What quality means: "mean", or one such as "stsb-dev/spearman".')
+@click.option(
+    "--allow-batch-dependent",
+    is_flag=True,
+    help="Also choose cells with which a text's vector depends on its batch.",
+)
 @json_option
 def select(
-    profile: Path, target: str | None, index_cell: str | None, as_json: bool, **limits: Any
+    profile: Path,
+    target: str | None,
+    index_cell: str | None,
+    allow_batch_dependent: bool,
+    as_json: bool,
+    **limits: Any,
 ) -> None:
     """Name the best cell of a profile within a budget.
 
-    Also says which limit of the budget binds.
+    It is on the frontier: within the noise of the best, the cheapest. Also says what else fits, how
+    near the limits are, and which binds.
 
     \b
     Examples:
@@ -139,28 +171,16 @@ def select(
       m2dexport select profile/profile.json --target edge-cpu
       m2dexport select profile/profile.json --index-cell 6x384-fp32-int8 --p95-ms 2
     """
-    from m2dexport.cli.tables import print_selection
+    from m2dexport.cli.choices import print_selection, selection_facts
     from m2dexport.profile.manifest import read_profile
-    from m2dexport.profile.select import require_measured_for, select_cell
-    from m2dexport.profile.target import budget_from, load_target
+    from m2dexport.profile.select import budget_for, select_cell
 
     measured = read_profile(profile)
-    if target:
-        require_measured_for(measured, load_target(target))
-    budget = budget_from(target, unlimited=index_cell is not None, **limits)
-    selection = select_cell(measured, budget, index_cell)
+    name, budget = budget_for(measured, target, unlimited=index_cell is not None, **limits)
+    selection = select_cell(
+        measured, budget, index_cell, target=name, allow_batch_dependent=allow_batch_dependent
+    )
     if as_json:
-        print_json(
-            {
-                "cell": selection.cell.model_dump(mode="json"),
-                "points": selection.points,
-                "binding": selection.binding,
-                "index_cell": index_cell,
-                "native": selection.native if selection.index else None,
-                "encoders": [
-                    {"cell": cell.id, "points": points} for cell, points in selection.encoders
-                ],
-            }
-        )
+        print_json(selection_facts(selection))
     else:
-        print_selection(selection, profile)
+        print_selection(selection, profile, name if len(measured.targets) > 1 else None)

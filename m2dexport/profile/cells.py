@@ -14,6 +14,7 @@ from m2dexport.measure.quantiles import Ratio
 from m2dexport.measure.size import SizeParts
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile import schema
+from m2dexport.profile.flags import judged
 from m2dexport.profile.grid import Graph, Place, places_of, reference_id
 from m2dexport.profile.intervals import Interval, Replicates, interval_of, replicates_of
 from m2dexport.profile.plan import Plan
@@ -25,7 +26,6 @@ from m2dexport.profile.schema import (
     Latency,
     MeasuredOn,
 )
-from m2dexport.profile.select import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE, frontier
 from m2dexport.vectors import codecs
 from m2dexport.vectors.resample import Score, difference, mean_of
 from m2dexport.vectors.tasks import Task
@@ -84,8 +84,7 @@ def join_cells(
     known = {*cells, *measured.elsewhere}
     reference = cells[reference_id(plans[0])]
     whole = reference.mean_quality
-    best = frontier(joined)
-    return tuple(
+    compared = [
         cell.model_copy(
             update={
                 "retention": cell.mean_quality / whole if whole > 0 else None,
@@ -96,10 +95,8 @@ def join_cells(
                         if places[cell.id].only_reference or cell.id in measured.elsewhere
                         else []
                     ),
-                    *_flags(cell, cells, trained),
-                    *measured.graphs[places[cell.id].graph].flags,
+                    *cell.flags,
                 ),
-                "on_frontier": cell.id in best,
                 "as_query": {name: q for name, q in cell.as_query.items() if name in known},
                 "query_replicates": {
                     name: q for name, q in cell.query_replicates.items() if name in known
@@ -107,7 +104,8 @@ def join_cells(
             }
         )
         for cell in joined
-    )
+    ]
+    return judged(compared, trained)
 
 
 def _compared(
@@ -150,12 +148,6 @@ def failures_of(measured: Measured, plans: Plan | Sequence[Plan]) -> tuple[Failu
     )
 
 
-def _graph_of(cell: Cell) -> Graph:
-    if cell.layers == 0:
-        return Graph(0, cell.weights, cell.align, cell.dim)
-    return Graph(cell.layers, cell.weights, cell.align, engine=cell.engine)
-
-
 def _cell(measured: Measured, place: Place, tasks: Sequence[Task]) -> Cell:
     key, dim, vectors = place.graph, place.dim, place.vectors
     name = key.cell(dim, vectors)
@@ -169,7 +161,7 @@ def _cell(measured: Measured, place: Place, tasks: Sequence[Task]) -> Cell:
         vectors=vectors,
         isa=place.plan.isa if key.weights == "int8" and key.layers > 0 else "portable",
         bytes_per_vector=codecs.bytes_per_vector(dim, vectors),
-        flags=(),
+        flags=measured.graphs[key].flags,
         on_frontier=False,
         **_gives(measured.quality[name], measured.as_query.get(name, {}), tasks),
         **_costs(measured.graphs[key], measured.added_bytes[key, dim, vectors]),
@@ -243,35 +235,4 @@ def _latency(point: LatencyPoint) -> Latency:
         p50_interval=Interval(low=low, high=high),
         p95_interval=Interval(low=p95_low, high=p95_high),
         runs=point.runs,
-    )
-
-
-def _flags(cell: Cell, cells: Mapping[str, Cell], trained: Grid | None) -> list[Flag]:
-    flags: list[Flag] = []
-    fitted = cell.align == "full"  # by a map, at every dim
-    if not fitted and trained is not None and (cell.layers, cell.dim) not in trained:
-        flags.append("untrained")
-    graph = _graph_of(cell)
-    twin = cells.get(replace(graph, weights="fp32").cell(cell.dim, cell.vectors))
-    if twin is not None and cell.p50_ms > twin.p50_ms * LATENCY_NOISE + LATENCY_GRAIN_MS:
-        flags.append("slower_than_fp32")
-    shallower = [
-        cells[name]
-        for depth in range(1, cell.layers)
-        if (name := replace(graph, layers=depth).cell(cell.dim, cell.vectors)) in cells
-    ]
-    if shallower and cell.mean_quality < shallower[-1].mean_quality - QUALITY_NOISE:
-        flags.append("below_shallower")
-    if cell.layers > 0 and any(_beats(other, cell) for other in cells.values()):
-        flags.append("below_static")
-    return flags
-
-
-def _beats(other: Cell, cell: Cell) -> bool:
-    """Say whether depth 0 gives more, faster and in no more bytes per vector."""
-    return (
-        other.layers == 0
-        and other.mean_quality > cell.mean_quality + QUALITY_NOISE
-        and other.p50_ms < cell.p50_ms
-        and other.bytes_per_vector <= cell.bytes_per_vector
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from m2dexport.files import atomic_file, require_file
+from m2dexport.profile.frontier import frontier_line
 from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Cell, Profile
-from m2dexport.profile.select import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE
 
 PROFILE = "profile.json"
 PICTURES = ("frontier.png", "frontier.svg")
@@ -69,7 +69,7 @@ def plot_frontier(profile: Profile) -> Any:
     axes = figure.add_subplot()
     for weights in dict.fromkeys(cell.weights for cell in profile.cells):
         _draw_cells(axes, [cell for cell in profile.cells if cell.weights == weights])
-    line = _upper_left(profile.cells)
+    line = frontier_line(profile.cells)
     axes.plot(*_points(line), color="#444444", linewidth=1, zorder=2, label="frontier")
     # The line is sorted by latency: of cells that share a label, the fastest carries it.
     labelled = {(cell.layers, cell.align, cell.dim): cell for cell in reversed(line)}
@@ -150,18 +150,3 @@ def _best_per_latency(cells: Sequence[Cell]) -> list[Cell]:
         if key not in best or cell.mean_quality > best[key].mean_quality:
             best[key] = cell
     return list(best.values())
-
-
-def _upper_left(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that no other beats in both p50 latency and quality, fastest first.
-
-    Differences within the noise of either count as none.
-    """
-    line: list[Cell] = []
-    for cell in sorted(cells, key=lambda cell: (cell.p50_ms, -cell.mean_quality)):
-        if line and cell.mean_quality <= line[-1].mean_quality + QUALITY_NOISE:
-            continue
-        if line and cell.p50_ms <= line[-1].p50_ms * LATENCY_NOISE + LATENCY_GRAIN_MS:
-            line.pop()
-        line.append(cell)
-    return line

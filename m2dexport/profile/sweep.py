@@ -36,8 +36,8 @@ from m2dexport.profile.maps import Maps
 from m2dexport.profile.parts import Parts, passing_parts
 from m2dexport.profile.passes import added_bytes, widest
 from m2dexport.profile.plan import Plan, require_plan, settled
+from m2dexport.profile.recommend import recommend
 from m2dexport.profile.schema import Profile
-from m2dexport.profile.select import recommend
 from m2dexport.profile.settings import measured_on
 from m2dexport.profile.target import Target
 from m2dexport.progress import OnProgress
@@ -155,7 +155,7 @@ def _target_info(
         tokenization=tuple(schema.Tokenization(**vars(each)) for each in costs.tokenization),
         budget={**limits, "metric": target.budget.metric} if target and limits else {},
         reference=reference_id(plans[0]),
-        recommended=recommend(cells),
+        recommended=recommend(cells, target.budget if target else None),
         samples=costs.samples,
     )
 

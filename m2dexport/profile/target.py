@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -134,7 +134,7 @@ def load_target(name: str | Path) -> Target:
     """
     path = Path(name)
     if path.suffix != ".toml":
-        shipped = {found.stem: found for found in _profiles_folder().glob("*.toml")}
+        shipped = _shipped()
         if str(name) not in shipped:
             raise UsageError(
                 f"{name} is neither a .toml file nor a shipped target; those are: "
@@ -151,23 +151,38 @@ def load_target(name: str | Path) -> Target:
     return target
 
 
-def budget_from(target: str | Path | None, *, unlimited: bool = False, **limits: Any) -> Budget:
+def budget_from(
+    target: str | Path | Mapping[str, Any] | None, *, unlimited: bool = False, **limits: Any
+) -> Budget:
     """Return a target's budget with the limits that are given replaced.
 
     Args:
-        target: its name or file; None: there is none.
+        target: its name or file, or its budget as a profile holds it; None: there is none.
         unlimited: whether a budget without any limit will do.
         limits: the limits that are given; None stands for none.
 
     Raises:
         UsageError: when a limit is not a positive number, or nothing is limited at all.
     """
-    base = load_target(target).budget.model_dump() if target else {}
+    if isinstance(target, Mapping):
+        whole = {"vector_bytes": int(target["vector_bytes"])} if "vector_bytes" in target else {}
+        base = {**target, **whole}
+    else:
+        base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
     budget: Budget = _validated(Budget, {**base, **given}, "the budget")
     if not budget.limits() and not unlimited:
         raise UsageError("no limit is given; pass --target or a limit such as --p95-ms 5.")
     return budget
+
+
+def is_shipped(name: str) -> bool:
+    """Say whether a target of this name ships."""
+    return name in _shipped()
+
+
+def _shipped() -> dict[str, Path]:
+    return {found.stem: found for found in _profiles_folder().glob("*.toml")}
 
 
 def _profiles_folder() -> Path:
