@@ -14,7 +14,7 @@ from m2dexport.cli.options import (
     PATH,
     align_texts_option,
     calibration_option,
-    evaluation_option,
+    evaluation_options,
     force_option,
     json_option,
     model_options,
@@ -27,7 +27,7 @@ from m2dexport.cli.options import (
 
 @cli.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
 @model_options
-@evaluation_option
+@evaluation_options
 @click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
 @calibration_option
 @align_texts_option
@@ -39,7 +39,8 @@ def profile(
     ctx: click.Context,
     /,
     model: str | None,
-    evaluation: tuple[Path, ...],
+    evaluation: tuple[str, ...],
+    mteb: str | None,
     target: str | None,
     calibration: Path | None,
     out: Path,
@@ -67,7 +68,7 @@ def profile(
     from m2dexport.profile.target import load_target
 
     require_report_folder(out, force=force)
-    tasks = tasks_of(evaluation)
+    tasks = tasks_of(evaluation, mteb)
     texts = texts_of(calibration) or calibration_texts()
     fitted = texts_to_align(True, options.pop("align_texts"))
     checkpoint = open_model(model, options)

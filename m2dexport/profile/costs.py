@@ -31,11 +31,11 @@ from m2dexport.measure.noise import Noise, Usage, moment, noise_of, usage_since
 from m2dexport.measure.quantiles import Ratio
 from m2dexport.measure.requests import Requests, Tokenization, requests_of, time_tokenization
 from m2dexport.processor import read_processor
+from m2dexport.profile.frontier import LATENCY_GRAIN_MS, LATENCY_NOISE
 from m2dexport.profile.grid import Graph, graph_of
 from m2dexport.profile.parts import Remember
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import SharedLatency
-from m2dexport.profile.select import LATENCY_GRAIN_MS, LATENCY_NOISE
 from m2dexport.profile.settings import choose_settings
 from m2dexport.progress import OnProgress
 from m2dexport.runtime.tokenizer import load_tokenizer

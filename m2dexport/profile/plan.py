@@ -21,7 +21,7 @@ from m2dexport.profile.schema import LOCAL
 from m2dexport.profile.settings import Optimize
 from m2dexport.profile.target import Target
 from m2dexport.quantize.recipes import require_precision
-from m2dexport.vectors.tasks import Task
+from m2dexport.vectors.tasks import Task, require_distinct
 
 _SMALLEST_DIM = 32
 
@@ -127,10 +127,7 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
         engine_maker(plan.engine).require_compilation(plan.compilation)
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two evaluation sets are named {name!r}; rename a file or folder.")
+    require_distinct(tasks)
     _require_depths(checkpoint, plan)
     for dim in plan.dims:
         if not 1 <= dim <= checkpoint.dim:

@@ -81,7 +81,7 @@ class TaskInfo(Model):
     """One evaluation set."""
 
     name: str
-    kind: Literal["sts", "retrieval"]
+    kind: Literal["sts", "retrieval", "pair_classification", "clustering"]
     main_metric: str
     texts: int
     sha256: str
