@@ -16,11 +16,14 @@ from m2dexport.precisions import Isa
 from m2dexport.profile.costs import Sample
 from m2dexport.profile.grid import Graph
 from m2dexport.profile.schema import CrossDepth, Flag
+from m2dexport.vectors.ranking import Rows
 from m2dexport.vectors.resample import Score
 
 _Scores = Mapping[str, Score]  # by "task/metric"
 #: Files of a pass's folder, which also holds the graphs', and what its full depth wrote.
-TOKENIZER, INDEX = "tokenizer.json", "index"
+TOKENIZER, INDEX, RANKINGS = "tokenizer.json", "index", "rankings.npz"
+#: Task -> the ten documents that the reference cell finds for each query, (queries, 10).
+Rankings = Mapping[str, Rows]
 _FOUND, _NAMES, _SCORES = "found.json", "scores.json", "scores.npy"
 
 
@@ -81,6 +84,19 @@ def read_found(folder: Path) -> Found:
         failures={Graph(*key): reason for key, reason in stored["failures"]},
         tokenizer=folder / TOKENIZER,
     )
+
+
+def write_rankings(rankings: Rankings, path: Path) -> None:
+    """Write what the reference cell finds, for passes to come."""
+    names, rows = list(rankings), [rankings[name] for name in rankings]
+    arrays = {str(number): each for number, each in enumerate(rows)}
+    np.savez(path, names=np.array(names, dtype=np.str_), **arrays)  # type: ignore[arg-type]
+
+
+def read_rankings(path: Path) -> Rankings:
+    """Return what ``write_rankings`` wrote."""
+    with np.load(path) as arrays:
+        return {str(name): arrays[str(at)] for at, name in enumerate(arrays["names"])}
 
 
 def _write_scores(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -26,7 +27,15 @@ from m2dexport.precisions import VectorPrecision
 from m2dexport.profile.costs import Sample
 from m2dexport.profile.crossing import Index, as_queries, cross_depth, side_of
 from m2dexport.profile.floor import Floor, floor_of
-from m2dexport.profile.found import INDEX, TOKENIZER, Found, write_found
+from m2dexport.profile.found import (
+    INDEX,
+    RANKINGS,
+    TOKENIZER,
+    Found,
+    Rankings,
+    write_found,
+    write_rankings,
+)
 from m2dexport.profile.grid import Graph, Pass, graph_of
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
@@ -39,6 +48,7 @@ from m2dexport.profile.surface import (
     View,
     compute_surface,
     qualities,
+    rankings_of,
     views_of,
 )
 from m2dexport.progress import OnProgress
@@ -57,23 +67,26 @@ class Basis:
     maps: Maps
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a pass needs to know of the others."""
+
+    wanted: frozenset[str]  # ids of all cells of the sweep
+    index: Index | None  # what the full depth wrote in the reference's weights, in another pass
+    rankings: Rankings | None  # of the reference cell; None: this is its pass
+
+
 def measure_pass(
-    basis: Basis,
-    one: Pass,
-    index: Index | None,
-    wanted: frozenset[str],
-    folder: Path,
-    on_progress: OnProgress,
+    basis: Basis, one: Pass, beside: Beside, folder: Path, on_progress: OnProgress
 ) -> None:
     """Measure the quality of one weight precision, and write that and its graphs into a folder.
 
     Args:
         basis: what is measured.
         one: the pass.
-        index: what the full depth wrote in the reference's weights, if that is another pass.
-        wanted: the ids of all cells of the sweep.
+        beside: what is known of others.
         folder: an empty one; ``read_found`` reads it.
-        on_progress: called as texts are done.
+        on_progress: called as texts, and then views of them, are done.
 
     Raises:
         ParityError: when the reference cell fails, with the reason.
@@ -83,34 +96,59 @@ def measure_pass(
     surface = compute_surface(source, one.weights, corpus, plan, on_progress, folder)
     failures = _failures(one, surface)
     _require_reference(one, failures)
-    maps, scored = basis.maps.stored_in(one.weights), _scored(one)
-    quality = qualities(views_of(surface, maps, corpus, plan, full), scored, corpus)
-    written: dict[Graph, tuple[Candidate, tuple[Flag, ...]]] = {}
-    for layers, depth in surface.depths.items():
-        for graph, model in _models(one, maps, layers, depth):
-            written[graph] = _written(graph, model, plan, folder), _flags_of(depth)
-    samples = dict(_samples(one, surface, folder))
+    rankings = beside.rankings
+    if rankings is None:
+        rankings = rankings_of(surface, corpus, full)
+        write_rankings(rankings, folder / RANKINGS)
+    maps, spots = basis.maps.stored_in(one.weights), _scored(one)
+    step = partial(on_progress, f"scoring {one.name}")
+    views = _counted(views_of(surface, maps, corpus, plan, full), len({*_views(spots)}), step)
+    quality = qualities(views, spots, corpus, rankings)
+    graphs, flags = _graphs(one, maps, surface, folder)
     floors: list[View] = []
-    for dim, floor in _floors(basis, one, maps, folder):
-        graph = graph_of(plan, 0, one.weights, "full", dim)
+    for graph, floor in _floors(basis, one, maps, folder):
         if isinstance(floor, M2DError):
             failures[graph] = str(floor)
         else:
-            written[graph] = floor.candidate, ()
+            graphs[graph], flags[graph] = floor.candidate, ()
             floors.append(floor.view)
-    quality |= qualities(floors, scored, corpus)
+    quality |= qualities(floors, spots, corpus, rankings)
     side = side_of(surface, {view.dim: view.vectors for view in floors}, maps, corpus, one, full)
     own = side.index(corpus.calibration)
     if one.leads and own is not None:
         own.write(folder / INDEX)
-    queries = as_queries(side, [each for each in (own, index) if each is not None], wanted)
-    tokenizer = folder / TOKENIZER
-    tokenizer.write_text(source.tokenizer_json, encoding="utf-8")
-    graphs = {graph: candidate for graph, (candidate, _) in written.items()}
-    flags = {graph: flagged for graph, (_, flagged) in written.items()}
+    indexes = [each for each in (own, beside.index) if each is not None]
+    queries = as_queries(side, indexes, beside.wanted)
     crossed = cross_depth(side) if one.crosses else ()
-    found = Found(quality, queries, crossed, graphs, flags, samples, failures, tokenizer)
-    write_found(found, folder)
+    samples = dict(_samples(one, surface, folder))
+    (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+    found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
+    write_found(Found(*found), folder)
+
+
+def _counted(views: Iterable[View], total: int, step: Callable[[int, int], None]) -> Iterator[View]:
+    """Yield views; say how many are scored."""
+    for done, view in enumerate(views):
+        step(min(done, total), total)
+        yield view
+    step(total, total)
+
+
+def _views(spots: Iterable[Spot]) -> list[tuple[object, ...]]:
+    """Return the views of the transformer that cells are among."""
+    return [spot[:3] for spot in spots if spot[0] > 0]
+
+
+def _graphs(
+    one: Pass, maps: Maps, surface: Surface, folder: Path
+) -> tuple[dict[Graph, Candidate], dict[Graph, tuple[Flag, ...]]]:
+    """Write the graphs of the transformer's depths; return them and their flags."""
+    graphs: dict[Graph, Candidate] = {}
+    flags: dict[Graph, tuple[Flag, ...]] = {}
+    for layers, depth in surface.depths.items():
+        for graph, model in _models(one, maps, layers, depth):
+            graphs[graph], flags[graph] = _written(graph, model, one.plan, folder), _flags_of(depth)
+    return graphs, flags
 
 
 def _scored(one: Pass) -> dict[Spot, str]:
@@ -199,11 +237,12 @@ def _samples(one: Pass, surface: Surface, folder: Path) -> Iterator[tuple[str, S
 
 def _floors(
     basis: Basis, one: Pass, maps: Maps, folder: Path
-) -> Iterator[tuple[int, Floor | M2DError]]:
+) -> Iterator[tuple[Graph, Floor | M2DError]]:
     """Yield depth 0 at every dim, where it is asked for; write its tables."""
     if 0 in one.plan.layers:
-        source = basis.sources[one.plan.engine]
-        yield from floor_of(maps, one.weights, basis.corpus, source.prompt, folder)
+        prompt = basis.sources[one.plan.engine].prompt
+        for dim, floor in floor_of(maps, one.weights, basis.corpus, prompt, folder):
+            yield graph_of(one.plan, 0, one.weights, "full", dim), floor
 
 
 def widest(maps: Maps, layers: int) -> int:
