@@ -21,6 +21,7 @@ from m2dexport.profile import schema
 from m2dexport.profile.basis import Sweep, Work
 from m2dexport.profile.cells import GraphFacts, Measured, failures_of, join_cells
 from m2dexport.profile.costs import Costs, Texts, measure_costs
+from m2dexport.profile.estimate import estimate
 from m2dexport.profile.found import Found, read_found
 from m2dexport.profile.grid import (
     Graph,
@@ -54,6 +55,7 @@ class Course:
     targets: Mapping[str, Target] = field(default_factory=dict)  # of the plans, by name
     parts: Parts | None = None  # what was measured before; None: nothing is kept
     shard: tuple[int, int] | None = None  # (number, parts): measure one part of the passes
+    say: Callable[[str], None] = lambda _: None  # called with what the user should know
     #: Called with every pass and the quality of its cells, as soon as that is there.
     on_quality: Callable[[Pass, Mapping[str, Mapping[str, Score]]], None] = lambda *_: None
 
@@ -198,11 +200,19 @@ def _measure(work: Work, course: Course) -> dict[str, tuple[Measured, Costs]]:
     sweep = work.sweep
     seconds: dict[str, float] = {}
     missing = [one for one in sweep.passes if not work.folder_of(one).exists()]
+    if kept := work.parts.count():
+        done = len(sweep.passes) - len(missing)
+        course.say(
+            f"Going on: {done} of {len(sweep.passes)} passes and {kept - done} other parts were "
+            "measured before."
+        )
     if missing:
         with _timed(seconds, "export"):
             work.sources  # noqa: B018
     with _timed(seconds, "align"):
         maps = work.maps
+    if missing:
+        course.say(estimate(work.basis, missing, sweep.plans))
     found = []
     with _timed(seconds, "quality"):
         for one in sweep.passes:
