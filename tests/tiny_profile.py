@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from m2dexport.measure.footprint import Footprint
+from m2dexport.measure.latency import LatencyPoint
+from m2dexport.measure.size import SizeParts
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, GraphFacts, Measured
 from m2dexport.profile.intervals import Replicates, replicates_of
-from m2dexport.profile.latency import Footprint, LatencyPoint
-from m2dexport.profile.schema import Cell, MeasuredOn, Profile, SizeParts, cell_id
+from m2dexport.profile.schema import Cell, MeasuredOn, Profile, cell_id
 from m2dexport.vectors.resample import REPLICATES, Score
 
 TIMED = {

@@ -50,7 +50,7 @@ PER_LAYER = _Numbers(distinct=False)
 PATH = click.Path(path_type=Path)
 
 
-def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator that adds several options; ``--help`` shows the last of them first."""
 
     def decorate(command: F) -> F:
@@ -62,14 +62,14 @@ def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 #: The options that say what a checkpoint is trusted with.
-trust_options = _together(
+trust_options = together(
     click.option("--allow-pickle", is_flag=True, help="Accept pickled weights."),
     click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings."),
 )
 
 
 #: The options that say which checkpoint a command works on.
-model_options = _together(
+model_options = together(
     click.option(
         "--pooling",
         metavar="MODE",
@@ -90,7 +90,7 @@ model_options = _together(
 
 
 #: The options that say what quality is measured on.
-evaluation_options = _together(
+evaluation_options = together(
     click.option(
         "--mteb",
         metavar="TASK[:SUBSET],...",
@@ -126,7 +126,7 @@ align_texts_option = click.option(
 
 
 #: The options that align a sub-model with the full depth.
-align_options = _together(
+align_options = together(
     align_texts_option,
     click.option(
         "--align",
@@ -156,7 +156,7 @@ bit_order_option = click.option(
 
 def recipe_options(weights: str | None, vectors: str = "float32") -> Callable[[F], F]:
     """Return the options that say how an artifact is quantized, with these defaults."""
-    return _together(
+    return together(
         click.option(
             "--allow-batch-dependent",
             is_flag=True,
@@ -206,7 +206,7 @@ def recipe_options(weights: str | None, vectors: str = "float32") -> Callable[[F
 
 
 #: The options that choose another device than the one that an artifact was made for.
-device_options = _together(
+device_options = together(
     click.option(
         "--threads",
         type=click.IntRange(1),
@@ -223,7 +223,7 @@ device_options = _together(
 
 
 #: The options that say what an engine for a GPU is compiled for.
-compilation_options = _together(
+compilation_options = together(
     click.option(
         "--with-engine",
         is_flag=True,

@@ -18,10 +18,11 @@ from m2dexport.files import scratch_folder, sha256_of
 from m2dexport.precisions import Align
 from m2dexport.processor import read_processor
 from m2dexport.profile.crossing import read_index
+from m2dexport.profile.found import INDEX, RANKINGS, read_rankings
 from m2dexport.profile.grid import Pass, index_pass
 from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps, read_maps, write_maps
 from m2dexport.profile.parts import Parts
-from m2dexport.profile.passes import INDEX, Basis, measure_pass
+from m2dexport.profile.passes import Basis, Beside, measure_pass
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
@@ -45,6 +46,12 @@ class Sweep:
     passes: tuple[Pass, ...]  # of one shard
     wanted: frozenset[str]  # ids of the cells of all shards
     on_progress: OnProgress
+
+    @property
+    def prompt(self) -> str:
+        """The text that goes before every text when no prompt is named."""
+        name = self.checkpoint.default_prompt
+        return self.checkpoint.prompts[name] if name else ""
 
     @cached_property
     def aligned(self) -> tuple[int, ...]:
@@ -121,18 +128,26 @@ class Work:
         return self.parts.files("quality", self._inputs(one), lambda path: self._measure(one, path))
 
     def _measure(self, one: Pass, folder: Path) -> None:
-        sweep, leading = self.sweep, index_pass(one, self.sweep.passes)
+        sweep, leading, first = self.sweep, index_pass(one, self.sweep.passes), self._first(one)
         kept = None if leading is None else self.measured(leading) / INDEX
         index = read_index(kept) if kept is not None and kept.is_dir() else None
-        measure_pass(self.basis, one, index, sweep.wanted, folder, sweep.on_progress)
+        rankings = None if first is None else read_rankings(self.measured(first) / RANKINGS)
+        beside = Beside(sweep.wanted, index, rankings)
+        measure_pass(self.basis, one, beside, folder, sweep.on_progress)
+
+    def _first(self, one: Pass) -> Pass | None:
+        """Return the pass of the reference; None: it is this one."""
+        first = self.sweep.passes[0]
+        return None if one == first else first
 
     def _inputs(self, one: Pass) -> list[Any]:
         """Return what decides a pass."""
-        plan, leading = one.plan, index_pass(one, self.sweep.passes)
+        plan = one.plan
+        others = [each for each in (self._first(one), index_pass(one, self.sweep.passes)) if each]
         grid = [plan.layers, plan.dims, plan.vectors, plan.align, plan.compared_with]
         own = [one.weights, *grid, sorted(one.wanted), one.leads, one.crosses, _settings(plan)]
         maps = [self.sweep.aligned, self.sweep.dims, _settings(self.sweep.plans[0])]
-        return [own, maps, sorted(self.sweep.wanted), leading and self._inputs(leading)]
+        return [own, maps, sorted(self.sweep.wanted), [self._inputs(each) for each in others]]
 
     def _fit(self, folder: Path) -> None:
         """Fit the maps, and count how rare each token is, where depth 0 is measured."""

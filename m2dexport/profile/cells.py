@@ -8,11 +8,15 @@ from typing import Any
 
 from m2dexport.checkpoint.trained import Grid
 from m2dexport.engines import STATIC_ENGINE
+from m2dexport.measure.footprint import Footprint
+from m2dexport.measure.latency import LatencyPoint
+from m2dexport.measure.quantiles import Ratio
+from m2dexport.measure.size import SizeParts
 from m2dexport.precisions import VectorPrecision
+from m2dexport.profile import schema
 from m2dexport.profile.flags import judged
 from m2dexport.profile.grid import Graph, Place, places_of, reference_id
 from m2dexport.profile.intervals import Interval, Replicates, interval_of, replicates_of
-from m2dexport.profile.latency import Footprint, LatencyPoint
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import (
     Cell,
@@ -21,7 +25,6 @@ from m2dexport.profile.schema import (
     Flag,
     Latency,
     MeasuredOn,
-    SizeParts,
 )
 from m2dexport.vectors import codecs
 from m2dexport.vectors.resample import Score, difference, mean_of
@@ -87,7 +90,11 @@ def join_cells(
                 "retention": cell.mean_quality / whole if whole > 0 else None,
                 **_compared(cell, reference, measured, tasks),
                 "flags": (
-                    *(["reference"] if _is_only_compared(cell, places, measured) else []),
+                    *(
+                        ["reference"]
+                        if places[cell.id].only_reference or cell.id in measured.elsewhere
+                        else []
+                    ),
                     *cell.flags,
                 ),
                 "as_query": {name: q for name, q in cell.as_query.items() if name in known},
@@ -104,15 +111,12 @@ def join_cells(
 def _compared(
     cell: Cell, reference: Cell, measured: Measured, tasks: Sequence[Task]
 ) -> dict[str, Any]:
-    """Return what a cell loses against the reference, and how much longer it takes."""
+    """Return what a cell loses against the reference."""
     means = [_mean(measured.quality[each.id], tasks) for each in (reference, cell)]
     loss = difference(*means)
-    ratio = cell.p50_ms / reference.p50_ms
     return {
         "loss": loss.points,
         "loss_interval": interval_of(loss),
-        "ratio": ratio,
-        "ratio_interval": Interval(low=ratio, high=ratio),
     }
 
 
@@ -142,11 +146,6 @@ def failures_of(measured: Measured, plans: Plan | Sequence[Plan]) -> tuple[Failu
         )
         for (graph, reason), names in cells.items()
     )
-
-
-def _is_only_compared(cell: Cell, places: Mapping[str, Place], measured: Measured) -> bool:
-    """Say whether a cell is there only for others to be compared with."""
-    return places[cell.id].only_reference or cell.id in measured.elsewhere
 
 
 def _cell(measured: Measured, place: Place, tasks: Sequence[Task]) -> Cell:
@@ -194,6 +193,7 @@ def _gives(
 def _costs(graph: GraphFacts, added: int) -> dict[str, Any]:
     """Return the fields of a cell that say what it takes; ``_compared`` knows the rest."""
     first, parts = graph.latency[0], graph.size_parts
+    ratio = first.ratio or Ratio(1, 1, 1)  # of a reference that is compared with nothing else
     return {
         "engine": graph.engine,
         "device": graph.device,
@@ -201,13 +201,13 @@ def _costs(graph: GraphFacts, added: int) -> dict[str, Any]:
         "p50_ms": first.p50_ms,
         "p95_ms": first.p95_ms,
         "p99_ms": first.p99_ms,
-        "text_p50_ms": None,
-        "ratio": 1.0,
-        "ratio_interval": Interval(low=1, high=1),
+        "text_p50_ms": first.text_p50_ms,
+        "ratio": ratio.value,
+        "ratio_interval": Interval(low=ratio.low, high=ratio.high),
         "load_ms": graph.footprint.load_ms,
         "first_ms": graph.footprint.first_ms,
         "size_bytes": graph.size_bytes + added,
-        "size_parts": parts.model_copy(update={"other": parts.other + added}),
+        "size_parts": schema.SizeParts(**vars(replace(parts, other=parts.other + added))),
         "peak_memory_bytes": graph.footprint.peak_memory_bytes,
         "used_memory_bytes": graph.footprint.used_memory_bytes,
     }

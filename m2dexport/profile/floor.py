@@ -17,8 +17,8 @@ from m2dexport.engines import STATIC_ENGINE, Device, engine_maker, engine_runner
 from m2dexport.errors import M2DError
 from m2dexport.graph.static import static_graph
 from m2dexport.graph.vector import depth_graph, vector_graph
+from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import WeightPrecision
-from m2dexport.profile.latency import Candidate, write_candidate
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.surface import Corpus, View, empty_in
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize

@@ -142,7 +142,8 @@ def measure_anew(_step: str, _inputs: Any, measure: Callable[[], Any]) -> Any:
 
 def _full(error: OSError, parts: Parts) -> M2DError:
     count = parts.count()
-    kept = f"the {count} parts that were measured are kept" if count else "nothing was measured"
+    counted = f"{count} part{'s' * (count > 1)}"
+    kept = f"what was measured, {counted}, is kept" if count else "nothing was measured"
     return M2DError(
         f"the sweep cannot write to {parts.folder}: {error.strerror or error}; {kept}; make room, "
         "and run the same command again."

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m2dexport.build.source import Source
-from m2dexport.engines import ENGINES, Device, engine_maker
+from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import M2DError, ParityError
 from m2dexport.graph.vector import (
     aligned_graph,
+    coded_graph,
     pooled_graph,
     ranges_bytes,
     tail_bytes,
     vector_graph,
 )
+from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import VectorPrecision
+from m2dexport.profile.costs import Sample
 from m2dexport.profile.crossing import Index, as_queries, cross_depth, side_of
 from m2dexport.profile.floor import Floor, floor_of
+from m2dexport.profile.found import (
+    INDEX,
+    RANKINGS,
+    TOKENIZER,
+    Found,
+    Rankings,
+    write_found,
+    write_rankings,
+)
 from m2dexport.profile.grid import Graph, Pass, graph_of
-from m2dexport.profile.latency import Candidate, write_candidate
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import CrossDepth, Flag
+from m2dexport.profile.schema import Flag
 from m2dexport.profile.surface import (
     Corpus,
     Depth,
@@ -38,18 +48,14 @@ from m2dexport.profile.surface import (
     View,
     compute_surface,
     qualities,
+    rankings_of,
     views_of,
 )
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.half import store_half
 from m2dexport.quantize.recipes import HALF
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.vectors.codecs import LEVELS
-from m2dexport.vectors.resample import Score
-
-_Scores = dict[str, Score]  # by "task/metric"
-#: Files of a pass's folder.
-_FOUND, _SCORES, _TOKENIZER, INDEX = "found.json", "scores.npy", "tokenizer.json", "index"
+from m2dexport.vectors.codecs import LEVELS, PER_BYTE
 
 
 @dataclass(frozen=True)
@@ -62,35 +68,25 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a pass found."""
+class Beside:
+    """What a pass needs to know of the others."""
 
-    quality: Mapping[str, _Scores]  # by cell id
-    as_query: Mapping[str, Mapping[str, _Scores]]  # cell id -> index cell
-    cross_depth: tuple[CrossDepth, ...]
-    graphs: Mapping[Graph, Candidate]  # on a device that leaves all open
-    flags: Mapping[Graph, tuple[Flag, ...]]
-    failures: Mapping[Graph, str]
-    tokenizer: Path  # of the transformer
+    wanted: frozenset[str]  # ids of all cells of the sweep
+    index: Index | None  # what the full depth wrote in the reference's weights, in another pass
+    rankings: Rankings | None  # of the reference cell; None: this is its pass
 
 
 def measure_pass(
-    basis: Basis,
-    one: Pass,
-    index: Index | None,
-    wanted: frozenset[str],
-    folder: Path,
-    on_progress: OnProgress,
+    basis: Basis, one: Pass, beside: Beside, folder: Path, on_progress: OnProgress
 ) -> None:
     """Measure the quality of one weight precision, and write that and its graphs into a folder.
 
     Args:
         basis: what is measured.
         one: the pass.
-        index: what the full depth wrote in the reference's weights, if that is another pass.
-        wanted: the ids of all cells of the sweep.
-        folder: an empty one; ``read_pass`` reads it.
-        on_progress: called as texts are done.
+        beside: what is known of others.
+        folder: an empty one; ``read_found`` reads it.
+        on_progress: called as texts, and then views of them, are done.
 
     Raises:
         ParityError: when the reference cell fails, with the reason.
@@ -100,91 +96,59 @@ def measure_pass(
     surface = compute_surface(source, one.weights, corpus, plan, on_progress, folder)
     failures = _failures(one, surface)
     _require_reference(one, failures)
-    maps, scored = basis.maps.stored_in(one.weights), _scored(one)
-    quality = qualities(views_of(surface, maps, corpus, plan, full), scored, corpus)
-    written: dict[Graph, tuple[Candidate, tuple[Flag, ...]]] = {}
-    for layers, depth in surface.depths.items():
-        for graph, model in _models(one, maps, layers, depth):
-            written[graph] = _written(graph, model, plan, folder), _flags_of(depth)
+    rankings = beside.rankings
+    if rankings is None:
+        rankings = rankings_of(surface, corpus, full)
+        write_rankings(rankings, folder / RANKINGS)
+    maps, spots = basis.maps.stored_in(one.weights), _scored(one)
+    step = partial(on_progress, f"scoring {one.name}")
+    views = _counted(views_of(surface, maps, corpus, plan, full), len({*_views(spots)}), step)
+    quality = qualities(views, spots, corpus, rankings)
+    graphs, flags = _graphs(one, maps, surface, folder)
     floors: list[View] = []
-    for dim, floor in _floors(basis, one, maps, folder):
-        graph = graph_of(plan, 0, one.weights, "full", dim)
+    for graph, floor in _floors(basis, one, maps, folder):
         if isinstance(floor, M2DError):
             failures[graph] = str(floor)
         else:
-            written[graph] = floor.candidate, ()
+            graphs[graph], flags[graph] = floor.candidate, ()
             floors.append(floor.view)
-    quality |= qualities(floors, scored, corpus)
+    quality |= qualities(floors, spots, corpus, rankings)
     side = side_of(surface, {view.dim: view.vectors for view in floors}, maps, corpus, one, full)
     own = side.index(corpus.calibration)
     if one.leads and own is not None:
         own.write(folder / INDEX)
-    queries = as_queries(side, [each for each in (own, index) if each is not None], wanted)
-    (folder / _TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+    indexes = [each for each in (own, beside.index) if each is not None]
+    queries = as_queries(side, indexes, beside.wanted)
     crossed = cross_depth(side) if one.crosses else ()
-    _write(folder, quality, queries, crossed, written, failures)
+    samples = dict(_samples(one, surface, folder))
+    (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+    found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
+    write_found(Found(*found), folder)
 
 
-def read_pass(folder: Path) -> Found:
-    """Return what ``measure_pass`` wrote into a folder."""
-    stored = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
-    scores = iter(np.load(folder / _SCORES))
-    quality: dict[str, _Scores] = {}
-    as_query: dict[str, dict[str, _Scores]] = {}
-    for cell, index, metric in stored["scores"]:
-        of_cell = quality if index is None else as_query.setdefault(cell, {})
-        points, *_ = row = next(scores)
-        of_cell.setdefault(index or cell, {})[metric] = Score(float(points), row[1:])
-    graphs, flags = {}, {}
-    for key, files, isa, engine, flagged in stored["graphs"]:
-        graph = Graph(*key)
-        paths = {Path(name).name: folder / name for name in files}
-        graphs[graph] = Candidate(paths, isa, engine, Device())
-        flags[graph] = tuple(flagged)
-    return Found(
-        quality=quality,
-        as_query=as_query,
-        cross_depth=tuple(CrossDepth.model_validate(each) for each in stored["cross_depth"]),
-        graphs=graphs,
-        flags=flags,
-        failures={Graph(*key): reason for key, reason in stored["failures"]},
-        tokenizer=folder / _TOKENIZER,
-    )
+def _counted(views: Iterable[View], total: int, step: Callable[[int, int], None]) -> Iterator[View]:
+    """Yield views; say how many are scored."""
+    for done, view in enumerate(views):
+        step(min(done, total), total)
+        yield view
+    step(total, total)
 
 
-def _write(
-    folder: Path,
-    quality: Mapping[str, _Scores],
-    as_query: Mapping[str, Mapping[str, _Scores]],
-    crossed: Sequence[CrossDepth],
-    written: Mapping[Graph, tuple[Candidate, tuple[Flag, ...]]],
-    failures: Mapping[Graph, str],
-) -> None:
-    found: list[tuple[str, str | None, _Scores]] = [(cell, None, quality[cell]) for cell in quality]
-    found += [(cell, index, each) for cell, of in as_query.items() for index, each in of.items()]
-    scores = [
-        ((cell, index, metric), [score.points, *score.replicates])
-        for cell, index, by_metric in found
-        for metric, score in by_metric.items()
-    ]
-    np.save(folder / _SCORES, np.array([values for _, values in scores], dtype=np.float64))
-    graphs = [
-        (
-            astuple(graph),
-            [path.relative_to(folder).as_posix() for path in candidate.files.values()],
-            candidate.isa,
-            candidate.engine,
-            flags,
-        )
-        for graph, (candidate, flags) in written.items()
-    ]
-    stored = {
-        "scores": [name for name, _ in scores],
-        "graphs": graphs,
-        "failures": [(astuple(graph), reason) for graph, reason in failures.items()],
-        "cross_depth": [each.model_dump(mode="json") for each in crossed],
-    }
-    (folder / _FOUND).write_text(json.dumps(stored), encoding="utf-8")
+def _views(spots: Iterable[Spot]) -> list[tuple[object, ...]]:
+    """Return the views of the transformer that cells are among."""
+    return [spot[:3] for spot in spots if spot[0] > 0]
+
+
+def _graphs(
+    one: Pass, maps: Maps, surface: Surface, folder: Path
+) -> tuple[dict[Graph, Candidate], dict[Graph, tuple[Flag, ...]]]:
+    """Write the graphs of the transformer's depths; return them and their flags."""
+    graphs: dict[Graph, Candidate] = {}
+    flags: dict[Graph, tuple[Flag, ...]] = {}
+    for layers, depth in surface.depths.items():
+        for graph, model in _models(one, maps, layers, depth):
+            graphs[graph], flags[graph] = _written(graph, model, one.plan, folder), _flags_of(depth)
+    return graphs, flags
 
 
 def _scored(one: Pass) -> dict[Spot, str]:
@@ -245,20 +209,40 @@ def _models(one: Pass, maps: Maps, layers: int, depth: Depth) -> Iterator[tuple[
             yield graph, model
 
 
-def _written(graph: Graph, model: ir.Model, plan: Plan, folder: Path) -> Candidate:
-    name = f"{graph.layers}-{graph.align}-{graph.weights}"
+def _written(
+    graph: Graph, model: ir.Model, plan: Plan, folder: Path, prefix: str = ""
+) -> Candidate:
+    name = f"{prefix}{graph.layers}-{graph.align}-{graph.weights}"
     files = engine_maker(plan.engine).files(model, plan.compilation)
     isa = isa_of(model.graph)
     return write_candidate(files, folder / name, plan.engine, plan.device, isa)
 
 
+def _samples(one: Pass, surface: Surface, folder: Path) -> Iterator[tuple[str, Sample]]:
+    """Write the cell that has the most behind its pooled vector: the shortest, packed.
+
+    That is of the shallowest depth, in the reference's weights, and of the deepest, in others.
+    """
+    plan, names = one.plan, _scored(one)
+    packed = [each for each in plan.vectors if each in PER_BYTE and each not in LEVELS]
+    layers = (min if one.leads else max)(plan.depths)
+    dim, vectors = min(plan.dims), (packed or ["float32"])[0]
+    name = names.get((layers, "none", dim, vectors))
+    if name is None or layers not in surface.depths or not ENGINES[plan.engine].encodes:
+        return
+    pooled = vector_graph(pooled_graph(surface.depths[layers].graph), dim)
+    graph, model = graph_of(plan, layers, one.weights), coded_graph(pooled, vectors, None)
+    yield name, Sample(graph, _written(graph, model, plan, folder, "sample-"))
+
+
 def _floors(
     basis: Basis, one: Pass, maps: Maps, folder: Path
-) -> Iterator[tuple[int, Floor | M2DError]]:
+) -> Iterator[tuple[Graph, Floor | M2DError]]:
     """Yield depth 0 at every dim, where it is asked for; write its tables."""
     if 0 in one.plan.layers:
-        source = basis.sources[one.plan.engine]
-        yield from floor_of(maps, one.weights, basis.corpus, source.prompt, folder)
+        prompt = basis.sources[one.plan.engine].prompt
+        for dim, floor in floor_of(maps, one.weights, basis.corpus, prompt, folder):
+            yield graph_of(one.plan, 0, one.weights, "full", dim), floor
 
 
 def widest(maps: Maps, layers: int) -> int:

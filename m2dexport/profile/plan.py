@@ -40,7 +40,7 @@ class Plan:
     device: Device = Device()  # what it leaves open is measured (``settings``)
     optimize: Optimize = "latency"  # what that is chosen by
     isa: Isa = "portable"  # processors that int8 weights are made for
-    repeats: int = 30  # timed runs of each graph at each shape
+    repeats: int | None = None  # timed rounds of each shape; None: by the time that they take
     align: tuple[Align, ...] = ("none", "full")  # of the depths below the full one
     align_texts: Iterable[str] | None = None  # what maps are fitted on; None: the shipped ones
     #: What engines for a GPU are compiled for; ``within_length`` adds the shapes.

@@ -47,8 +47,10 @@ from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
-from m2dexport.vectors.quality import scores_of
+from m2dexport.vectors.quality import ranking_of, scores_of
+from m2dexport.vectors.ranking import Rows
 from m2dexport.vectors.resample import Score
+from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task
 
 Floats = NDArray[np.float32]
@@ -273,6 +275,17 @@ class _Pass:
         return self.requirement.floor is not None and not invariant
 
 
+def rankings_of(surface: Surface, corpus: Corpus, full: int) -> dict[str, Rows]:
+    """Return what the full depth at its full width finds, by retrieval task."""
+    vectors = surface.depths[full].vectors
+    width = vectors.shape[1]
+    return {
+        task.name: ranking_of(task, [vectors[row] for row in rows], width)
+        for task, rows in corpus.tasks
+        if isinstance(task, RetrievalTask)
+    }
+
+
 def empty_in(folder: Path | None, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Return a new array: in memory, or where it would be large, in a file of a folder.
 
@@ -325,7 +338,10 @@ def views_of(surface: Surface, maps: Maps, corpus: Corpus, plan: Plan, full: int
 
 
 def qualities(
-    views: Iterable[View], wanted: Mapping[Spot, str], corpus: Corpus
+    views: Iterable[View],
+    wanted: Mapping[Spot, str],
+    corpus: Corpus,
+    rankings: Mapping[str, Rows] | None = None,
 ) -> dict[str, dict[str, Score]]:
     """Return cell id -> "task/metric" -> score.
 
@@ -333,6 +349,7 @@ def qualities(
         views: the vectors, each of them needed only while it is scored.
         wanted: what is scored -> the id of the cell.
         corpus: whose texts they are.
+        rankings: by task, what the reference cell finds; None: there is nothing to overlap with.
     """
     found: dict[str, dict[str, Score]] = {}
     for view in views:
@@ -341,7 +358,8 @@ def qualities(
         for task, rows in corpus.tasks if kept else ():
             vectors = [view.vectors[row, : view.dim] for row in rows]
             for precision, name in kept.items():
-                scores = scores_of(task, vectors, view.dim, precision, view.ranges)
+                reference = (rankings or {}).get(task.name)
+                scores = scores_of(task, vectors, view.dim, precision, view.ranges, reference)
                 for metric, score in scores.items():
                     found.setdefault(name, {})[f"{task.name}/{metric}"] = score
     return found

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from pathlib import Path
 
 from m2dexport.align.texts import sha256_of_texts, texts_or_shipped
 from m2dexport.build.source import tool_versions
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
-from m2dexport.errors import M2DError, ParityError
+from m2dexport.errors import ParityError
+from m2dexport.measure.machine import read_machine
+from m2dexport.measure.size import size_parts
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile import schema
 from m2dexport.profile.basis import Sweep, Work
 from m2dexport.profile.cells import GraphFacts, Measured, failures_of, join_cells
+from m2dexport.profile.costs import Costs, Texts, measure_costs
+from m2dexport.profile.estimate import estimate
+from m2dexport.profile.found import Found, read_found
 from m2dexport.profile.grid import (
     Graph,
     Pass,
+    Place,
     by_target,
     dealt,
     passes_of,
     places_of,
     reference_id,
 )
-from m2dexport.profile.latency import (
-    Candidate,
-    Conditions,
-    Footprint,
-    LatencyPoint,
-    measure_footprint,
-    measure_latency,
-)
-from m2dexport.profile.machine import read_machine
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.parts import Parts, passing_parts
-from m2dexport.profile.passes import Found, added_bytes, read_pass, widest
+from m2dexport.profile.passes import added_bytes, widest
 from m2dexport.profile.plan import Plan, require_plan, settled
 from m2dexport.profile.recommend import recommend
-from m2dexport.profile.schema import Profile, SizeParts
-from m2dexport.profile.settings import choose_settings, measured_on
+from m2dexport.profile.schema import Profile
+from m2dexport.profile.settings import measured_on
 from m2dexport.profile.target import Target
 from m2dexport.progress import OnProgress
 from m2dexport.vectors.resample import REPLICATES, Score
@@ -58,6 +55,7 @@ class Course:
     targets: Mapping[str, Target] = field(default_factory=dict)  # of the plans, by name
     parts: Parts | None = None  # what was measured before; None: nothing is kept
     shard: tuple[int, int] | None = None  # (number, parts): measure one part of the passes
+    say: Callable[[str], None] = lambda _: None  # called with what the user should know
     #: Called with every pass and the quality of its cells, as soon as that is there.
     on_quality: Callable[[Pass, Mapping[str, Mapping[str, Score]]], None] = lambda *_: None
 
@@ -105,18 +103,18 @@ def profile_checkpoint(
 
 def _profile(
     sweep: Sweep,
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, tuple[Measured, Costs]],
     asked: Mapping[str, Sequence[tuple[int, int]]],
     course: Course,
 ) -> Profile:
     """Join what was measured of each target; ``asked`` are its shapes before they were cut."""
-    checkpoint, first = sweep.checkpoint, next(iter(measured.values()))
+    checkpoint, (first, _) = sweep.checkpoint, next(iter(measured.values()))
     targets = {target[0].target: target for target in by_target(sweep.plans)}
     cells = {
-        name: join_cells(measured[name], target, sweep.tasks, checkpoint.trained)
+        name: join_cells(measured[name][0], target, sweep.tasks, checkpoint.trained)
         for name, target in targets.items()
     }
-    failures = [each for name in targets for each in failures_of(measured[name], targets[name])]
+    failures = [each for name in targets for each in failures_of(measured[name][0], targets[name])]
     tools = {name: v for plan in sweep.plans for name, v in tool_versions(plan.engine).items()}
     return Profile(
         format=schema.FORMAT,
@@ -130,7 +128,7 @@ def _profile(
         shard=None if course.shard is None else "{}/{}".format(*course.shard),
         seconds=first.seconds,
         targets=tuple(
-            _target_info(target, cells[name], asked[name], course)
+            _target_info(target, cells[name], asked[name], measured[name][1], course)
             for name, target in targets.items()
         ),
         cells=tuple(cell for found in cells.values() for cell in found),
@@ -143,6 +141,7 @@ def _target_info(
     plans: Sequence[Plan],
     cells: Sequence[schema.Cell],
     asked: Sequence[tuple[int, int]],
+    costs: Costs,
     course: Course,
 ) -> schema.TargetInfo:
     target = course.targets.get(plans[0].target)
@@ -151,15 +150,15 @@ def _target_info(
         name=plans[0].target,
         description=target.description if target else "",
         engines=tuple(plan.engine for plan in plans),
-        machine=read_machine(),
-        noise=None,
+        machine=schema.Machine(**vars(read_machine())),
+        noise=schema.Noise(**vars(costs.noise)) if costs.noise else None,
         shapes=_shapes(plans[0].shapes),
         asked=_shapes(asked),
-        tokenization=(),
+        tokenization=tuple(schema.Tokenization(**vars(each)) for each in costs.tokenization),
         budget={**limits, "metric": target.budget.metric} if target and limits else {},
         reference=reference_id(plans[0]),
         recommended=recommend(cells, target.budget if target else None),
-        samples=(),
+        samples=costs.samples,
     )
 
 
@@ -196,20 +195,28 @@ def _task_info(task: Task) -> schema.TaskInfo:
     )
 
 
-def _measure(work: Work, course: Course) -> dict[str, Measured]:
+def _measure(work: Work, course: Course) -> dict[str, tuple[Measured, Costs]]:
     """Return what was measured of every target, by its name."""
     sweep = work.sweep
     seconds: dict[str, float] = {}
     missing = [one for one in sweep.passes if not work.folder_of(one).exists()]
+    if kept := work.parts.count():
+        done = len(sweep.passes) - len(missing)
+        course.say(
+            f"Going on: {done} of {len(sweep.passes)} passes and {kept - done} other parts were "
+            "measured before."
+        )
     if missing:
         with _timed(seconds, "export"):
             work.sources  # noqa: B018
     with _timed(seconds, "align"):
         maps = work.maps
+    if missing:
+        course.say(estimate(work.basis, missing, sweep.plans))
     found = []
     with _timed(seconds, "quality"):
         for one in sweep.passes:
-            found.append(read_pass(work.measured(one)))
+            found.append(read_found(work.measured(one)))
             course.on_quality(one, found[-1].quality)
     return {
         target[0].target: _of_target(target, found, maps, work, seconds)
@@ -223,8 +230,8 @@ def _of_target(
     maps: Maps,
     work: Work,
     seconds: dict[str, float],
-) -> Measured:
-    """Measure what the graphs of a target cost; return that with their quality."""
+) -> tuple[Measured, Costs]:
+    """Measure what the graphs of a target cost; return that, and all of the target."""
     sweep, places = work.sweep, places_of(target)
     written = {graph: each for one in reversed(found) for graph, each in one.graphs.items()}
     graphs = {
@@ -232,37 +239,52 @@ def _of_target(
         for place in places.values()
         if (each := written.get(place.graph)) is not None
     }
-    flags = {graph: each for one in found for graph, each in one.flags.items()}
+    costs = measure_costs(
+        graphs,
+        {name: each for one in found for name, each in one.samples.items() if name in places},
+        Texts(sweep.calibration, sweep.prompt, _text(found[0].tokenizer), maps.tokenizer_json),
+        target[0],
+        sweep.checkpoint.vocab_size,
+        work.parts.remember,
+        sweep.on_progress,
+    )
+    for step, taken in costs.seconds.items():
+        seconds[step] = seconds.get(step, 0.0) + taken
     failures = {graph: each for one in found for graph, each in one.failures.items()}
-    reference = places[reference_id(target[0])].graph
-    graphs, costs = _costs(graphs, target[0], sweep, failures, seconds)
-    if reference in failures:
-        raise ParityError(
-            f"the reference cell {reference_id(target[0])} failed: {failures[reference]}"
-        )
-    texts = (len(maps.tokenizer_json.encode()), found[0].tokenizer.stat().st_size)
-    facts = {
-        graph: _facts(graphs[graph], *each, texts[graph.layers > 0], flags[graph])
-        for graph, each in costs.items()
-    }
-    added: dict[tuple[Graph, int, VectorPrecision], int] = {
-        (graph, place.dim, place.vectors): added_bytes(
-            graph, place.dim, place.vectors, sweep.checkpoint.dim, widest(maps, graph.layers)
-        )
-        for place in places.values()
-        if (graph := place.graph) in facts
-    }
-    return Measured(
+    failures |= costs.failures
+    reference = reference_id(target[0])
+    if (reason := failures.get(places[reference].graph)) is not None:
+        raise ParityError(f"the reference cell {reference} failed: {reason}")
+    facts = _facts(costs, found, maps)
+    measured = Measured(
         quality={name: each for one in reversed(found) for name, each in one.quality.items()},
         as_query=_united(found),
         cross_depth=tuple(each for one in found for each in one.cross_depth),
         graphs=facts,
-        added_bytes=added,
+        added_bytes=_added(facts, places.values(), maps, sweep.checkpoint.dim),
         failures=failures,
         unaligned=maps.failures,
         seconds=seconds,
         elsewhere=sweep.wanted - {n for one in sweep.passes if one.own for n in one.wanted},
     )
+    return measured, costs
+
+
+def _added(
+    graphs: Container[Graph], places: Iterable[Place], maps: Maps, width: int
+) -> dict[tuple[Graph, int, VectorPrecision], int]:
+    """Return the bytes that every dim and codec add to the files of each graph."""
+    found: dict[tuple[Graph, int, VectorPrecision], int] = {}
+    for place in places:
+        graph, dim, vectors = place.graph, place.dim, place.vectors
+        if graph in graphs:
+            most = widest(maps, graph.layers)
+            found[graph, dim, vectors] = added_bytes(graph, dim, vectors, width, most)
+    return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def _united(found: Sequence[Found]) -> dict[str, dict[str, Mapping[str, Score]]]:
@@ -274,104 +296,24 @@ def _united(found: Sequence[Found]) -> dict[str, dict[str, Mapping[str, Score]]]
     return united
 
 
-def _facts(
-    candidate: Candidate,
-    latency: tuple[LatencyPoint, ...],
-    footprint: Footprint,
-    text: int,
-    flags: tuple[schema.Flag, ...],
-) -> GraphFacts:
-    """Return what all cells of a graph share.
-
-    Args:
-        candidate: the graph, on the device that suits it.
-        latency: a point per shape.
-        footprint: its memory.
-        text: bytes of its tokenizer.
-        flags: those that the graph has.
-    """
-    size = candidate.size_bytes
-    return GraphFacts(
-        latency=latency,
-        footprint=footprint,
-        size_bytes=size + text,
-        size_parts=SizeParts(embeddings=0, layers=size, tokenizer=text, other=0),
-        flags=flags,
-        engine=candidate.engine,
-        device=measured_on(candidate),
-    )
-
-
-def _costs(
-    graphs: Mapping[Graph, Candidate],
-    plan: Plan,
-    sweep: Sweep,
-    failures: dict[Graph, str],
-    seconds: dict[str, float],
-) -> tuple[dict[Graph, Candidate], dict[Graph, tuple[tuple[LatencyPoint, ...], Footprint]]]:
-    vocab_size, on_progress = sweep.checkpoint.vocab_size, sweep.on_progress
-    conditions = Conditions(vocab_size, plan.repeats)
-    with _timed(seconds, "settings"):
-        graphs = _with_settings(graphs, plan, vocab_size, on_progress)
-    with _timed(seconds, "latency"):
-        latency = _latencies(graphs, plan.shapes, conditions, failures, on_progress)
-    with _timed(seconds, "memory"):
-        footprints = _footprints(graphs, plan.shapes, conditions, failures, on_progress)
-    both = [graph for graph in latency if graph in footprints]
-    return dict(graphs), {graph: (latency[graph], footprints[graph]) for graph in both}
-
-
-def _with_settings(
-    graphs: Mapping[Graph, Candidate], plan: Plan, vocab_size: int, on_progress: OnProgress
-) -> dict[Graph, Candidate]:
-    """Return every graph on the device that suits it best.
-
-    An aligned graph takes what suits its plain one, to which it adds a single product.
-    """
-    plain = {each: replace(each, align="none") if each.layers else each for each in graphs}
-    measured = {graph: graphs[graph] for graph in plain.values()}
-    step = partial(on_progress, "settings")
-    best = choose_settings(measured, plan.optimize, plan.shapes[0], vocab_size, step)
-    return {graph: replace(graphs[graph], device=best[plain[graph]]) for graph in graphs}
-
-
-def _latencies(
-    graphs: Mapping[Graph, Candidate],
-    shapes: Sequence[tuple[int, int]],
-    conditions: Conditions,
-    failures: dict[Graph, str],
-    on_progress: OnProgress,
-) -> dict[Graph, tuple[LatencyPoint, ...]]:
-    """Return the points of every graph that loads; the others are added to the failures."""
-    total = len(graphs) * len(shapes)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        on_progress("latency", done, total)
-
-    results = measure_latency(graphs, shapes, conditions, step)
-    failures |= {name: str(found) for name, found in results.items() if isinstance(found, M2DError)}
-    return {name: found for name, found in results.items() if not isinstance(found, M2DError)}
-
-
-def _footprints(
-    graphs: Mapping[Graph, Candidate],
-    shapes: Sequence[tuple[int, int]],
-    conditions: Conditions,
-    failures: dict[Graph, str],
-    on_progress: OnProgress,
-) -> dict[Graph, Footprint]:
-    largest = max(shapes, key=lambda shape: shape[0] * shape[1])
-    footprints = {}
-    for done, (name, graph) in enumerate(graphs.items(), start=1):
-        try:
-            footprints[name] = measure_footprint(graph, largest, conditions)
-        except M2DError as error:
-            failures[name] = str(error)
-        on_progress("memory", done, len(graphs))
-    return footprints
+def _facts(costs: Costs, found: Sequence[Found], maps: Maps) -> dict[Graph, GraphFacts]:
+    """Return what all cells of each graph share, where its latency and memory were measured."""
+    flags = {graph: each for one in found for graph, each in one.flags.items()}
+    static, text = len(maps.tokenizer_json.encode()), found[0].tokenizer.stat().st_size
+    facts = {}
+    for graph, points in costs.latency.items():
+        if graph in costs.footprints:
+            candidate, tokenizer = costs.graphs[graph], text if graph.layers > 0 else static
+            facts[graph] = GraphFacts(
+                latency=points,
+                footprint=costs.footprints[graph],
+                size_bytes=candidate.size_bytes + tokenizer,
+                size_parts=size_parts(candidate.engine, candidate.files, tokenizer),
+                flags=flags[graph],
+                engine=candidate.engine,
+                device=measured_on(candidate),
+            )
+    return facts
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from m2dexport.data import read_utf8
+from m2dexport.data import read_utf8, targets_folder
 from m2dexport.engines import ENGINES, MOST_SPIN_US, Compatible
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
@@ -192,14 +192,7 @@ def is_shipped(name: str) -> bool:
 
 
 def _shipped() -> dict[str, Path]:
-    return {found.stem: found for found in _profiles_folder().glob("*.toml")}
-
-
-def _profiles_folder() -> Path:
-    """Return profiles/: in the package when installed, beside it in a clone."""
-    package = Path(__file__).parent.parent
-    packaged = package / "profiles"
-    return packaged if packaged.is_dir() else package.parent / "profiles"
+    return {found.stem: found for found in targets_folder().glob("*.toml")}
 
 
 def _validated(model: type[Any], stored: dict[str, Any], where: str) -> Any:

@@ -102,6 +102,12 @@ class Encoder:
         spec = self.spec
         return Codec(spec.vectors, spec.dim, self.ranges, spec.bit_order)
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids, from 0, that it has vectors for."""
+        known: int = self._tokenizer.get_vocab_size()
+        return known if self._rows is None else min(known, self._rows)
+
     def describe(self) -> dict[str, str]:
         """Return what the artifact really runs on: "engine" with its version, and "provider"."""
         facts: dict[str, str] = self._engine.describe(self._session)
