@@ -38,6 +38,7 @@ ORDER = (
     "runtime",
     "build",
     "profile",
+    "report",
     "cli",
     "__main__",
 )
