@@ -50,7 +50,7 @@ def profile(
     """Measure quality, latency, size and memory of every cell.
 
     A cell is one choice of layers, dim, weights and vectors, aligned or not; depth 0, a table of
-    token vectors, is the floor. Writes profile.json, frontier.png and frontier.svg.
+    token vectors, is the floor. Writes profile.json, report.html and pictures.
 
     \b
     Examples:
@@ -62,9 +62,9 @@ def profile(
     from m2dexport.cli.tables import print_profile
     from m2dexport.data import calibration_texts
     from m2dexport.profile.plan import default_plan, plan_for
-    from m2dexport.profile.plot import require_report_folder, write_report
     from m2dexport.profile.sweep import profile_checkpoint
     from m2dexport.profile.target import load_target
+    from m2dexport.report.write import require_report_folder, write_report
 
     require_report_folder(out, force=force)
     tasks = tasks_of(evaluation)
@@ -88,7 +88,7 @@ def profile(
         print_json(result.model_dump(mode="json"))
     else:
         print_profile(result)
-        click.echo("Wrote " + ", ".join(str(path) for path in written))
+        click.echo(f"Wrote {written[0]} and {written[1]}, and pictures beside them")
 
 
 @profile.command()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from m2dexport.engines import DEFAULT_ENGINE
-from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo
+from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo, Tokenization
 
 #: A recommendation's name in profile.json -> what it is for.
 ROLES = {
@@ -97,7 +97,7 @@ def noise_sentence(target: TargetInfo) -> str:
     return f"The machine was {target.noise.verdict}. {' '.join(target.noise.reasons)}".strip()
 
 
-def shape_words(shape: Shape) -> str:
+def shape_words(shape: Shape | Tokenization) -> str:
     """Return a shape in words: "1 text of 16 tokens"."""
     texts = "1 text" if shape.batch == 1 else f"{shape.batch} texts"
     return f"{texts} of {shape.sequence} tokens"

@@ -18,25 +18,22 @@ _ANGLES = (135, 315, 45, 225, 90, 270, 180, 0)  # degrees; first up and to the l
 Doubles = NDArray[np.float64]
 
 
-def place_labels(
-    axes: Any, labels: Sequence[tuple[str, float, float]], points: Sequence[tuple[float, float]]
-) -> None:
+def place_labels(axes: Any, labels: Sequence[tuple[str, float, float]], points: Doubles) -> None:
     """Write a label beside each point, with a thin line to it where it is not next to it.
 
     Each label takes the nearest place that is within the axes, and free of points and of the labels
     before it; where there is none, the place with the fewest points in it that no label has.
 
     Args:
-        axes: matplotlib's, with limits that are final.
+        axes: matplotlib's, of a figure that was drawn, so that its layout is final.
         labels: text, x and y of the point that is labelled.
-        points: x and y of everything that labels must not cover.
+        points: x and y of everything that labels must not cover, (points, 2).
     """
     figure = axes.figure
-    pixel = 72 / figure.dpi  # in points, which stay when a picture is saved with other dots per inch
-    figure.draw_without_rendering()  # the layout is known from here on
+    pixel = 72 / figure.dpi  # in points, which are the same at any dots per inch
     taken: list[Doubles] = []
     frame = axes.get_window_extent()
-    obstacles = axes.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2))
+    obstacles = axes.transData.transform(points)
     for text, x, y in labels:
         origin = axes.transData.transform((x, y))
         note = axes.annotate(

@@ -12,7 +12,7 @@ from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.profile.schema import MEAN, Cell, Profile
 from m2dexport.report import facts
 from m2dexport.report.data import main_metrics, query_metrics, query_points, size_parts
-from m2dexport.report.style import PARTS, SCALE
+from m2dexport.report.style import PARTS, SCALE, literal
 
 _NAME = 28  # characters of a task's name along an axis
 
@@ -102,14 +102,14 @@ def plot_size(profile: Profile) -> Any:
     at = np.arange(len(cells)) + np.array([weights.index(c.weights) for c in cells])  # with gaps
     for index, (name, colour) in enumerate(PARTS.items()):
         heights = np.array([size_parts(cell)[index] / 1e6 for cell in cells])
-        axes.bar(at, heights, bottom=bottom, color=colour, label=name, edgecolor="white")
+        axes.bar(at, heights, bottom=bottom, color=colour, label=name)
         bottom += heights
     axes.set_xticks(at, [str(cell.layers) for cell in cells])
     for name in weights:
-        place = float(np.mean([x for x, cell in zip(at, cells, strict=True) if cell.weights == name]))
+        own = [x for x, cell in zip(at, cells, strict=True) if cell.weights == name]
         axes.annotate(
             name,
-            (place, 0),
+            (float(np.mean(own)), 0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -24),
             textcoords="offset points",
@@ -190,4 +190,4 @@ def _retained(cell: Cell, reference: Cell, metric: str) -> float:
 
 def _short_names(metrics: Sequence[str]) -> list[str]:
     names = [metric.rpartition("/")[0] for metric in metrics]
-    return [name if len(name) <= _NAME else f"{name[:_NAME]}…" for name in names]
+    return [literal(name if len(name) <= _NAME else f"{name[:_NAME]}…") for name in names]

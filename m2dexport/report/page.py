@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def page_of(profile: Profile) -> str:
     """
     from jinja2 import Environment
     from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(_text("page.html"))
@@ -45,8 +47,9 @@ def page_of(profile: Profile) -> str:
         title=facts.title(profile),
         css=Markup(_text("page.css")),
         script=Markup(_text("page.js")),
-        plotly=Markup(_packed_plotly()),
-        data=page_data(profile),
+        plotly=get_plotlyjs(),
+        data=json.dumps(page_data(profile), separators=(",", ":"), allow_nan=False),
+        packed=_packed,
         targets=[_target(profile, target) for target in profile.targets],
         mean=_mean(profile),
         command=facts.bundle_command,
@@ -61,11 +64,12 @@ def _text(name: str) -> str:
     return (_WEB / name).read_text(encoding="utf-8")
 
 
-def _packed_plotly() -> str:
-    """Return plotly's script, gzipped, in base64: 2.0 MB of its 4.8."""
-    from plotly.offline import get_plotlyjs
+def _packed(text: str) -> str:
+    """Return a text as the page unpacks it: gzipped, in base64, which no markup can end.
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode("ascii")
+    Of plotly, 4.8 MB, that makes 2.0.
+    """
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
 
 
 def _mean(profile: Profile) -> str:
@@ -113,14 +117,17 @@ def _target_facts(profile: Profile, target: TargetInfo) -> list[tuple[str, str]]
         for each in target.tokenization
     ]
     found += [
-        (f"{each.cell}, timed by itself", f"p50 {each.p50_ms:.3g} ms, {each.shared_p50_ms:.3g} here")
+        (
+            f"{each.cell}, timed by itself",
+            f"p50 {each.p50_ms:.3g} ms, {each.shared_p50_ms:.3g} here",
+        )
         for each in target.samples
     ]
     return found
 
 
 def _flags(profile: Profile) -> list[tuple[str, int, str]]:
-    counts = Counter(flag for cell in profile.cells for flag in cell.flags)
+    counts: Counter[str] = Counter(flag for cell in profile.cells for flag in cell.flags)
     return [(name, counts[name], words) for name, words in FLAGS.items() if counts[name]]
 
 

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from m2dexport.precisions import VECTOR_PRECISIONS, WEIGHT_PRECISIONS
+from m2dexport.profile.intervals import Interval
 from m2dexport.profile.schema import MEAN, Cell, Profile, TargetInfo
 from m2dexport.report import facts
 from m2dexport.report.labels import place_labels
-from m2dexport.report.style import COLOURS, MARKS
+from m2dexport.report.style import COLOURS, MARKS, literal
 
 _INK = "#000000"
 _LABEL_WIDTH = 62  # characters that fit along the axis of quality
 _X_WIDTH = 100  # along that of latency
 
 
-def plot_frontier(profile: Profile) -> Any:
-    """Return a matplotlib figure of quality against p50 latency, with a panel for each target.
+def plot_frontier(profile: Profile, target: str | None = None) -> Any:
+    """Return a matplotlib figure of quality against p50 latency: a panel for a target, or for each.
 
     Every cell is there: weights by colour, vectors by mark, aligned cells hollow. Cells of the
     frontier are large and have their 95% intervals. The line joins those that no cell beats in both
     quality and latency; the others are ahead in size or in bytes per vector. Limits of the
     target's budget are dashed.
+
+    Raises:
+        UsageError: when the profile has no such target.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 6 * len(profile.targets)), layout="constrained")
-    panels = figure.subplots(len(profile.targets), squeeze=False)[:, 0]
-    for axes, target in zip(panels, profile.targets, strict=True):
-        _draw_cells(axes, profile.of_target(target.name))
-        _dress(axes, profile, target)
-        _draw_budget(axes, target)
-        _legend(axes, profile.of_target(target.name), bool(_lines_of(target)))
-    for axes, target in zip(panels, profile.targets, strict=True):
-        _label(axes, profile, target)
+    targets = profile.targets if target is None else (profile.target(target),)
+    figure = Figure(figsize=(9.5, 6 * len(targets)), layout="constrained")
+    panels = figure.subplots(len(targets), squeeze=False)[:, 0]
+    for axes, each in zip(panels, targets, strict=True):
+        _draw_cells(axes, profile.of_target(each.name))
+        _dress(axes, profile, each)
+        _draw_budget(axes, each)
+        _legend(axes, profile.of_target(each.name), bool(_lines_of(each)))
+    figure.draw_without_rendering()  # the layout is known from here on
+    for axes, each in zip(panels, targets, strict=True):
+        _label(axes, profile, each)
     return figure
 
 
@@ -71,13 +80,13 @@ def _draw_cells(axes: Any, cells: Sequence[Cell]) -> None:
 
 
 def _draw_intervals(axes: Any, cell: Cell) -> None:
-    x, y, timed = cell.p50_ms, cell.mean_quality, cell.latency[0].p50_interval
-    spans = (
-        [[max(x - timed.low, 0)], [max(timed.high - x, 0)]],
-        [[max(y - cell.mean_interval.low, 0)], [max(cell.mean_interval.high - y, 0)]],
-    )
-    colour = COLOURS[cell.weights] or _INK
-    axes.errorbar(x, y, spans[1], spans[0], ecolor=colour, elinewidth=0.8, alpha=0.5, zorder=2)
+    def span(value: float, interval: Interval) -> list[list[float]]:
+        return [[max(value - interval.low, 0)], [max(interval.high - value, 0)]]
+
+    x, y, colour = cell.p50_ms, cell.mean_quality, COLOURS[cell.weights] or _INK
+    across = span(x, cell.latency[0].p50_interval) if cell.latency else None
+    up = span(y, cell.mean_interval)
+    axes.errorbar(x, y, up, across, ecolor=colour, elinewidth=0.8, alpha=0.5, zorder=2)
 
 
 def _dress(axes: Any, profile: Profile, target: TargetInfo) -> None:
@@ -87,12 +96,12 @@ def _dress(axes: Any, profile: Profile, target: TargetInfo) -> None:
         lambda value, _: f"{value:g}" if _leads_with(value, "25") else ""
     )
     words = f"p50 latency, ms ({facts.latency_words(profile, target)})"
-    axes.set_xlabel(textwrap.fill(words, _X_WIDTH))
-    names = ", ".join(task.name for task in profile.tasks)
+    axes.set_xlabel(textwrap.fill(literal(words), _X_WIDTH))
+    names = literal(", ".join(task.name for task in profile.tasks))
     words = f"quality, points (mean of {names}; 95% intervals)"
     axes.set_ylabel(textwrap.fill(words, _LABEL_WIDTH, break_on_hyphens=False))
     aligned = "; a: aligned" if any(cell.align == "full" for cell in profile.cells) else ""
-    where = f", {target.name}" if len(profile.targets) > 1 else ""
+    where = literal(f", {target.name}") if len(profile.targets) > 1 else ""
     axes.set_title(f"Latency and quality of every cell{where}; labels: layers x dim{aligned}")
     axes.grid(alpha=0.25)
     axes.margins(x=0.06, y=0.1)
@@ -172,5 +181,33 @@ def _label(axes: Any, profile: Profile, target: TargetInfo) -> None:
     place_labels(
         axes,
         [(name, cell.p50_ms, cell.mean_quality) for name, cell in labels.items()],
-        [(cell.p50_ms, cell.mean_quality) for cell in cells],
+        _covered(axes, cells, _lines_of(target)),
     )
+
+
+def _covered(axes: Any, cells: Sequence[Cell], limits: Mapping[str, float]) -> Any:
+    """Return what no label may cover, (points, 2): cells, intervals, and along every line."""
+    line = [(cell.p50_ms, cell.mean_quality) for cell in facts.frontier_line(cells)]
+    ahead = [cell for cell in cells if cell.on_frontier]
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    lines = [
+        *itertools.pairwise(line),
+        *(((c.p50_ms, c.mean_interval.low), (c.p50_ms, c.mean_interval.high)) for c in ahead),
+        *(
+            ((left, limit), (right, limit))
+            if key == "min_quality"
+            else ((limit, low), (limit, high))
+            for key, limit in limits.items()
+        ),
+    ]
+    # Even on a logarithmic axis; fifty points leave no room for a label between two of them.
+    along = [np.column_stack([np.geomspace(*x, 50), np.linspace(*y, 50)]) for x, y in _ends(lines)]
+    return np.vstack([[(cell.p50_ms, cell.mean_quality) for cell in cells], *along])
+
+
+def _ends(
+    lines: Iterable[tuple[tuple[float, float], tuple[float, float]]],
+) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    """Yield from and to where a line goes across, and from and to where it goes up."""
+    for (left, low), (right, high) in lines:
+        yield (left, right), (low, high)

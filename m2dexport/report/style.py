@@ -35,3 +35,8 @@ PARTS = {
 }
 #: Perceived alike with every kind of colour vision (Nuñez, Anderton and Renslow, 2018).
 SCALE = "cividis"
+
+
+def literal(text: str) -> str:
+    """Return a text as matplotlib shows it as it is: a dollar sign starts no formula."""
+    return text.replace("$", r"\$")

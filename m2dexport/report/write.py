@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from m2dexport.errors import UsageError
 from m2dexport.files import atomic_file, require_file
 from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Profile
@@ -14,6 +15,7 @@ PROFILE = "profile.json"
 PAGE = "report.html"
 #: Each is written as NAME.png and NAME.svg.
 PICTURES = ("frontier", "maps", "tasks", "size")
+_DPI = 150
 _FILES = tuple(f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg"))
 
 
@@ -71,10 +73,39 @@ def write_picture(figure: Any, path: Path, *, force: bool = False) -> None:
     """
     from matplotlib import rc_context
 
-    # As wide as what is drawn: a legend or a label beside the axes is never cut off.
-    options = {"dpi": 150, "bbox_inches": "tight"}
     with rc_context({"svg.hashsalt": path.name}):
         with atomic_file(path.with_name(f"{path.name}.png"), force=force) as temporary:
-            figure.savefig(temporary, **options)
+            figure.savefig(temporary, dpi=_DPI)
         with atomic_file(path.with_name(f"{path.name}.svg"), force=force) as temporary:
-            figure.savefig(temporary, **options, metadata={"Date": None})
+            figure.savefig(temporary, dpi=_DPI, metadata={"Date": None})
+
+
+def write_card(
+    profile: Profile, path: Path, target: str | None = None, *, force: bool = False
+) -> tuple[Path, ...]:
+    """Write the section of a model card, and its picture beside it as PNG; return their paths.
+
+    Args:
+        profile: the profile.
+        path: the Markdown file; the picture has its name with .png.
+        target: the target that figures and picture are of; None: the first.
+        force: whether files that are there are replaced.
+
+    Raises:
+        UsageError: when the profile has no such target, or a file may not be written.
+    """
+    from m2dexport.report.card import card_section
+    from m2dexport.report.pictures import plot_frontier
+
+    picture = path.with_suffix(".png")
+    if picture == path:
+        raise UsageError(f"{path} would be a picture; name a Markdown file with --out.")
+    for each in (path, picture):
+        require_file(each, force=force)
+    text = card_section(profile, picture.name, target)
+    figure = plot_frontier(profile, profile.target(target).name)
+    with atomic_file(picture, force=force) as temporary:
+        figure.savefig(temporary, dpi=_DPI)
+    with atomic_file(path, force=force) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path, picture

@@ -1,8 +1,7 @@
 "use strict";
 // Charts, filters and tables of the page. Figures come from the JSON in the page, charts from plotly.
 const $ = (id) => document.getElementById(id);
-const DATA = JSON.parse($("data").textContent);
-const C = DATA.cells;
+let DATA, C; // the figures, and their columns by cell: from data.py
 const AXES = {
   p50: ["p50 latency, ms", "p50_ms"], p95: ["p95 latency, ms", "p95_ms"], p99: ["p99 latency, ms"],
   text: ["p50 with tokenization, ms"], ratio: ["p50 over that of the reference"],
@@ -16,7 +15,10 @@ const ROLES = {
 const PARTS = [
   ["token table", "#0072B2"], ["layers", "#E69F00"], ["tokenizer", "#009E73"], ["other", "#999999"],
 ];
+const PAPER = { scatter: 690, parts: 690, "tasks-none": 335, "tasks-full": 335, row: 222 }; // px on A4
 const print = matchMedia("print");
+let printing = false; // from before the browser lays out its pages
+const paper = () => printing || print.matches;
 let chosen = 0; // row of the cell that "One cell" shows
 
 // -- what is chosen ------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ function figures(i) {
   const kept = retention("mean", i);
   const quality = ["mean", ...DATA.mains].map((name) => [
     name, fixed(C.points[name][i], 2) + between(C.low[name][i], C.high[name][i], one)]);
-  const rest = DATA.metrics.slice(1 + DATA.mains.length).filter((name) => C.points[name]);
+  const rest = DATA.metrics.slice(1 + DATA.mains.length).filter((name) => C.points[name][i] !== null);
   const query = C.query.mean[i] === null ? []
     : [["as query encoder of the full index", `${fixed(C.query.mean[i], 2)} (${DATA.queries.join(", ")})`]];
   return [
@@ -73,7 +75,7 @@ function figures(i) {
     ...query,
     ["p50 ms", ms(C.p50[i]) + between(C.p50_low[i], C.p50_high[i], ms)],
     ["p95, p99 ms", `${ms(C.p95[i])}, ${ms(C.p99[i])}`],
-    ["p50 with tokenization", `${ms(C.text[i])} ms`],
+    ...(C.text[i] === null ? [] : [["p50 with tokenization", `${ms(C.text[i])} ms`]]),
     ["p50 over the reference's", fixed(C.ratio[i], 3)],
     ["load, first run", `${ms(C.load[i])} ms, ${ms(C.first[i])} ms`],
     ["size", `${one(C.size[i])} MB`],
@@ -155,17 +157,18 @@ function copying(block) {
 // -- charts --------------------------------------------------------------------------------------
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const colour = (weights) => DATA.colours[weights] || ink("--ink");
-const narrow = () => innerWidth < 640 && !print.matches;
+const narrow = () => innerWidth < 640 && !paper();
 
 function draw(id, traces, layout) {
   const axis = { gridcolor: ink("--grid"), zerolinecolor: ink("--grid"), linecolor: ink("--line"), automargin: true };
   const base = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink("--ink"), size: 12 },
-    margin: { l: 50, r: 10, t: 36, b: 45 }, showlegend: false,
+    margin: { l: 50, r: 10, t: layout.title ? 36 : 18, b: 45 }, showlegend: false,
     hoverlabel: { align: "left", bgcolor: ink("--panel"), bordercolor: ink("--line"), font: { color: ink("--ink"), size: 11 } },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
   };
   const all = { ...base, ...layout };
+  all.width = paper() ? PAPER[id] || PAPER.row : $(id).clientWidth;
   for (const key of ["xaxis", "yaxis"]) all[key] = { ...axis, ...layout[key] };
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   return Plotly.react(id, traces, all, config);
@@ -204,11 +207,19 @@ function limits(metric) {
   return { shapes: found.map(([shape]) => shape), annotations: found.map(([, note]) => note) };
 }
 
+function ticks(values) { // 1, 2 and 5 of every power of ten, written out; fewer where they would crowd
+  const some = values.filter((value) => value > 0);
+  const low = Math.floor(Math.log10(Math.min(...some))), high = Math.ceil(Math.log10(Math.max(...some)));
+  const leads = narrow() && high - low > 1 ? [1] : [1, 2, 5], found = [];
+  for (let power = low; some.length && power <= high; power += 1) found.push(...leads.map((lead) => Number(`${lead}e${power}`)));
+  return { tickvals: found, ticktext: found.map(String) };
+}
+
 function scatter() {
   const list = shown(), metric = $("y").value, x = C[$("x").value], y = C.points[metric];
   const at = (of, some) => some.map((i) => of[i]);
   const traces = [];
-  for (const [ahead, size, opacity] of [[0, 6, 0.5], [1, 11, 1]]) {
+  for (const [ahead, size, opacity] of [[0, 6, 0.55], [1, 11, 1]]) {
     const some = list.filter((i) => C.frontier[i] === ahead);
     traces.push({
       type: "scatter", mode: "markers", x: at(x, some), y: at(y, some), customdata: some,
@@ -216,7 +227,7 @@ function scatter() {
       marker: {
         size, opacity, color: some.map((i) => colour(C.weights[i])),
         symbol: some.map((i) => DATA.marks[C.vectors[i]][0] + (C.align[i] === "full" ? "-open" : "")),
-        line: { width: 1.5 },
+        line: { width: ahead ? 2 : 1, color: some.map((i) => colour(C.weights[i])) },
       },
       ...(ahead ? spans(some, x, y, C.low[metric], C.high[metric]) : {}),
     });
@@ -229,7 +240,7 @@ function scatter() {
     marker: { symbol: "circle-open", size: 20, color: ink("--ink"), line: { width: rings.map((i) => (i === chosen ? 3 : 1.5)) } },
   });
   draw("scatter", traces, {
-    xaxis: { title: { text: AXES[$("x").value][0] }, type: "log", dtick: "D2" },
+    xaxis: { title: { text: AXES[$("x").value][0] }, type: "log", ...ticks(at(x, list)) },
     yaxis: { title: { text: narrow() ? "" : `${metric}, points` } }, hovermode: "closest", ...limits(metric),
   });
   $("scatter").setAttribute("aria-label", `Scatter of ${list.length} cells, ${AXES[$("x").value][0]} across and ${metric} up`);
@@ -285,29 +296,41 @@ function maps() {
 
 function heat(id, x, y, z, title, span, marks = null) {
   const hint = marks ? "%{y}, %{x}: %{z:.1f}%{text}<extra></extra>" : "%{y} layers, %{x} dims: %{z:.1f}<extra></extra>";
+  const values = z.flat().filter((value) => value !== null);
+  const [low, high] = span || [Math.min(...values), Math.max(...values)];
+  const points = z.flatMap((row, r) => row.flatMap((value, c) => (value === null ? [] : [[c, r, value]])));
+  const figure = ([c, r, value]) => value.toFixed(marks ? 0 : 1) + (marks ? marks[r][c] : "");
   draw(id, [{
     type: "heatmap", x, y, z, text: marks, colorscale: "Cividis", showscale: false, xgap: 1, ygap: 1,
-    texttemplate: marks ? "%{z:.0f}%{text}" : "%{z:.1f}", hovertemplate: hint, hoverongaps: false,
-    ...(span ? { zmin: span[0], zmax: span[1] } : {}),
+    hovertemplate: hint, hoverongaps: false, zmin: low, zmax: high,
+  }, { // white on the dark half of the scale and black on the bright one: each is read best there
+    type: "scatter", mode: "text", x: points.map(([c]) => x[c]), y: points.map(([, r]) => y[r]),
+    text: points.map(figure), hoverinfo: "skip",
+    textfont: { size: 11, color: points.map(([, , value]) => (value < low + 0.47 * (high - low) ? "#ffffff" : "#000000")) },
   }], {
     title: { text: title, font: { size: 13 } },
-    xaxis: { type: "category", title: { text: marks ? "" : "dims" }, showgrid: false },
-    yaxis: { type: "category", title: { text: marks ? "" : "layers" }, showgrid: false, ...(marks ? { autorange: "reversed" } : {}) },
+    xaxis: { type: "category", title: { text: marks ? "" : "dims" }, showgrid: false, range: [-0.5, x.length - 0.5] },
+    yaxis: {
+      type: "category", title: { text: marks ? "" : "layers" }, showgrid: false,
+      range: marks ? [y.length - 0.5, -0.5] : [-0.5, y.length - 0.5],
+    },
   });
 }
 
 function collapse() {
-  const list = alike().sort((a, b) => C.layers[b] - C.layers[a] || C.dim[b] - C.dim[a] || (C.align[a] < C.align[b] ? 1 : -1));
-  const names = list.map((i) => `${C.layers[i]}x${C.dim[i]}${C.align[i] === "full" ? " aligned" : ""}`);
   const short = (name) => (name.length > 26 ? `${name.slice(0, 25)}…` : name);
   const tasks = DATA.mains.map((name) => short(name.slice(0, name.lastIndexOf("/"))));
-  const x = unique(tasks).length === tasks.length ? tasks : DATA.mains;
-  const z = list.map((i) => DATA.mains.map((name) => retention(name, i)));
-  const marks = list.map((i) => DATA.mains.map((name) => (C.collapsed[i].includes(name) ? " ×" : "")));
-  $("collapse").style.height = `${8 + 1.25 * list.length}rem`;
-  heat("collapse", x.map(esc), names, z, "retention, % of the reference", [0, 100], marks);
-  const body = list.map((i, row) => [C.id[i], ...z[row].map((each, k) => one(each) + marks[row][k]), C.flags[i]]);
-  $("collapse-table").replaceChildren(table(["cell", ...DATA.mains, "flags"], body));
+  const x = (unique(tasks).length === tasks.length ? tasks : DATA.mains).map(esc), body = [];
+  for (const align of ["none", "full"]) {
+    const list = alike().filter((i) => C.align[i] === align).sort((a, b) => C.layers[b] - C.layers[a] || C.dim[b] - C.dim[a]);
+    const z = list.map((i) => DATA.mains.map((name) => retention(name, i)));
+    const marks = list.map((i) => DATA.mains.map((name) => (C.collapsed[i].includes(name) ? " ×" : "")));
+    $(`tasks-${align}`).parentElement.hidden = !list.length;
+    $(`tasks-${align}`).style.height = `${8 + 1.2 * list.length}rem`;
+    if (list.length) heat(`tasks-${align}`, x, list.map((i) => `${C.layers[i]}x${C.dim[i]}`), z, words(align), [0, 100], marks);
+    body.push(...list.map((i, row) => [C.id[i], ...z[row].map((each, k) => one(each) + marks[row][k]), C.flags[i]]));
+  }
+  $("tasks-table").replaceChildren(table(["cell", ...DATA.mains, "flags"], body));
 }
 
 function parts() {
@@ -322,8 +345,8 @@ function parts() {
     type: "bar", name, x, y: list.map((i) => C.parts[i][part]), marker: { color: fill },
     hovertemplate: `%{x}: ${name} %{y:.2f} MB<extra></extra>`,
   })), {
-    barmode: "stack", showlegend: true, legend: { orientation: "h", y: 1.12 }, yaxis: { title: { text: "MB" } },
-    xaxis: { type: "multicategory" },
+    barmode: "stack", showlegend: true, legend: { orientation: "h", y: 1.14, traceorder: "normal" }, yaxis: { title: { text: "MB" } },
+    xaxis: { type: "multicategory", showgrid: false },
   });
   const body = list.map((i) => [`${C.weights[i]}, ${C.layers[i]} layers`, ...C.parts[i].map((each) => fixed(each, 2))]);
   $("parts-table").replaceChildren(table(["files", ...PARTS.map(([name]) => `${name}, MB`)], body));
@@ -334,7 +357,7 @@ function choose(i) {
   chosen = i;
   $("cell").value = String(i);
   const picked = Object.entries(target().picks).filter(([, id]) => id === C.id[i]).map(([role]) => ROLES[role]);
-  $("cell-figures").replaceChildren(table(["figure", picked.length ? `${C.id[i]} (${picked.join(", ")})` : C.id[i]], figures(i)));
+  $("cell-figures").replaceChildren(table(["figure of", picked.length ? `${C.id[i]} (${picked.join(", ")})` : C.id[i]], figures(i)));
   $("bundle").textContent = C.bundle[i];
   $("build").textContent = C.build[i];
 }
@@ -387,14 +410,23 @@ function listen() {
     if (i !== undefined) { choose(i); setTimeout(scatter); }
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  print.addEventListener("change", drawAll); // in the colours of paper
+  // In the colours and the width of paper, which a page cannot ask for.
+  print.addEventListener("change", drawAll);
+  for (const [event, now] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => { printing = now; drawAll(); });
+  }
+}
+
+async function unpack(id) {
+  const packed = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 
 async function start() {
-  const packed = Uint8Array.from(atob($("plotly").textContent), (c) => c.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  DATA = JSON.parse(await unpack("data"));
+  C = DATA.cells;
   const library = document.createElement("script");
-  library.textContent = await new Response(stream).text();
+  library.textContent = await unpack("plotly");
   document.head.append(library);
   options($("target"), DATA.targets.map((each) => each.name));
   $("target-l").hidden = DATA.targets.length < 2;
