@@ -19,6 +19,7 @@ from large_profile import COLLAPSED_ON, HOSTILE, RETRIEVAL, large_profile
 from tiny_profile import cell, profile, target
 
 from m2dexport.cli import cli
+from m2dexport.errors import UsageError
 from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Profile
 from m2dexport.report import facts
@@ -27,7 +28,7 @@ from m2dexport.report.data import page_data
 from m2dexport.report.maps import plot_maps, plot_size, plot_tasks
 from m2dexport.report.page import FLAGS, page_of
 from m2dexport.report.pictures import plot_frontier
-from m2dexport.report.write import write_report
+from m2dexport.report.write import require_report_folder
 
 CELLS = (
     cell(6, 384, quality=90.0, p50_ms=6.0),
@@ -252,28 +253,29 @@ def test_the_commands_of_a_cell_are_understood_by_the_command_line(made: Any) ->
 # -- files and commands ------------------------------------------------------------------------
 
 
-def test_the_report_is_a_manifest_a_page_and_its_pictures(tmp_path: Path) -> None:
-    written = write_report(profile(*CELLS, *ALIGNED), tmp_path / "profile")
-    names = [
-        f"{name}.{kind}"
-        for name in ("frontier", "maps", "tasks", "size")
-        for kind in ("png", "svg")
-    ]
-    assert [path.name for path in written] == ["profile.json", "report.html", *names]
-    assert sorted((tmp_path / "profile").iterdir()) == sorted(written)
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[2::2])
-    assert all(b"<svg" in path.read_bytes() for path in written[3::2])
-
-
-def test_a_report_is_made_again_from_profile_json(tmp_path: Path) -> None:
-    manifest = tmp_path / "profile.json"
-    write_profile(profile(*CELLS), manifest)
-    before = manifest.read_bytes()
-    ran = m2d("profile", "report", manifest, "--out", tmp_path / "again")
+def test_page_and_pictures_are_made_again_from_profile_json_and_replace_nothing(
+    tmp_path: Path,
+) -> None:
+    measured = profile(*CELLS, *ALIGNED)
+    write_profile(measured, tmp_path / "profile.json")
+    before = (tmp_path / "profile.json").read_bytes()
+    ran = m2d("profile", "report", tmp_path / "profile.json")
     assert ran.exit_code == 0, ran.output
-    assert (tmp_path / "again" / "report.html").exists()
-    assert manifest.read_bytes() == before
-    assert m2d("profile", "report", manifest, "--out", tmp_path / "again").exit_code != 0
+    pictures = [
+        *itertools.product(("frontier", "maps", "size", "tasks"), ("png", "svg")),
+    ]
+    names = [f"{name}.{kind}" for name, kind in pictures]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*names, "profile.json", "report.html"]
+    )
+    starts = {"png": b"\x89PNG", "svg": b"<?xml"}
+    for name, kind in pictures:
+        assert (tmp_path / f"{name}.{kind}").read_bytes().startswith(starts[kind])
+    assert (tmp_path / "profile.json").read_bytes() == before
+    (tmp_path / "profile.json").unlink()
+    with pytest.raises(UsageError, match="report.html already exists"):
+        require_report_folder(tmp_path)
+    require_report_folder(tmp_path, force=True)
 
 
 def test_a_card_has_the_choice_a_table_and_the_picture_beside_it(tmp_path: Path) -> None:
