@@ -273,7 +273,7 @@ def test_page_and_pictures_are_made_again_from_profile_json_and_replace_nothing(
         assert (tmp_path / f"{name}.{kind}").read_bytes().startswith(starts[kind])
     assert (tmp_path / "profile.json").read_bytes() == before
     (tmp_path / "profile.json").unlink()
-    with pytest.raises(UsageError, match="report.html already exists"):
+    with pytest.raises(UsageError, match=r"report\.html already exists"):
         require_report_folder(tmp_path)
     require_report_folder(tmp_path, force=True)
 

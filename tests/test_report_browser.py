@@ -24,6 +24,7 @@ _QUIET = (
 _POINTS = (
     "document.getElementById('scatter').data.filter(t => t.customdata).flatMap(t => t.customdata)"
 )
+_BUTTONS = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 _TICK = "#scatter .xtick text"
 
 
@@ -84,6 +85,10 @@ def test_the_page_opens_offline_with_every_cell_of_a_target_and_no_word_on_the_c
     assert wide.title() == "Profile of the checkpoint that ships with m2dexport"
     charts = wide.evaluate("[...document.querySelectorAll('.chart')].map(c => !!c.data)")
     assert charts == [True] * 7
+    buttons = wide.evaluate(
+        "[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)"
+    )
+    assert set(buttons) == _BUTTONS  # none of which sends figures anywhere
     assert said == []
 
 

@@ -165,12 +165,15 @@ function draw(id, traces, layout) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink("--ink"), size: 12 },
     margin: { l: 50, r: 10, t: layout.title ? 36 : 18, b: 45 }, showlegend: false,
     hoverlabel: { align: "left", bgcolor: ink("--panel"), bordercolor: ink("--line"), font: { color: ink("--ink"), size: 11 } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--faint"), activecolor: ink("--ink") },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
   };
   const all = { ...base, ...layout };
   all.width = paper() ? PAPER[id] || PAPER.row : $(id).clientWidth;
   for (const key of ["xaxis", "yaxis"]) all[key] = { ...axis, ...layout[key] };
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  // No button but these: one of plotly's own would hand the figures to a service.
+  const buttons = ["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [buttons] };
   return Plotly.react(id, traces, all, config);
 }
 
