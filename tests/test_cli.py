@@ -87,7 +87,7 @@ def test_from_checkpoint_to_vectors(tmp_path, monkeypatch, evaluation, target) -
     monkeypatch.chdir(tmp_path)
     measured = succeeds("profile", "--eval", evaluation, "--target", target, "--out", "p")
     assert "2x64-fp32-float32" in measured.stdout
-    assert "frontier.png" in measured.stdout
+    assert "report.html" in measured.stdout
     assert measured.stderr == ""  # no bars into a pipe
     chosen = json.loads(succeeds("select", "p/profile.json", "--size-mb", 90, "--json").output)
     assert chosen["cell"]["id"] == "2x64-fp32-float32"

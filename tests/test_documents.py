@@ -246,7 +246,7 @@ def test_the_picture_of_the_architecture_names_no_node_by_a_word_of_mermaid() ->
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_module_and_function_that_a_document_names_exists(document: Path) -> None:
     packages = "|".join(module.name for module in pkgutil.iter_modules(m2dexport.__path__))
-    name = rf"`(?:m2dexport\.)?((?:{packages})\.(?!json)[\w.]+)`"
+    name = rf"`(?:m2dexport\.)?((?:{packages})\.(?!json|html)[\w.]+)`"
     for found in re.findall(name, document.read_text(encoding="utf-8")):
         pkgutil.resolve_name(f"m2dexport.{found}")
 

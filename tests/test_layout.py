@@ -39,6 +39,7 @@ ORDER = (
     "measure",
     "build",
     "profile",
+    "report",
     "cli",
     "__main__",
 )

@@ -14,6 +14,7 @@ from m2dexport.cli import (  # noqa: F401
     doctor,
     gate,
     profiles,
+    reports,
 )
 from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli

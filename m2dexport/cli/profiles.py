@@ -48,8 +48,8 @@ def profile(
     """Measure quality, latency, size and memory of every cell.
 
     A cell is one choice of layers, dim, weights and vectors, aligned or not; depth 0, a table of
-    token vectors, is the floor. Writes profile.json, frontier.png and frontier.svg. A sweep that
-    was interrupted goes on when the same command is run again.
+    token vectors, is the floor. Writes profile.json, report.html and pictures. A sweep that was
+    interrupted goes on when the same command is run again.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def profile(
         return
     from m2dexport.cli.cell_tables import print_profile
     from m2dexport.profile.parts import STORE, open_parts
-    from m2dexport.profile.plot import require_report_folder, write_report
+    from m2dexport.report.write import require_report_folder, write_report
 
     require_report_folder(out, force=force)
     with open_parts(out / STORE, fresh=options.pop("fresh")) as parts:
@@ -72,7 +72,7 @@ def profile(
         print_json(result.model_dump(mode="json"))
     else:
         print_profile(result, written[0])
-        click.echo("Wrote " + ", ".join(str(path) for path in written))
+        click.echo(f"Wrote {written[0]} and {written[1]}, and pictures beside them")
 
 
 def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet: bool) -> Profile:

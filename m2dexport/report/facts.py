@@ -1,0 +1,197 @@
+"""What page, pictures and model card say of a profile: the choice, the limits, the machine."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from m2dexport.engines import DEFAULT_ENGINE
+from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo, Tokenization
+
+#: A recommendation's name in profile.json -> what it is for.
+ROLES = {
+    "within_budget": "the best within the budget",
+    "best": "the highest quality, at the lowest cost within its noise",
+    "balanced": "the most quality for what it costs",
+    "smallest": "the smallest file that is worth shipping",
+}
+#: A limit of a budget -> how it reads.
+LIMITS = {
+    "p50_ms": "p50 at most {:g} ms",
+    "p95_ms": "p95 at most {:g} ms",
+    "size_mb": "{:g} MB at most",
+    "memory_mb": "peak memory of {:g} MB at most",
+    "vector_bytes": "{:g} bytes per vector at most",
+    "min_quality": "quality of {:g} points at least",
+}
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A cell that is worth shipping."""
+
+    roles: tuple[str, ...]  # of ROLES
+    cell: Cell
+    why: str  # a sentence
+
+
+def title(profile: Profile) -> str:
+    """Return the name of the checkpoint that was profiled."""
+    return profile.checkpoint.model or "the checkpoint that ships with m2dexport"
+
+
+def picks(profile: Profile, target: TargetInfo) -> tuple[Pick, ...]:
+    """Return the recommended cells of a target, each once, what fits the budget first."""
+    roles: dict[str, list[str]] = {}
+    for role in ROLES:
+        chosen = getattr(target.recommended, role)
+        if chosen is not None:
+            roles.setdefault(chosen, []).append(role)
+    reference = profile.reference_cell(target.name)
+    found = []
+    for name, names in roles.items():
+        cell = profile.cell(name, target.name)
+        found.append(Pick(tuple(names), cell, _why(names, cell, reference)))
+    return tuple(found)
+
+
+def _why(roles: Sequence[str], cell: Cell, reference: Cell) -> str:
+    what = ", and ".join(ROLES[role] for role in roles)
+    kept = "" if cell.retention is None else f" ({cell.retention:.1%} of the reference)"
+    return (
+        f"{what[0].upper()}{what[1:]}: quality {cell.mean_quality:.1f}{kept}, "
+        f"{times(cell.ratio)} of the reference's latency and "
+        f"{times(cell.size_bytes / reference.size_bytes)} of its size."
+    )
+
+
+def times(share: float) -> str:
+    """Return a share in words that stay short whether it is .004 or 1.2."""
+    return f"{share:.2g} times" if share >= 2 else f"{share * 100:.2g}%" if share < 1 else "100%"
+
+
+def limits(target: TargetInfo) -> tuple[str, ...]:
+    """Return the limits of a target's budget, a phrase each."""
+    return tuple(
+        words.format(target.budget[key]) for key, words in LIMITS.items() if key in target.budget
+    )
+
+
+def budget_sentence(target: TargetInfo) -> str:
+    """Return a target's budget, and whether any cell fits it."""
+    found = limits(target)
+    if not found:
+        return "No budget was set."
+    fits = target.recommended.within_budget is not None
+    metric = target.budget.get("metric", "mean")
+    counted = "" if metric == "mean" else f", where quality is {metric}"
+    return f"Budget: {', '.join(found)}{counted}. " + ("" if fits else "No cell fits it.")
+
+
+def noise_sentence(target: TargetInfo) -> str:
+    """Return how quiet the machine was, and how that is known."""
+    if target.noise is None:
+        return "How quiet the machine was is not recorded."
+    return f"The machine was {target.noise.verdict}. {' '.join(target.noise.reasons)}".strip()
+
+
+def shape_words(shape: Shape | Tokenization) -> str:
+    """Return a shape in words: "1 text of 16 tokens"."""
+    texts = "1 text" if shape.batch == 1 else f"{shape.batch} texts"
+    return f"{texts} of {shape.sequence} tokens"
+
+
+def latency_words(profile: Profile, target: TargetInfo) -> str:
+    """Return what latency means: shape, threads and processor."""
+    return (
+        f"{shape_words(target.shapes[0])}, up to {profile.threads(target.name)} threads, "
+        f"{target.machine.cpu}"
+    )
+
+
+def bundle_command(cell: Cell, profile_path: str = "profile.json") -> str:
+    """Return the command that builds a cell of a profile and packs it."""
+    consent = " --allow-batch-dependent" if "batch_dependent" in cell.flags else ""
+    return (
+        f"m2dexport bundle {shlex.quote(profile_path)} --cell {cell.id}{consent} "
+        f"--out {cell.id}.m2d"
+    )
+
+
+def build_command(profile: Profile, cell: Cell) -> str:
+    """Return the command that builds a cell's artifact from the checkpoint, without a profile."""
+    words = ["m2dexport", "build"]
+    if profile.checkpoint.model is not None:
+        words += ["--model", profile.checkpoint.model]
+    if profile.checkpoint.pooling is not None:
+        words += ["--pooling", profile.checkpoint.pooling]
+    words += ["--layers", str(cell.layers), "--dim", str(cell.dim)]
+    words += ["--align"] if cell.align == "full" and cell.layers > 0 else []
+    words += ["--weights", cell.weights, "--vectors", cell.vectors]
+    if cell.layers > 0 and cell.engine != DEFAULT_ENGINE:
+        words += ["--engine", cell.engine]
+    words += ["--isa", cell.isa] if cell.isa != "portable" and cell.weights == "int8" else []
+    words += ["--allow-batch-dependent"] if "batch_dependent" in cell.flags else []
+    return shlex.join([*words, "--out", cell.id])
+
+
+def frontier_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of the frontier, best quality first."""
+    return sorted((c for c in cells if c.on_frontier), key=lambda c: (-c.mean_quality, c.p50_ms))
+
+
+def frontier_line(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of the frontier that a picture of quality and p50 can join, fastest first.
+
+    The frontier has more cells, which are ahead in size or in bytes per vector.
+    """
+    line: list[Cell] = []
+    for cell in sorted(frontier_cells(cells), key=lambda c: (c.p50_ms, -c.mean_quality)):
+        if not line or cell.mean_quality > line[-1].mean_quality:
+            line.append(cell)
+    return line
+
+
+def collapsed_on(cells: Sequence[Cell], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return cell id -> the metrics in which it collapsed, of cells that are flagged so.
+
+    There, it has less than half the points of a cell with no more layers and no more dims that is
+    like it otherwise.
+
+    Args:
+        cells: those of one target.
+        metrics: the main metrics of the tasks.
+    """
+
+    def kind(cell: Cell) -> tuple[str, ...]:
+        return cell.weights, cell.vectors, cell.align, cell.engine
+
+    found = {}
+    for _, group in groupby(sorted(cells, key=kind), kind):
+        alike = list(group)
+        for cell in (each for each in alike if "collapsed" in each.flags):
+            smaller = [c for c in alike if c.layers <= cell.layers and c.dim <= cell.dim]
+            best = {m: max(c.quality[m] for c in smaller) for m in metrics}
+            found[cell.id] = tuple(m for m in metrics if cell.quality[m] < best[m] / 2)
+    return found
+
+
+def index_of(profile: Profile, cell: Cell, cells: dict[str, Cell]) -> Cell | None:
+    """Return the cell whose index a cell's queries were put to: full depth, unquantized.
+
+    Args:
+        profile: the profile.
+        cell: the cell that encodes queries.
+        cells: id -> cell, of its target.
+
+    Returns:
+        None where no such index was queried.
+    """
+    weights = profile.reference_cell(cell.target).weights
+    if cell.layers == profile.checkpoint.layers and cell.weights == weights:
+        return cell
+    found = [cells[name] for name in cell.as_query if name in cells]
+    alike = [each for each in found if each.weights == weights]
+    return min(alike, key=lambda each: each.engine != cell.engine, default=None)

@@ -1,0 +1,193 @@
+"""Pictures of layers x dims, tasks and size, by matplotlib."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from m2dexport.precisions import WEIGHT_PRECISIONS
+from m2dexport.profile.schema import MEAN, Cell, Profile
+from m2dexport.report import facts
+from m2dexport.report.data import main_metrics, query_metrics, query_points, size_parts
+from m2dexport.report.style import PARTS, SCALE, literal
+
+_NAME = 28  # characters of a task's name along an axis
+
+Points = Mapping[tuple[int, int], float]  # (layers, dim) -> a figure
+
+
+def plot_maps(profile: Profile) -> Any:
+    """Return a matplotlib figure of mean quality and of retention, layers x dims.
+
+    Columns: plain cells, aligned cells, and the queries of aligned cells on the full depth's index.
+    Weights and vectors are those of the first target's reference.
+    """
+    from matplotlib.figure import Figure
+
+    cells = _like_reference(profile)
+    reference = profile.reference_cell()
+    full = profile.checkpoint.layers
+    native = [reference.quality[name] for name in query_metrics(profile)]
+    queries = zip(cells, query_points(profile, cells), strict=True)
+    columns: dict[str, tuple[Points, float]] = {
+        "plain": (_grid(cells, "none"), reference.mean_quality),
+        "aligned": (_grid(cells, "full"), reference.mean_quality),
+        f"queries on an index of depth {full}": (
+            {(c.layers, c.dim): points[MEAN] for c, points in queries if MEAN in points},
+            float(np.mean(native)) if native else 0.0,
+        ),
+    }
+    columns = {name: column for name, column in columns.items() if column[0]}
+    figure = Figure(figsize=(4.2 * len(columns), 7), layout="constrained")
+    panels = figure.subplots(2, len(columns), squeeze=False)
+    layers = sorted({layer for points, _ in columns.values() for layer, _ in points})
+    for axes, (name, (points, _)) in zip(panels[0], columns.items(), strict=True):
+        _draw_map(axes, points, layers, "{:.1f}")
+        axes.set_title(f"quality, points: {name}", fontsize=10)
+    for axes, (name, (points, whole)) in zip(panels[1], columns.items(), strict=True):
+        shares = {key: 100 * value / whole for key, value in points.items()} if whole else {}
+        _draw_map(axes, shares, layers, "{:.0f}", (40, 100))
+        axes.set_title(f"retention, %: {name}", fontsize=10)
+    figure.suptitle(
+        f"Mean quality, {reference.weights} weights, {reference.vectors} vectors; "
+        f"retention against {reference.id}",
+        fontsize=11,
+    )
+    return figure
+
+
+def plot_tasks(profile: Profile) -> Any:
+    """Return a matplotlib figure of every cell's retention on every task: where cells collapse.
+
+    Weights and vectors are those of the first target's reference. A cross marks the tasks on which
+    a cell that is flagged ``collapsed`` did so.
+    """
+    from matplotlib.figure import Figure
+
+    metrics, reference = main_metrics(profile), profile.reference_cell()
+    cells = sorted(_like_reference(profile), key=lambda c: (-c.layers, -c.dim))
+    collapsed = facts.collapsed_on(cells, metrics)
+    groups = [[cell for cell in cells if cell.align == align] for align in ("none", "full")]
+    groups = [group for group in groups if group]
+    longest = max(map(len, groups))
+    width = (1.6 + 0.62 * len(metrics)) * len(groups)
+    figure = Figure(figsize=(max(width, 5), 2.2 + 0.24 * longest), layout="constrained")
+    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        shares = np.array([[_retained(cell, reference, m) for m in metrics] for cell in group])
+        axes.imshow(shares, cmap=SCALE, vmin=0, vmax=100, aspect="auto")
+        for (row, column), share in np.ndenumerate(shares):
+            fallen = metrics[column] in collapsed.get(group[row].id, ())
+            _write(axes, column, row, f"{share:.0f}{' ×' if fallen else ''}", share, (0, 100))
+        axes.set_xticks(range(len(metrics)), _short_names(metrics), rotation=60, ha="right")
+        axes.set_yticks(range(len(group)), [f"{c.layers}x{c.dim}" for c in group], fontsize=8)
+        axes.set_title("aligned" if group[0].align == "full" else "plain", fontsize=10)
+    figure.suptitle(
+        textwrap.fill(f"Retention per task, % of {reference.id}; ×: collapsed", 44), fontsize=11
+    )
+    return figure
+
+
+def plot_size(profile: Profile) -> Any:
+    """Return a matplotlib figure of what the files of each depth consist of, at the widest dim."""
+    from matplotlib.figure import Figure
+
+    cells = size_cells(profile.of_target())
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.34 * len(cells)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    bottom = np.zeros(len(cells))
+    weights = list(dict.fromkeys(cell.weights for cell in cells))
+    at = np.arange(len(cells)) + np.array([weights.index(c.weights) for c in cells])  # with gaps
+    for index, (name, colour) in enumerate(PARTS.items()):
+        heights = np.array([size_parts(cell)[index] / 1e6 for cell in cells])
+        axes.bar(at, heights, bottom=bottom, color=colour, label=name)
+        bottom += heights
+    axes.set_xticks(at, [str(cell.layers) for cell in cells])
+    for name in weights:
+        own = [x for x, cell in zip(at, cells, strict=True) if cell.weights == name]
+        axes.annotate(
+            name,
+            (float(np.mean(own)), 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -24),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+        )
+    axes.set_xlabel("layers, of each weight precision", labelpad=20)
+    axes.set_ylabel("MB")
+    axes.set_title("What the files consist of")
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1))
+    return figure
+
+
+def size_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return a cell for each weights and depth: the widest, with float32 vectors, plain if it can.
+
+    Args:
+        cells: those of one target; of several engines, the first that has the depth counts.
+    """
+    widest = max(cell.dim for cell in cells)
+    found: dict[tuple[int, int], Cell] = {}
+    order = sorted(cells, key=lambda c: (c.align == "full", c.vectors != "float32"))
+    for cell in (each for each in order if each.dim == widest):
+        found.setdefault((WEIGHT_PRECISIONS.index(cell.weights), cell.layers), cell)
+    return [found[key] for key in sorted(found)]
+
+
+def _like_reference(profile: Profile) -> list[Cell]:
+    """Return the cells with the weights, vectors and engine of the reference, and depth 0."""
+    reference = profile.reference_cell()
+    return [
+        cell
+        for cell in profile.of_target()
+        if (cell.weights, cell.vectors) == (reference.weights, reference.vectors)
+        and (cell.layers == 0 or cell.engine == reference.engine)
+    ]
+
+
+def _grid(cells: Sequence[Cell], align: str) -> Points:
+    return {(c.layers, c.dim): c.mean_quality for c in cells if c.align == align}
+
+
+def _draw_map(
+    axes: Any,
+    points: Points,
+    layers: Sequence[int],
+    form: str,
+    span: tuple[float, float] | None = None,
+) -> None:
+    dims = sorted({dim for _, dim in points})
+    values = np.full((len(layers), len(dims)), np.nan)
+    for (layer, dim), value in points.items():
+        values[layers.index(layer), dims.index(dim)] = value
+    low, high = span or ((float(np.nanmin(values)), float(np.nanmax(values))) if points else (0, 1))
+    axes.imshow(values, cmap=SCALE, vmin=low, vmax=high, aspect="auto", origin="lower")
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            _write(axes, column, row, form.format(value), value, (low, high))
+    axes.set_xticks(range(len(dims)), map(str, dims))
+    axes.set_yticks(range(len(layers)), map(str, layers))
+    axes.set_xlabel("dims")
+    axes.set_ylabel("layers")
+
+
+def _write(
+    axes: Any, x: float, y: float, text: str, value: float, span: tuple[float, float]
+) -> None:
+    """Write a figure on its colour: white on the dark half of the scale, black on the bright."""
+    dark = value < sum(span) / 2
+    axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+
+
+def _retained(cell: Cell, reference: Cell, metric: str) -> float:
+    whole = reference.quality[metric]
+    return 100 * cell.quality[metric] / whole if whole else float("nan")
+
+
+def _short_names(metrics: Sequence[str]) -> list[str]:
+    names = [metric.rpartition("/")[0] for metric in metrics]
+    return [literal(name if len(name) <= _NAME else f"{name[:_NAME]}…") for name in names]

@@ -1,0 +1,42 @@
+"""Colours and marks, the same in pictures and page.
+
+Okabe and Ito's colours are told apart with every kind of colour vision ("Color Universal Design",
+2008); marks tell vector precisions apart without any colour.
+"""
+
+from __future__ import annotations
+
+#: Weight precision -> colour; None: that of text, which is black on white and white on black.
+COLOURS: dict[str, str | None] = {
+    "fp32": "#0072B2",
+    "fp16": "#E69F00",
+    "bf16": "#D55E00",
+    "int8": "#009E73",
+    "int8-dynamic": "#56B4E9",
+    "int8-static": "#CC79A7",
+    "int8-weight-only": None,
+    "int4-weight-only": "#999999",
+}
+#: Vector precision -> mark of matplotlib, mark of plotly, and a sign for text.
+MARKS = {
+    "float32": ("o", "circle", "●"),
+    "int8": ("s", "square", "■"),
+    "int8-symmetric": ("P", "cross", "✚"),
+    "int4": ("^", "triangle-up", "▲"),
+    "ubinary": ("D", "diamond", "◆"),
+    "binary": ("X", "x", "✖"),
+}
+#: The parts of a file -> colour, in the order of ``SizeParts``.
+PARTS = {
+    "token table": "#0072B2",
+    "layers": "#E69F00",
+    "tokenizer": "#009E73",
+    "other": "#999999",
+}
+#: Perceived alike with every kind of colour vision (Nuñez, Anderton and Renslow, 2018).
+SCALE = "cividis"
+
+
+def literal(text: str) -> str:
+    """Return a text as matplotlib shows it as it is: a dollar sign starts no formula."""
+    return text.replace("$", r"\$")
