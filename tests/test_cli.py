@@ -125,7 +125,7 @@ def test_slice_cuts_and_sorts_the_inside_of_layers_and_inspect_shows_it(
     assert "Warning: no config.json of bert can state these widths" in result.stderr
     shown = succeeds("inspect", "--model", out).output
     assert "4,2,4,2, of 8 dims" in shown
-    assert re.search(r"feed-forward +20\n", shown)
+    assert re.search(r"feed-forward +20 ", shown)
     shipped = ["--model", bert, "--reorder-by-importance", "--out", tmp_path / "sorted"]
     succeeds("slice", *shipped)
     record = json.loads((tmp_path / "sorted" / "m2dexport.json").read_text())

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from m2dexport.measure.footprint import Footprint
+from m2dexport.measure.latency import LatencyPoint
+from m2dexport.measure.size import SizeParts
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, GraphFacts, Measured
 from m2dexport.profile.intervals import Replicates, replicates_of
-from m2dexport.profile.latency import Footprint, LatencyPoint
-from m2dexport.profile.schema import Cell, MeasuredOn, Profile, SizeParts, cell_id
+from m2dexport.profile.schema import Cell, MeasuredOn, Profile, cell_id
 from m2dexport.vectors.resample import REPLICATES, Score
 
 TIMED = {
@@ -26,9 +28,9 @@ TIMED = {
 }
 
 
-def steady(points: float, spread: float = 0.0) -> Replicates:
-    """Return replicates of a figure: the same noise for every cell, so that pairs have none."""
-    noise = np.random.default_rng(0).normal(scale=spread, size=REPLICATES)
+def steady(points: float, spread: float = 0.0, seed: int = 0) -> Replicates:
+    """Return replicates of a figure; cells of one seed have the same noise, and pairs none."""
+    noise = np.random.default_rng(seed).normal(scale=spread, size=REPLICATES)
     return replicates_of(Score(points, points + noise))
 
 

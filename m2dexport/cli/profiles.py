@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +15,7 @@ from m2dexport.cli.options import (
     PATH,
     align_texts_option,
     calibration_option,
-    evaluation_option,
+    evaluation_options,
     force_option,
     json_option,
     model_options,
@@ -23,72 +24,81 @@ from m2dexport.cli.options import (
     texts_of,
     texts_to_align,
 )
+from m2dexport.cli.sweeping import SWEEP, course_options, grid_options, plans_of, print_grid
+
+if TYPE_CHECKING:
+    from m2dexport.profile.parts import Parts
+    from m2dexport.profile.schema import Profile
 
 
 @cli.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
-@model_options
-@evaluation_option
-@click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
-@calibration_option
+@course_options
+@grid_options
 @align_texts_option
+@calibration_option
+@evaluation_options
+@model_options
 @click.option("--out", type=PATH, default=Path("profile"), show_default=True, help="Folder.")
 @force_option
 @json_option
 @click.pass_context
 def profile(
-    ctx: click.Context,
-    /,
-    model: str | None,
-    evaluation: tuple[Path, ...],
-    target: str | None,
-    calibration: Path | None,
-    out: Path,
-    force: bool,
-    as_json: bool,
-    **options: Any,
+    ctx: click.Context, /, model: str | None, out: Path, force: bool, as_json: bool, **options: Any
 ) -> None:
     """Measure quality, latency, size and memory of every cell.
 
     A cell is one choice of layers, dim, weights and vectors, aligned or not; depth 0, a table of
-    token vectors, is the floor. Writes profile.json, frontier.png and frontier.svg.
+    token vectors, is the floor. Writes profile.json, frontier.png and frontier.svg. A sweep that
+    was interrupted goes on when the same command is run again.
 
     \b
     Examples:
       m2dexport profile
       m2dexport profile --model my-checkpoint --eval sts.tsv --eval beir-folder --out profile
+      m2dexport profile --layers 2,4,6 --dim 64,128 --weights int8 --engine onnx,openvino
+      m2dexport profile --quick
     """
     if ctx.invoked_subcommand is not None:
         return
     from m2dexport.cli.cell_tables import print_profile
-    from m2dexport.data import calibration_texts
-    from m2dexport.profile.plan import default_plan, plan_for
+    from m2dexport.profile.parts import STORE, open_parts
     from m2dexport.profile.plot import require_report_folder, write_report
-    from m2dexport.profile.sweep import profile_checkpoint
-    from m2dexport.profile.target import load_target
 
     require_report_folder(out, force=force)
-    tasks = tasks_of(evaluation)
-    texts = texts_of(calibration) or calibration_texts()
-    fitted = texts_to_align(True, options.pop("align_texts"))
-    checkpoint = open_model(model, options)
-    plan = plan_for(checkpoint, load_target(target)) if target else default_plan(checkpoint)
-    plan = replace(plan, align_texts=fitted)
-    with progress() as on_progress:
-        result = profile_checkpoint(
-            checkpoint,
-            tasks,
-            texts,
-            plan,
-            model=model,
-            pooling=options["pooling"],
-            on_progress=on_progress,
-        )
-    written = write_report(result, out, force=force)
+    with open_parts(out / STORE, fresh=options.pop("fresh")) as parts:
+        result = _measured(model, parts, options, quiet=as_json)
+        written = write_report(result, out, force=force)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
         print_profile(result, written[0])
         click.echo("Wrote " + ", ".join(str(path) for path in written))
+
+
+def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet: bool) -> Profile:
+    """Measure what the options of ``profile`` ask for."""
+    from m2dexport.data import calibration_texts
+    from m2dexport.profile.sweep import Course, profile_checkpoint
+
+    tasks = tasks_of(options.pop("evaluation"), options.pop("mteb"))
+    texts = texts_of(options.pop("calibration")) or calibration_texts()
+    fitted = texts_to_align(True, options.pop("align_texts"))
+    quick, shard = options["quick"], options.pop("shard")
+    sweep = {name: options.pop(name) for name in SWEEP}
+    checkpoint = open_model(model, options)
+    plans, targets = plans_of(checkpoint, sweep)
+    course = Course(
+        model=model,
+        pooling=options["pooling"],
+        targets=targets,
+        parts=parts,
+        shard=shard,
+        on_quality=print_grid(tasks) if quick and not quiet else lambda *_: None,
+        say=(lambda _: None) if quiet else partial(click.echo, err=True),
+    )
+    plans = tuple(replace(plan, align_texts=fitted) for plan in plans)
+    with progress(log=not quiet) as on_progress:
+        return profile_checkpoint(checkpoint, tasks, texts, plans, course, on_progress)
 
 
 @profile.command()
@@ -113,7 +123,7 @@ def show(
     \b
     Examples:
       m2dexport profile show profile/profile.json
-      m2dexport profile show profile/profile.json --all --sort p95 --columns cell,p95,mean
+      m2dexport profile show profile/profile.json --columns cell,p95,mean
       m2dexport profile show profile/profile.json --all --csv > cells.csv
     """
     from m2dexport.cli.cell_tables import View, print_cells, print_cells_as_csv

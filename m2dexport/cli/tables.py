@@ -1,4 +1,4 @@
-"""What commands print: tables and sentences on a checkpoint, bundles for targets, a mixture."""
+"""What commands print: tables and sentences on bundles for targets, a mixture."""
 
 from __future__ import annotations
 
@@ -10,60 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from m2dexport.build.mixed import Mixture
-    from m2dexport.checkpoint.open import Checkpoint
-    from m2dexport.checkpoint.sizes import DepthSize
     from m2dexport.profile.release import Outcome
-
-
-def print_checkpoint(checkpoint: Checkpoint, sizes: Sequence[DepthSize]) -> None:
-    """Print what ``inspect`` knows of a checkpoint."""
-    trained = "unknown"
-    if checkpoint.trained is not None:
-        trained = " ".join(f"{n}:{d}" for n, d in checkpoint.trained)
-    facts = {
-        "path": checkpoint.path,
-        "model type": checkpoint.model_type,
-        "layers": checkpoint.layers,
-        "hidden size": checkpoint.hidden,
-        **_widths(checkpoint),
-        "vector width": checkpoint.dim,
-        "vocabulary": checkpoint.vocab_size,
-        "pooling": ("latent attention, " if checkpoint.latent else "")
-        + " + ".join(checkpoint.pooling.modes),
-        "final norm": checkpoint.final_norm,
-        "normalised": "yes" if checkpoint.normalized else "no",
-        **({"aligned": f"with depth {checkpoint.speaks.layers}"} if checkpoint.speaks else {}),
-        "similarity": checkpoint.similarity,
-        "prompts": checkpoint.prompts or "none",
-        "default prompt": checkpoint.default_prompt or "none",
-        "maximum length": f"{checkpoint.max_length} tokens",
-        "trained grid": trained,
-    }
-    table = _table("layers", "parameters", "of these embeddings", "MB as stored")
-    for size in sizes:
-        table.add_row(
-            str(size.layers),
-            f"{size.parameters:,}",
-            f"{size.embedding_parameters / size.parameters:.0%}",
-            f"{size.bytes / 1e6:.1f}",
-        )
-    console = _console()
-    for name, value in facts.items():
-        console.print(f"{name:<16}{value}", markup=False)
-    console.print(table)
-
-
-def _widths(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the widths inside the layers: one number where all layers share it."""
-    widths = checkpoint.widths
-    if widths is None:
-        return {}
-    heads, kv_heads, ffn = (
-        str(counts[0]) if len(set(counts)) == 1 else ",".join(map(str, counts))
-        for counts in (widths.heads, widths.kv_heads, widths.ffn)
-    )
-    shared = f", {kv_heads} for keys and values" if kv_heads != heads else ""
-    return {"heads": f"{heads}{shared}, of {widths.head_dim} dims", "feed-forward": ffn}
 
 
 def print_outcomes(outcomes: Sequence[Outcome]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from m2dexport.data import read_utf8
+from m2dexport.data import read_utf8, targets_folder
 from m2dexport.engines import ENGINES, MOST_SPIN_US, Compatible
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
@@ -165,8 +165,7 @@ def budget_from(
         UsageError: when a limit is not a positive number, or nothing is limited at all.
     """
     if isinstance(target, Mapping):
-        whole = {"vector_bytes": int(target["vector_bytes"])} if "vector_bytes" in target else {}
-        base = {**target, **whole}
+        base = budget_of(target).model_dump()
     else:
         base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
@@ -176,20 +175,24 @@ def budget_from(
     return budget
 
 
+def budget_of(stored: Mapping[str, Any]) -> Budget:
+    """Return a budget that a profile holds, whose numbers all are floats.
+
+    Raises:
+        UsageError: when it is none.
+    """
+    whole = {"vector_bytes": int(stored["vector_bytes"])} if "vector_bytes" in stored else {}
+    budget: Budget = _validated(Budget, {**stored, **whole}, "the profile's budget")
+    return budget
+
+
 def is_shipped(name: str) -> bool:
     """Say whether a target of this name ships."""
     return name in _shipped()
 
 
 def _shipped() -> dict[str, Path]:
-    return {found.stem: found for found in _profiles_folder().glob("*.toml")}
-
-
-def _profiles_folder() -> Path:
-    """Return profiles/: in the package when installed, beside it in a clone."""
-    package = Path(__file__).parent.parent
-    packaged = package / "profiles"
-    return packaged if packaged.is_dir() else package.parent / "profiles"
+    return {found.stem: found for found in targets_folder().glob("*.toml")}
 
 
 def _validated(model: type[Any], stored: dict[str, Any], where: str) -> Any:
