@@ -157,9 +157,7 @@ def _require_target(profile: Profile, target: TargetInfo) -> None:
 
 def _require_cells(baseline: Profile, targets: Sequence[TargetInfo], scope: Scope) -> None:
     if scope.cells and scope.all_cells:
-        raise UsageError(
-            "--cell names some cells and --all takes every one; leave one out."
-        )
+        raise UsageError("--cell names some cells and --all takes every one; leave one out.")
     ids = {cell.id for target in targets for cell in baseline.of_target(target.name)}
     for name in scope.cells:
         if name not in ids:
