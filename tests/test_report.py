@@ -231,6 +231,14 @@ def test_every_flag_of_a_profile_has_its_meaning_on_the_page() -> None:
 
 
 @pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.0041, "0.41%"), (0.776, "78%"), (0.9999, "100%"), (1.4, "140%"), (3.42, "3.4 times")],
+)
+def test_a_share_is_said_in_few_digits(share: float, words: str) -> None:
+    assert facts.times(share) == words
+
+
+@pytest.mark.parametrize(
     "made",
     [
         cell(2, 64, "int8", vectors="ubinary", align="full", isa="vnni"),
@@ -246,7 +254,7 @@ def test_the_commands_of_a_cell_are_understood_by_the_command_line(made: Any) ->
     ran = CliRunner().invoke(cli, shlex.split(command)[1:])
     assert "/no such" in ran.output and "Usage" not in ran.output
     assert f"--layers {made.layers} --dim {made.dim}" in command
-    assert f"--cell {made.id}" in facts.bundle_command(made)
+    assert f"--cell {made.id}" in facts.bundle_command(profile(*CELLS, made), made)
     assert ("--allow-batch-dependent" in command) == ("batch_dependent" in made.flags)
 
 

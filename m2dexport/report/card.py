@@ -57,7 +57,7 @@ def card_section(profile: Profile, picture: str, target: str | None = None) -> s
         "To build one of them, with the profile at hand:",
         "",
         "```sh",
-        *(facts.bundle_command(pick.cell) for pick in facts.picks(profile, info)[:1]),
+        *(facts.bundle_command(profile, pick.cell) for pick in facts.picks(profile, info)[:1]),
         "```",
     ]
     return "\n".join(lines) + "\n"

@@ -133,7 +133,7 @@ def _columns(profile: Profile, mains: Sequence[str]) -> dict[str, Any]:
         ],
         "collapsed": _collapsed(profile, mains),
         "build": [facts.build_command(profile, cell) for cell in cells],
-        "bundle": [facts.bundle_command(cell) for cell in cells],
+        "bundle": [facts.bundle_command(profile, cell) for cell in cells],
     }
 
 

@@ -68,8 +68,10 @@ def _why(roles: Sequence[str], cell: Cell, reference: Cell) -> str:
 
 
 def times(share: float) -> str:
-    """Return a share in words that stay short whether it is .004 or 1.2."""
-    return f"{share:.2g} times" if share >= 2 else f"{share * 100:.2g}%" if share < 1 else "100%"
+    """Return a share in words that stay short, whether it is .004, 1.2 or 30."""
+    if share >= 2:
+        return f"{share:.2g} times"
+    return f"{share:.0%}" if share >= 0.995 else f"{share * 100:.2g}%"
 
 
 def limits(target: TargetInfo) -> tuple[str, ...]:
@@ -111,13 +113,12 @@ def latency_words(profile: Profile, target: TargetInfo) -> str:
     )
 
 
-def bundle_command(cell: Cell, profile_path: str = "profile.json") -> str:
-    """Return the command that builds a cell of a profile and packs it."""
-    consent = " --allow-batch-dependent" if "batch_dependent" in cell.flags else ""
-    return (
-        f"m2dexport bundle {shlex.quote(profile_path)} --cell {cell.id}{consent} "
-        f"--out {cell.id}.m2d"
-    )
+def bundle_command(profile: Profile, cell: Cell) -> str:
+    """Return the command that builds a cell of a profile, in its folder, and packs it."""
+    words = ["m2dexport", "bundle", "profile.json", "--cell", cell.id]
+    words += ["--target", cell.target] if len(profile.targets) > 1 else []
+    words += ["--allow-batch-dependent"] if "batch_dependent" in cell.flags else []
+    return shlex.join([*words, "--out", f"{cell.id}.m2d"])
 
 
 def build_command(profile: Profile, cell: Cell) -> str:
