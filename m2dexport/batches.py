@@ -39,6 +39,7 @@ def encode_tokens(
     pad_id: int,
     batch_size: int,
     workers: int = 1,
+    empty: Callable[[tuple[int, ...], Any], NDArray[Any]] = np.empty,
 ) -> NDArray[Any] | None:
     """Run token ids in batches of similar length; one output row per text, in the given order.
 
@@ -48,6 +49,7 @@ def encode_tokens(
         pad_id: the id that fills a batch up to its longest text.
         batch_size: texts run together at most; fewer where workers would have nothing to do.
         workers: batches that run at once, each in a thread of its own while this call lasts.
+        empty: from shape and dtype to the array that rows are written to.
 
     Returns:
         The rows, or None when there are no texts.
@@ -60,21 +62,24 @@ def encode_tokens(
         return run(*padded([ids[index] for index in batch], pad_id))
 
     if workers == 1 or len(batches) < 2:
-        return _in_order(batches, map(rows_of, batches), len(ids))
+        return _in_order(batches, map(rows_of, batches), len(ids), empty)
     from concurrent.futures import ThreadPoolExecutor  # which one text need not wait for
 
     with ThreadPoolExecutor(workers) as threads:  # of this call: a process may fork between two
-        return _in_order(batches, threads.map(rows_of, batches), len(ids))
+        return _in_order(batches, threads.map(rows_of, batches), len(ids), empty)
 
 
 def _in_order(
-    batches: Sequence[list[int]], outputs: Iterable[NDArray[Any]], count: int
+    batches: Sequence[list[int]],
+    outputs: Iterable[NDArray[Any]],
+    count: int,
+    empty: Callable[[tuple[int, ...], Any], NDArray[Any]],
 ) -> NDArray[Any] | None:
     """Return the rows of all batches, each where its text stands."""
     result: NDArray[Any] | None = None
     for batch, rows in zip(batches, outputs, strict=True):
         if result is None:
-            result = np.empty((count, *rows.shape[1:]), dtype=rows.dtype)
+            result = empty((count, *rows.shape[1:]), rows.dtype)
         result[batch] = rows
     return result
 

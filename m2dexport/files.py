@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _SUFFIXES = ("", ".txt", ".md")
 _PREFIX = "m2dexport-"
-_LOCK = "m2dexport.lock"
+LOCK = "m2dexport.lock"  # of a folder that one process writes to
 _PROOF = b"m2dexport removes this folder once no process holds the lock on this file\n"
 
 
@@ -201,6 +201,52 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def locked_folder(folder: Path, otherwise: str) -> Iterator[None]:
+    """Make a folder if need be, and keep other processes out of it until the block ends.
+
+    The lock goes with the process, however that ends.
+
+    Args:
+        folder: it stays, with what the block leaves in it.
+        otherwise: what is said where another process has it, up to "; wait for ...".
+
+    Raises:
+        UsageError: when another process has it.
+    """
+    lock = _lock_in(folder, otherwise)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock_in(folder: Path, otherwise: str) -> int | None:
+    """Return the lock of a folder, now held; None where files cannot be locked."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":
+            return None
+        with contextlib.suppress(FileNotFoundError):  # the process before removes the folder
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+                    return lock
+            except BlockingIOError as error:
+                os.close(lock)
+                raise UsageError(
+                    f"{otherwise}; wait until it has ended, or name another folder with --out."
+                ) from error
+            except FileNotFoundError:
+                pass
+            except OSError:  # a file system without locks
+                os.close(lock)
+                return None
+            os.close(lock)  # of a file that was removed before it was locked
+
+
+@contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Yield ``path``'s name in a hidden folder beside it, and so on the same file system."""
     try:
@@ -269,7 +315,7 @@ def _locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
     holder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     lock = None
     try:
-        lock = _take_lock(holder / _LOCK, new=True)
+        lock = _take_lock(holder / LOCK, new=True)
         (holder / "files").mkdir()
         yield holder / "files"
     finally:
@@ -281,7 +327,7 @@ def _locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
 def _sweep(parent: Path, prefix: str) -> None:
     """Remove the folders that killed processes of this user left."""
     for holder in parent.glob(f"{prefix}*"):
-        lock = None if holder.is_symlink() else _take_lock(holder / _LOCK, new=False)
+        lock = None if holder.is_symlink() else _take_lock(holder / LOCK, new=False)
         if lock is not None:
             _remove(holder)
             os.close(lock)

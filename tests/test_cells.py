@@ -12,7 +12,7 @@ from tiny import small_checkpoint
 from tiny_profile import made_up
 
 from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.cli.tables import print_profile
+from m2dexport.cli.cell_tables import View, print_cells
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device, engine_runner
 from m2dexport.engines.onnxruntime import make
@@ -29,7 +29,7 @@ TEXTS = calibration_texts()[:120]
 TASK = StsTask("sts", TEXTS[:8], TEXTS[8:16], tuple(range(8)), "")
 PLAN = Plan(
     layers=(1, 2),
-    dims=(32,),
+    dims=(64,),
     weights=("fp32", "int4-weight-only"),
     vectors=("float32", "int8"),
     shapes=((1, 8),),
@@ -62,21 +62,21 @@ def test_a_precision_that_misses_its_gate_is_recorded_and_the_rest_is_measured(p
     ]
     assert all("where 1.1 is needed" in failure.reason for failure in profile.failures)
     assert profile.failures[0].cells == (
-        "1x32-int4-weight-only-float32",
-        "1x32-int4-weight-only-int8",
+        "1x64-int4-weight-only-float32",
+        "1x64-int4-weight-only-int8",
     )
 
 
 def test_a_failed_cell_is_shown_and_asking_for_it_says_why(profile, capsys) -> None:
-    print_profile(profile)
+    print_cells(profile, View())
     assert "Failed, 2 cells: depth 1 in int4-weight-only has" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="1x32-int4-weight-only-int8 failed when measured: depth"):
-        profile.cell("1x32-int4-weight-only-int8")
+    with pytest.raises(UsageError, match="1x64-int4-weight-only-int8 failed when measured: depth"):
+        profile.cell("1x64-int4-weight-only-int8")
 
 
 def test_a_reference_that_fails_is_an_error(bert: Path, monkeypatch) -> None:
     monkeypatch.setitem(make.PRECISIONS, "fp32", UNREACHABLE)
-    with pytest.raises(ParityError, match="the reference cell 2x32-fp32-float32 failed: depth 2"):
+    with pytest.raises(ParityError, match="the reference cell 2x64-fp32-float32 failed: depth 2"):
         profile_checkpoint(open_checkpoint(bert), [TASK], TEXTS, PLAN)
 
 
@@ -124,9 +124,9 @@ def test_a_depth_of_nan_fails_and_the_others_are_measured(bert: Path, monkeypatc
     assert [(f.layers, f.weights) for f in found.failures] == [(1, "fp16")]
     assert "NaN or infinite" in found.failures[0].reason
     assert {cell.id for cell in found.cells} == {
-        "1x32-fp32-float32",
-        "2x32-fp32-float32",
-        "2x32-fp16-float32",
+        "1x64-fp32-float32",
+        "2x64-fp32-float32",
+        "2x64-fp16-float32",
     }
 
 

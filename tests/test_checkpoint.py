@@ -189,7 +189,7 @@ def test_the_hash_sees_the_head(tmp_path: Path) -> None:
 def test_a_declared_grid_is_sorted_and_checked(bert: Path) -> None:
     assert open_checkpoint(bert, trained="4:32, 2:16,2:16").trained == ((2, 16), (4, 32))
     for text, message in (
-        ("2-16", "is not layers:dim"),
+        ("2-16", "is not depths:dims"),
         ("5:16", "outside the checkpoint's 4 layers"),
         ("2:64", "outside the checkpoint's 4 layers and 32 dims"),
     ):
@@ -340,7 +340,7 @@ def test_a_module_of_somebody_else_is_refused_by_name(tmp_path: Path) -> None:
             "runs only with --trust-remote-code",
         ),
         ("config.json", {"vision_config": {}}, "whose text tower cannot be taken out"),
-        ("config.json", {"quantization_config": {"bits": 4}}, "has quantized weights"),
+        ("config.json", {"quantization_config": {"bits": 4}}, "has a quantization_config"),
         ("config.json", {"model_type": "vit", "vocab_size": None}, "has no vocab_size"),
         ("config.json", {"model_type": None}, "names no model_type"),
         ("config.json", {"num_hidden_layers": 5}, "says 5 layers in config.json and holds 4"),

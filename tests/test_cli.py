@@ -30,7 +30,7 @@ from m2dexport.runtime.archive import open_bundle
 STSB = default_task_paths()[0]
 COMMANDS = (
     ("inspect", "slice", "build", "quantize", "profile"),
-    ("select", "bundle", "verify", "encode", "doctor"),
+    ("select", "check", "bundle", "verify", "encode", "doctor"),
 )
 TEXTS = ["A man is playing a guitar.", "", "naïve café 😀", "a long text " * 60]
 
@@ -125,7 +125,7 @@ def test_slice_cuts_and_sorts_the_inside_of_layers_and_inspect_shows_it(
     assert "Warning: no config.json of bert can state these widths" in result.stderr
     shown = succeeds("inspect", "--model", out).output
     assert "4,2,4,2, of 8 dims" in shown
-    assert re.search(r"feed-forward +20\n", shown)
+    assert re.search(r"feed-forward +20 ", shown)
     shipped = ["--model", bert, "--reorder-by-importance", "--out", tmp_path / "sorted"]
     succeeds("slice", *shipped)
     record = json.loads((tmp_path / "sorted" / "m2dexport.json").read_text())

@@ -14,7 +14,7 @@ from m2dexport.align.fit import Fit, Fitting
 from m2dexport.build.aligned import build_aligned
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.cli.tables import print_cross_depth, print_profile
+from m2dexport.cli.cell_tables import View, print_cells, print_cross_depth
 from m2dexport.data import align_texts_path, calibration_texts, read_texts
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
@@ -36,7 +36,7 @@ TASK = RetrievalTask(
 )
 PLAN = Plan(
     layers=(0, 1, 2),
-    dims=(32, 96),
+    dims=(32, 128),
     weights=("fp32", "int8"),
     vectors=("float32",),
     shapes=((1, 8),),
@@ -54,12 +54,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def profile(model: Path) -> Profile:
-    """A profile in which depth 1 cannot be aligned at 96 dims."""
+    """A profile in which depth 1 cannot be aligned at 128 dims."""
     fit = Fitting.fit
 
     def refusing(fitting: Fitting, depth: int, dim: int) -> Fit:
-        if (depth, dim) == (1, 96):
-            raise UsageError("315 texts do not align depth 1 at 96 dims.")
+        if (depth, dim) == (1, 128):
+            raise UsageError("315 texts do not align depth 1 at 128 dims.")
         return fit(fitting, depth, dim)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -68,22 +68,22 @@ def profile(model: Path) -> Profile:
 
 
 def test_a_depth_that_cannot_be_aligned_at_a_dim_fails_there_alone(profile, capsys) -> None:
-    names = [f"1x96-aligned-{weights}-float32" for weights in ("fp32", "int8")]
+    names = [f"1x128-aligned-{weights}-float32" for weights in ("fp32", "int8")]
     failures = {cell: failure for failure in profile.failures for cell in failure.cells}
     assert list(failures) == names
     assert {failure.reason for failure in failures.values()} == {
-        "315 texts do not align depth 1 at 96 dims."
+        "315 texts do not align depth 1 at 128 dims."
     }
     expected = [(0, "full"), (1, "none"), (1, "full"), (2, "none")]
     measured = {(cell.layers, cell.align, cell.dim, cell.weights) for cell in profile.cells}
     assert measured == {
         (*kind, dim, weights)
         for kind, dim, weights in product(expected, PLAN.dims, PLAN.weights)
-        if (*kind, dim) != (1, "full", 96)
+        if (*kind, dim) != (1, "full", 128)
     }
-    print_profile(profile)
+    print_cells(profile, View())
     assert "Failed, 1 cells: 315 texts do not align depth 1" in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"1x96-aligned-int8-float32 failed when measured: 315"):
+    with pytest.raises(UsageError, match=r"1x128-aligned-int8-float32 failed when measured: 315"):
         profile.cell(names[1])
 
 
@@ -98,7 +98,7 @@ def test_beside_a_failed_dim_a_cell_promises_what_its_artifact_keeps(
 
 
 def test_queries_of_every_depth_meet_documents_of_every_depth(profile: Profile) -> None:
-    names = {32: ("0-aligned", "1", "1-aligned", "2"), 96: ("0-aligned", "1", "2")}
+    names = {32: ("0-aligned", "1", "1-aligned", "2"), 128: ("0-aligned", "1", "2")}
     found = {(each.dim, each.queries, each.documents): each.quality for each in profile.cross_depth}
     assert len(found) == len(profile.cross_depth)
     assert set(found) == {(d, *pair) for d in PLAN.dims for pair in product(names[d], repeat=2)}
@@ -127,25 +127,26 @@ def test_the_table_of_queries_has_a_dash_where_a_depth_failed_and_names_the_weig
         "Queries of each depth on an index of depth 2, few/ndcg@10, fp32 weights, float32 vectors:"
     )
     assert next(row.split() for row in rows if row.startswith("1-aligned"))[2] == "-"
-    reference = profile.cell("2x96-int8-float32").id
+    reference = profile.cell("2x128-int8-float32").id
     here = profile.target().model_copy(update={"reference": reference})
     print_cross_depth(profile.model_copy(update={"targets": (here,)}))
     assert "few/ndcg@10, int8 weights, float32 vectors:" in capsys.readouterr().out
 
 
-def test_a_grid_without_the_full_depth_has_aligned_cells_and_no_index(model: Path, capsys) -> None:
+def test_a_grid_without_the_full_depth_has_aligned_cells_no_index_and_the_reference(
+    model: Path,
+) -> None:
     plan = replace(PLAN, layers=(0, 1), dims=(32,), weights=("fp32",))
     found = profile_checkpoint(open_checkpoint(model), [TASK], CALIBRATION, plan)
     assert [cell.id for cell in found.cells] == [
+        "2x128-fp32-float32",
         "0x32-aligned-fp32-float32",
         "1x32-fp32-float32",
         "1x32-aligned-fp32-float32",
     ]
-    assert found.reference_cell().id == "1x32-fp32-float32"
+    assert found.reference_cell().flags == ("reference",)
+    assert [cell.id for cell in found.cells if "reference" in cell.flags] == [found.cells[0].id]
     assert all(not cell.as_query for cell in found.cells)
-    assert len(found.cross_depth) == 3 * 3
-    print_profile(found)
-    assert "Queries of each depth" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

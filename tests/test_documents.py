@@ -26,7 +26,8 @@ import m2dexport
 from m2dexport.cli import cli
 from m2dexport.data import align_texts_path, default_checkpoint, read_texts
 from m2dexport.graph.export import graph_from_checkpoint
-from m2dexport.profile import latency, plan, sweep
+from m2dexport.measure import latency
+from m2dexport.profile import costs, plan
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -147,7 +148,7 @@ def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Pa
     few_texts.write_text("\n".join(read_texts(align_texts_path())[:FEW]))
     monkeypatch.setattr("m2dexport.align.texts.align_texts_path", lambda: few_texts)
     monkeypatch.setattr(plan, "default_plan", plan_of_one_size)
-    monkeypatch.setattr(sweep, "measure_latency", quick_latency)
+    monkeypatch.setattr(costs, "time_shape", quick_latency)
     (tmp_path / "my-checkpoint").symlink_to(stand_in)
     return tmp_path
 
@@ -157,13 +158,13 @@ def plan_of_one_size(checkpoint: m2dexport.Checkpoint) -> plan.Plan:
     return plan.Plan((0, 1, 6), (128,), weights=("fp32", "int8"), repeats=3)
 
 
-def quick_latency(*arguments: Any) -> dict[Any, tuple[latency.LatencyPoint, ...]]:
+def quick_latency(*arguments: Any) -> latency.Timed[Any]:
     """Measure, and say 1 ms: what fits a budget must not depend on who else computes here."""
-    measured = latency.measure_latency(*arguments)
-    return {
-        graph: tuple(replace(point, p50_ms=1.0, p95_ms=1.0) for point in points)
-        for graph, points in measured.items()
+    measured = latency.time_shape(*arguments)
+    points = {
+        graph: replace(point, p50_ms=1.0, p95_ms=1.0) for graph, point in measured.points.items()
     }
+    return replace(measured, points=points)
 
 
 def evaluation_in(folder: Path) -> tuple[Path, Path]:

@@ -13,10 +13,11 @@ from tiny_profile import made_up
 from m2dexport.checkpoint.static import static_tokenizer_json
 from m2dexport.engines.numpy import make
 from m2dexport.errors import M2DError
+from m2dexport.measure.footprint import measure_footprint
+from m2dexport.measure.latency import Conditions, measure_latency
 from m2dexport.precisions import WeightPrecision
 from m2dexport.profile.cells import join_cells
 from m2dexport.profile.floor import Floor, floor_of
-from m2dexport.profile.latency import Conditions, measure_footprint, measure_latency
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import Corpus
@@ -78,7 +79,7 @@ def test_what_is_measured_of_depth_0_is_the_file_of_its_table(tmp_path: Path) ->
     (points,) = measure_latency({"a": floor.candidate}, [(1, 8)], conditions).values()
     assert not isinstance(points, M2DError)
     assert 0 < points[0].p50_ms <= points[0].p95_ms
-    assert measure_footprint(floor.candidate, (1, 8), conditions).peak_memory_bytes > 1e6
+    assert measure_footprint(floor.candidate, [(1, 8)], conditions).peak_memory_bytes > 1e6
 
 
 def test_a_dim_that_fails_does_not_take_the_others_along(tmp_path: Path) -> None:

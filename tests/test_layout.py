@@ -36,6 +36,7 @@ ORDER = (
     "quantize",
     "engines",
     "runtime",
+    "measure",
     "build",
     "profile",
     "report",

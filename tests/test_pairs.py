@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from m2dexport.errors import UsageError
+from m2dexport.vectors.classification import PairClassificationTask
+from m2dexport.vectors.clustering import ClusteringTask
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.tasks import load_task
 
@@ -33,14 +35,23 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.tsv", "", "holds 0 sentence pairs"),
+        ("a.tsv", "", r"a\.tsv is empty"),
         ("a.tsv", "score\tsentence1\tsentence2\n", "holds 0 sentence pairs"),
         ("a.jsonl", "", "is empty"),
         ("a.tsv", "5\tx\ty\nfour\tx\ty\n", r"a\.tsv, line 2: the score 'four' is not a number"),
         ("a.tsv", "5\tx\ty\nnan\tx\ty\n", "line 2: the score 'nan' is not a number"),
+        ("a.tsv", "5\tx\ty\n-inf\tx\ty\n", "line 2: the score '-inf' is not a number"),
+        (
+            "a.csv",
+            "label,text1,text2\n1,x,y\n1,x,z\n",
+            "every score is 1, so there is nothing to tell apart",
+        ),
+        ("a.csv", "label,text\nx,one\nx,two\n", "the number of topics is 1 for 2 texts"),
+        ("a.csv", "label,text\nx,one\ny,two\n", "topics is 2 for 2 texts"),
+        ("a.csv", "label,text\nx,one\n ,two\n", "line 3: ' ' is not a topic"),
         ("a.csv", "5,x\n", r"line 1 has no score among \['5', 'x'\]; name the columns"),
         ("a.jsonl", '{"score": 1}\n', "line 1 has no sentence1 among"),
-        ("a.jsonl", "{}\n[\n", "line 1 has no score among"),
+        ("a.jsonl", "{}\n", "line 1 has no score among"),
         ("a.jsonl", "5\n", "line 1 is not a JSON object"),
         ("a.tsv", b"5\t\xff\tx\n", "is not UTF-8 text"),
         ("a.tsv", "5\tx\ty\n4\tx\ty\tz\n", "line 2: 4 columns where 3 are needed"),
@@ -124,6 +135,77 @@ def test_columns_are_found_by_their_names(tmp_path: Path, name: str, text: str) 
     assert isinstance(task, StsTask)
     assert task.scores == (5.0, 1.5)
     assert (task.sentences1, task.sentences2) == (("a", "c"), ("b", "d"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("scale", [1, 5])
+@pytest.mark.parametrize("header", ["", "score,sentence1,sentence2"])
+def test_scores_of_any_scale_are_read_as_they_stand(
+    tmp_path: Path, header: str, scale: int, end: str
+) -> None:
+    rows = [header, f'{scale},"a, b",c', f"{scale / 2},d,e", "0,f,g"]
+    path = tmp_path / "pairs.csv"
+    path.write_text(end.join(row for row in rows if row) + end, "utf-8-sig", newline="")
+    task = load_task(path)
+    assert isinstance(task, StsTask)
+    assert task.scores == (scale, scale / 2, 0)
+    assert task.sentences1 == ("a, b", "d", "f")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "label\ttext1\ttext2\n1\ta\tb\n0\tc\td\n"),
+        ("a.csv", "id,question1,question2,is_duplicate\n7,a,b,1\n8,c,d,0\n"),
+        ("a.csv", "Sentence1,Sentence2,Label\r\na,b,1.0\r\nc,d,0.0\r\n"),
+        (
+            "a.jsonl",
+            '{"text_a": "a", "text_b": "b", "label": true}\n'
+            '{"text_a": "c", "text_b": "d", "label": false}\n',
+        ),
+    ],
+)
+def test_labels_of_0_and_1_make_pairs_to_be_classified(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    task = load_task(tmp_path / name)
+    assert isinstance(task, PairClassificationTask)
+    assert (task.sentences1, task.sentences2) == (("a", "c"), ("b", "d"))
+    assert task.labels == (True, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "score,text1,text2\n1,a,b\n0,c,d\n",  # no name of labels
+        "label,text1,text2\n1,a,b\n0,c,d\n0.5,e,f\n",  # other values than two
+        "1,a,b\n0,c,d\n",  # no names
+    ],
+)
+def test_pairs_that_might_be_scored_are_scored(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert isinstance(load_task(tmp_path / "a.csv"), StsTask)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "text,label\na,x\nb,y\nc,x\n"),
+        ("a.tsv", "cluster\tid\tsentence\nx\t1\ta\ny\t2\tb\nx\t3\tc\n"),
+        (
+            "a.jsonl",
+            '{"text": "a", "topic": "x"}\n{"text": "b", "topic": "y"}\n'
+            '{"text": "c", "topic": "x"}\n',
+        ),
+    ],
+)
+def test_texts_with_topics_are_clustered(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    task = load_task(tmp_path / name)
+    assert isinstance(task, ClusteringTask)
+    assert (task.sentences, task.topics) == (("a", "b", "c"), ("x", "y", "x"))
+    assert [text_set.texts for text_set in task.texts()] == [("a", "b", "c")]
 
 
 def test_a_tsv_file_that_pandas_wrote_is_read_without_its_quotes(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from m2dexport.errors import UsageError
+from m2dexport.vectors.classification import PairClassificationTask
+from m2dexport.vectors.clustering import ClusteringTask
 from m2dexport.vectors.codecs import (
     calibrate_ranges,
     decode_vectors,
@@ -17,7 +19,7 @@ from m2dexport.vectors.codecs import (
     truncate,
 )
 from m2dexport.vectors.pairs import StsTask
-from m2dexport.vectors.quality import evaluate, score_ranking
+from m2dexport.vectors.quality import evaluate, ranking_of, score_ranking, scores_of
 from m2dexport.vectors.ranking import NO_ROW
 from m2dexport.vectors.retrieval import RetrievalTask
 
@@ -82,7 +84,7 @@ def test_one_bit_codes_are_scored_rescored_too(precision: str) -> None:
     assert found["ndcg@10+int8x4"] == pytest.approx(floats, abs=2)
     assert found["recall@10"] <= found["recall@10+int8x4"]
     plain = evaluate(task, (queries, documents), 32, precision)
-    assert plain == {name: found[name] for name in ("ndcg@10", "recall@10")}
+    assert plain == {name: points for name, points in found.items() if "+" not in name}
 
 
 def test_nan_vectors_are_refused_rather_than_scored() -> None:
@@ -131,13 +133,84 @@ def test_rankings_score_as_in_a_plain_loop(
         order = data.draw(st.permutations(range(documents)))
         length = data.draw(st.integers(0, places))
         ranking.append([*order[:length], *[NO_ROW] * places][:places])
-    gains, recalls = [], []
+    gains, figures = [], []
     for row, relevant in zip(ranking, relevance, strict=True):
         found = sum(relevant.get(i, 0.0) / np.log2(at + 2) for at, i in enumerate(row))
         best = sorted(relevant.values(), reverse=True)[:10]
         ideal = sum(gain / np.log2(at + 2) for at, gain in enumerate(best))
         gains.append(found / ideal if ideal else 0.0)
-        recalls.append(sum(i in relevant for i in row) / max(1, len(relevant)))
+        at = [place for place, i in enumerate(row, start=1) if i in relevant]
+        precision = [so_far / place for so_far, place in enumerate(at, start=1)]
+        judged_count = max(1, len(relevant))
+        figures.append(
+            (len(at) / judged_count, 1 / at[0] if at else 0, sum(precision) / judged_count)
+        )
     scores = score_ranking(retrieval(relevance, documents), np.array(ranking))
     assert scores["ndcg@10"] == pytest.approx(100 * np.mean(gains))
-    assert scores["recall@10"] == pytest.approx(100 * np.mean(recalls))
+    names = ("recall@10", "mrr@10", "map@10")
+    assert [scores[name] for name in names] == pytest.approx(100 * np.mean(figures, axis=0))
+
+
+def test_rankings_score_as_in_trec_eval() -> None:
+    """By the package that BEIR and MTEB score with."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    rankings = np.array([RNG.permutation(40)[:10] for _ in range(30)])
+    relevance = tuple(
+        {int(i): float(RNG.integers(1, 4)) for i in RNG.permutation(40)[: 1 + query % 15]}
+        for query in range(30)
+    )
+    judged = {
+        f"q{query}": {f"d{i}": int(gain) for i, gain in gains.items()}
+        for query, gains in enumerate(relevance)
+    }
+    run = {
+        f"q{query}": {f"d{i}": float(-at) for at, i in enumerate(row)}
+        for query, row in enumerate(rankings)
+    }
+    names = {"ndcg_cut_10": "ndcg@10", "recall_10": "recall@10", "map_cut_10": "map@10"}
+    names["recip_rank"] = "mrr@10"  # of a run of ten documents
+    theirs = pytrec_eval.RelevanceEvaluator(judged, set(names)).evaluate(run).values()
+    ours = score_ranking(retrieval(relevance, 40), rankings)
+    for metric, name in names.items():
+        assert ours[name] == pytest.approx(100 * np.mean([each[metric] for each in theirs]))
+
+
+def test_a_query_is_complete_when_all_its_documents_are_among_the_ten() -> None:
+    task = retrieval(({0: 1.0, 1: 1.0}, {2: 1.0, 99: 1.0}, {5: 1.0}), 200)
+    found = score_ranking(task, np.array([range(10)] * 3))
+    assert found["complete@10"] == pytest.approx(100 * 2 / 3)
+    single = retrieval(({0: 1.0},), 200)  # it would be recall
+    assert "complete@10" not in score_ranking(single, np.array([range(10)]))
+
+
+def test_overlap_is_the_share_of_the_references_ten_that_are_found() -> None:
+    reference = np.array([[0, 1, 2, 3, NO_ROW], [5, 6, 7, 8, 9]])
+    ranking = np.array([[3, 9, 0, NO_ROW, NO_ROW], [9, 8, 7, 6, 5]])
+    task = retrieval(({0: 1.0}, {5: 1.0}), 10)
+    assert score_ranking(task, ranking, reference)["overlap@10"] == pytest.approx(75)
+
+
+def test_the_reference_overlaps_with_itself_and_its_signs_less() -> None:
+    queries, documents = unit(40, 32), unit(300, 32)
+    task = retrieval(tuple({row: 1.0} for row in range(40)), 300)
+    vectors = queries, documents
+    reference = ranking_of(task, vectors, 32)
+    same = scores_of(task, vectors, 32, "float32", reference=reference)["overlap@10"]
+    coded = scores_of(task, vectors, 32, "ubinary", reference=reference)["overlap@10"]
+    assert same.points == 100
+    assert (same.replicates == 100).all()
+    assert 20 < coded.points < 90
+
+
+def test_pairs_of_two_classes_and_topics_are_scored_from_their_vectors() -> None:
+    texts = tuple(map(str, range(40)))
+    vectors = unit(40, 8)
+    same = tuple(row % 2 == 0 for row in range(40))
+    others = np.where(np.array(same)[:, None], vectors, -vectors)
+    pairs = PairClassificationTask("p", texts, texts, same, "0")
+    assert evaluate(pairs, (vectors, others), 8, "int8-symmetric") == pytest.approx(
+        {"ap": 100, "f1": 100, "accuracy": 100}
+    )
+    topics = ClusteringTask("c", texts, tuple(map(str, same)), "0")
+    ones = np.where(np.array(same)[:, None], 1, -1) * np.ones((40, 8), np.float32)
+    assert evaluate(topics, (ones,), 8, "ubinary") == pytest.approx({"v_measure": 100})

@@ -44,7 +44,9 @@ def test_the_schema_that_ships_is_that_of_the_code_and_accepts_a_profile(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "has format 99; this version reads format 5"),
+        ({"format": 99}, "written by m2dexport 0.1.0, and this one, .*reads format 5: upgrade m2"),
+        ({"format": 4}, "has format 4; this version reads format 5: profile again"),
+        ({"format": "5"}, "is not a profile; name the profile.json"),
         ({"cells": []}, "holds no cells"),
         ({"targets": [{}]}, r"is not a profile: targets\.0\.name"),
         ({"extra": 1}, "is not a profile: extra"),
@@ -61,9 +63,20 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change, message: str
 def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "text.json").write_text("not json")
-    for name in ("missing.json", "list.json", "text.json"):
+    (tmp_path / "artifact.json").write_text('{"format": 4, "engine": "onnx"}')
+    for name in ("missing.json", "list.json", "text.json", "artifact.json"):
         with pytest.raises(UsageError, match=name):
             read_profile(tmp_path / name)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, 0.99])
+def test_a_profile_that_is_cut_short_is_refused_as_that(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "profile.json"
+    write_profile(profile(cell()), path)
+    text = path.read_text()
+    path.write_text(text[: keep if isinstance(keep, int) else int(len(text) * keep)])
+    with pytest.raises(UsageError, match=r"profile\.json ends in the middle; copy"):
+        read_profile(path)
 
 
 def test_an_unknown_cell_is_answered_with_how_ids_look() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from m2dexport.engines import SPIN_US, Device
+from m2dexport.measure.latency import Candidate
 from m2dexport.profile import settings
-from m2dexport.profile.latency import Candidate
 from m2dexport.profile.settings import choose_settings, settings_of
 
 FOUR = 4

@@ -13,7 +13,9 @@ from m2dexport.data import default_task_paths
 from m2dexport.errors import UsageError
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.retrieval import RetrievalTask
-from m2dexport.vectors.tasks import default_tasks, load_task
+from m2dexport.vectors.tasks import default_tasks, load_task, load_tasks, require_distinct
+
+PAIRS = "score,sentence1,sentence2\n1,a,b\n0,c,d\n"
 
 
 def test_the_shipped_tasks_are_stsb_dev_and_limit_small() -> None:
@@ -30,6 +32,53 @@ def test_paths_that_are_no_data_are_refused(tmp_path: Path) -> None:
         load_task(tmp_path / "missing.tsv")
     with pytest.raises(UsageError, match=r"corpus\.jsonl does not exist"):
         load_task(tmp_path)
+
+
+def test_a_folder_of_splits_is_a_task_for_each_file(tmp_path: Path) -> None:
+    folder = tmp_path / "sick"
+    folder.mkdir()
+    (folder / "test.csv").write_text(PAIRS)
+    (folder / "dev.tsv").write_text("cluster\ttext\nx\ta\ny\tb\nx\tc\n")
+    (folder / "README.md").write_text("# SICK")
+    found = load_tasks(folder)
+    assert [(task.name, task.kind) for task in found] == [
+        ("sick-dev", "clustering"),
+        ("sick-test", "sts"),
+    ]
+    assert [task.name for task in load_tasks(f"s={folder}")] == ["s-dev", "s-test"]
+
+
+def test_a_folder_without_evaluation_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(UsageError, match="holds no evaluation data: neither BEIR's corpus"):
+        load_tasks(tmp_path)
+
+
+def test_a_task_is_named_by_what_stands_before_its_path(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text(PAIRS)
+    (plain,) = load_tasks(tmp_path / "pairs.csv")
+    (named,) = load_tasks(f"dev={tmp_path / 'pairs.csv'}")
+    assert (plain.name, named.name) == ("pairs", "dev")
+    assert plain.sha256 == named.sha256  # and so its resamples
+    (tmp_path / "a=b.csv").write_text(PAIRS)
+    (file,) = load_tasks(tmp_path / "a=b.csv")
+    assert file.name == "a=b"
+    for source in ("two words=pairs.csv", "=pairs.csv", "dev="):
+        with pytest.raises(UsageError, match="write NAME=PATH"):
+            load_tasks(source)
+
+
+def test_two_tasks_of_one_name_are_refused_with_how_to_name_one(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "dev.csv").write_text(PAIRS)
+    first, second = (load_task(tmp_path / folder / "dev.csv") for folder in ("a", "b"))
+    with pytest.raises(UsageError, match=r"two evaluation sets are named 'dev'.*--eval dev-2=PATH"):
+        require_distinct((first, second))
+    arguments = [f"--eval={tmp_path / folder / 'dev.csv'}" for folder in ("a", "b")]
+    result = CliRunner().invoke(cli, ["profile", *arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "two evaluation sets are named 'dev'" in result.stderr
 
 
 def test_default_task_paths_are_in_the_package() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from m2dexport.measure.footprint import Footprint
+from m2dexport.measure.latency import LatencyPoint
+from m2dexport.measure.size import SizeParts
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, GraphFacts, Measured
 from m2dexport.profile.intervals import Replicates, replicates_of
-from m2dexport.profile.latency import Footprint, LatencyPoint
-from m2dexport.profile.schema import Cell, MeasuredOn, Profile, SizeParts, cell_id
+from m2dexport.profile.schema import Cell, MeasuredOn, Profile, cell_id
 from m2dexport.vectors.resample import REPLICATES, Score
 
 TIMED = {
@@ -26,9 +28,9 @@ TIMED = {
 }
 
 
-def steady(points: float, spread: float = 0.0) -> Replicates:
-    """Return replicates of a figure: the same noise for every cell, so that pairs have none."""
-    noise = np.random.default_rng(0).normal(scale=spread, size=REPLICATES)
+def steady(points: float, spread: float = 0.0, seed: int = 0) -> Replicates:
+    """Return replicates of a figure; cells of one seed have the same noise, and pairs none."""
+    noise = np.random.default_rng(seed).normal(scale=spread, size=REPLICATES)
     return replicates_of(Score(points, points + noise))
 
 
@@ -58,7 +60,6 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "retention": quality / 100,
         "loss": 100 - quality,
         "loss_interval": {"low": 100 - quality, "high": 100 - quality},
-        "latency": [TIMED],
         "p50_ms": 1.0,
         "p95_ms": 2.0,
         "p99_ms": 2.5,
@@ -75,7 +76,9 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "flags": (),
         "on_frontier": True,
     }
-    return Cell.model_validate({**facts, **values})
+    p50, p95 = values.get("p50_ms", 1.0), values.get("p95_ms", 2.0)
+    timed = {"p50_ms": p50, "p95_ms": p95, "p50_interval": {"low": p50, "high": p50}}
+    return Cell.model_validate({**facts, "latency": [{**TIMED, **timed}], **values})
 
 
 def target(reference: Cell, name: str, **values: Any) -> dict[str, Any]:

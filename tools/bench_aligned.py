@@ -33,8 +33,8 @@ from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.cores import one_torch_thread
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.files import require_file
+from m2dexport.measure.machine import read_machine
 from m2dexport.precisions import VectorPrecision
-from m2dexport.profile.machine import read_machine
 from m2dexport.profile.plan import default_plan
 from m2dexport.reference.pooler import Reference
 from m2dexport.vectors.codecs import calibrate_ranges, cosines, normalize, truncate

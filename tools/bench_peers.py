@@ -43,7 +43,7 @@ from m2dexport import (
 )
 from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.files import require_file, scratch_folder
-from m2dexport.profile.machine import read_machine
+from m2dexport.measure.machine import read_machine
 from m2dexport.vectors.codecs import cosines
 from m2dexport.vectors.pairs import StsTask
 

@@ -32,13 +32,13 @@ from m2dexport.data import calibration_texts, default_task_paths
 from m2dexport.engines import Device
 from m2dexport.errors import M2DError
 from m2dexport.files import atomic_file, require_file, scratch_folder
+from m2dexport.measure.machine import read_machine
 from m2dexport.precisions import (
     VECTOR_PRECISIONS,
     WEIGHT_PRECISIONS,
     VectorPrecision,
     WeightPrecision,
 )
-from m2dexport.profile.machine import read_machine
 from m2dexport.profile.plan import Plan, default_plan
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load

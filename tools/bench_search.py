@@ -22,8 +22,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.measure.machine import read_machine
 from m2dexport.precisions import VectorPrecision
-from m2dexport.profile.machine import read_machine
 from m2dexport.vectors.codecs import (
     Ranges,
     bytes_per_vector,

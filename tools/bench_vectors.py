@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts, read_texts
+from m2dexport.measure.machine import read_machine
 from m2dexport.precisions import VectorPrecision
-from m2dexport.profile.machine import read_machine
 from m2dexport.reference.pooler import Reference
 from m2dexport.vectors.codecs import (
     Ranges,

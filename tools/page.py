@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from m2dexport.files import atomic_file
-from m2dexport.profile.machine import read_machine
+from m2dexport.measure.machine import read_machine
 
 
 def heading(threads: str, packages: Sequence[str]) -> Iterator[str]:

@@ -97,25 +97,40 @@ def export_source(
         CheckpointError: when the architecture cannot be exported.
         MissingExtra: when the engine is not installed.
     """
+    return export_sources(checkpoint, depths, dim, (engine,))[engine]
+
+
+def export_sources(
+    checkpoint: Checkpoint, depths: Sequence[int], dim: int, engines: Sequence[str]
+) -> dict[str, Source]:
+    """Export a checkpoint once, for several engines; see ``export_source``.
+
+    Returns:
+        Engine -> the source with the graph that suits it.
+    """
     if checkpoint.keeps_norms:
         raise UsageError(
             f"the vectors of {checkpoint.path} are compared by {checkpoint.similarity} and keep "
             "their norms, which an artifact's do not; make a sub-model of unit vectors by slice "
             "--normalize, and take that."
         )
-    maker = engine_maker(engine)
-    if ENGINES[engine].format == "table" and max(depths) > 0:  # refused before the export
-        raise UsageError(f"the engine {engine} runs depth 0 only; choose another engine.")
+    makers = {engine: engine_maker(engine) for engine in engines}
+    for engine in engines:
+        if ENGINES[engine].format == "table" and max(depths) > 0:  # refused before the export
+            raise UsageError(f"the engine {engine} runs depth 0 only; choose another engine.")
     with scratch_folder() as scratch:
         sub_model = slice_checkpoint(checkpoint, max(depths), dim, scratch / "sub-model")
-        graph = _graph(sub_model, depths)
-        maker.fuse(graph)
+        plain = _graph(sub_model, depths)
+        graphs = {engine: plain.clone() for engine in engines[1:]}
+        graphs[engines[0]] = plain
+        for engine, maker in makers.items():
+            maker.fuse(graphs[engine])
         source = Source(
             checkpoint=sub_model,
             sha256=checkpoint.weights_sha256,
             sub_model_sha256=sub_model.weights_sha256,
-            engine=engine,
-            graph=graph,
+            engine=engines[0],
+            graph=plain,
             tokenizer_json=sealed_tokenizer_json(sub_model.path, sub_model.max_length),
             pad_id=_pad_id(sub_model),
             alignment=read_map(sub_model.alignment) if sub_model.alignment else None,
@@ -123,7 +138,10 @@ def export_source(
         )
         with one_torch_thread():
             probes = _probes(sub_model, depths, source.prompt)
-    return replace(source, probes=probes)
+    return {
+        engine: replace(source, engine=engine, graph=graph, probes=probes)
+        for engine, graph in graphs.items()
+    }
 
 
 def _graph(sub_model: Checkpoint, depths: Sequence[int]) -> ir.Model:

@@ -19,6 +19,9 @@ from m2dexport.checkpoint.towers import find_tower
 from m2dexport.data import default_checkpoint
 from m2dexport.errors import CheckpointError, UsageError, one_line
 
+#: Files of a hub's model that are not read. Of onnx/, model_config.json is: it may list depths.
+NOT_FETCHED = ("onnx/[!m]*", "onnx/*/*", "onnx/*data", "openvino/*", *OTHER_FORMATS, "*.onnx_data")
+
 
 def checkpoint_folder(model: str | Path | None, *, allow_pickle: bool) -> tuple[Path, list[str]]:
     """Return a local folder of a text model in safetensors, made from what was named if need be.
@@ -121,9 +124,8 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    ignored = ["onnx/*", "openvino/*", *OTHER_FORMATS]
     try:
-        return Path(snapshot_download(hub_id, ignore_patterns=ignored))
+        return Path(snapshot_download(hub_id, ignore_patterns=list(NOT_FETCHED)))
     except HFValidationError as error:
         raise UsageError(f"{hub_id!r} is neither a folder nor a hub id.") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from m2dexport.checkpoint.families import FAMILIES, Family, bare_class
 from m2dexport.checkpoint.jsonfile import read_json
+from m2dexport.checkpoint.tensors import INDEX, PLAIN_FLOATS, WEIGHTS, stored_tensors
 from m2dexport.errors import CheckpointError, one_line
 
 _MAX_LAYERS = 10_000
@@ -51,9 +52,7 @@ def _refuse(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> No
     from packaging.version import Version
 
     if "quantization_config" in raw:
-        raise CheckpointError(
-            f"{folder} has quantized weights; slice the checkpoint that it was quantized from."
-        )
+        _refuse_quantized(folder)
     for key, value in raw.items():  # transformers makes lists of this length when it reads them
         if "layer" in key and isinstance(value, int) and value > _MAX_LAYERS:
             raise CheckpointError(
@@ -72,6 +71,21 @@ def _refuse(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> No
             f"{folder} attends in both directions (is_causal is false), which transformers "
             f"{transformers.__version__} ignores; install transformers 5.2 or newer."
         )
+
+
+def _refuse_quantized(folder: Path) -> NoReturn:
+    """Refuse what config.json says is quantized, and say where its weights are not."""
+    stored = any((folder / name).exists() for name in (WEIGHTS, INDEX))
+    types = {tensor.dtype for tensor in stored_tensors(folder).values()} if stored else set()
+    if types and types <= set(PLAIN_FLOATS):
+        raise CheckpointError(
+            f"{folder / CONFIG} has a quantization_config, and no stored weight is quantized (they "
+            f"are {', '.join(sorted(types))}); remove it, if the weights are those of the "
+            "unquantized model."
+        )
+    raise CheckpointError(
+        f"{folder} has quantized weights; slice the checkpoint that it was quantized from."
+    )
 
 
 def _refuse_code(folder: Path, raw: Mapping[str, Any]) -> None:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from m2dexport.checkpoint.alignment import FullModel, read_full_model
+from m2dexport.checkpoint.card import Card, read_card
 from m2dexport.checkpoint.families import Family, Layout, family_of, locate
 from m2dexport.checkpoint.fit import require_fit
 from m2dexport.checkpoint.folder import checkpoint_folder
 from m2dexport.checkpoint.hf_config import CONFIG, RAW_LAST_STATE, has_own_code, read_config
 from m2dexport.checkpoint.jsonfile import read_object
+from m2dexport.checkpoint.length import DEFAULT_LENGTH, NO_LENGTH, read_max_length
+from m2dexport.checkpoint.sources import sources_of, static_sources
 from m2dexport.checkpoint.st_modules import (
     Dense,
     Head,
     LatentAttention,
     Modules,
     Pooling,
+    SentenceConfig,
     pooling_from_name,
     read_modules,
     read_sentence_config,
@@ -34,16 +38,13 @@ from m2dexport.checkpoint.tensors import (
     tensors_in,
 )
 from m2dexport.checkpoint.tokenizer import read_tokenizer, token_beyond
-from m2dexport.checkpoint.trained import Grid, parse_grid, read_grid, trained_on_raw_states
+from m2dexport.checkpoint.trained import Grid, read_trained
 from m2dexport.checkpoint.widths import Widths, read_widths
 from m2dexport.errors import CheckpointError, UsageError
 from m2dexport.files import PROVENANCE, license_files
 from m2dexport.precisions import Similarity
 
 FinalNorm = Literal["none", "applied", "skipped"]
-_DEFAULT_LENGTH = 512
-_NO_LENGTH = f"the maximum length is {_DEFAULT_LENGTH} tokens, as the checkpoint stores none."
-_UNLIMITED = 1_000_000  # tokenizers without a limit store 1e30 or 2**63 as model_max_length
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Checkpoint:
     sliced_from: str | None  # weights_sha256 of the parent, for a sub-model
     speaks: FullModel | None  # whose space an aligned sub-model's vectors are in
     licenses: tuple[Path, ...]  # licence and notice files, which go wherever the weights go
+    sources: Mapping[str, str]  # where facts were read: field -> file, option or default
     layout: Layout = field(repr=False)  # where the tensors of the bare model lie, layer by layer
 
     @property
@@ -140,7 +142,7 @@ def open_checkpoint(
         trust_remote_code: let transformers run code that the checkpoint brings.
         pooling: declared pooling, such as "mean", "cls" or "lasttoken", for a checkpoint that does
             not store it.
-        trained: declared trained grid, such as "2:32,4:64"; replaces what is stored.
+        trained: declared trained grid, such as "2:32,4:64" or "1-6:32,64"; replaces what is stored.
 
     Returns:
         The description. Everything that was not stored is listed in ``assumed``.
@@ -167,14 +169,17 @@ def open_checkpoint(
         notes.append(f"pooling is {pooling}, as declared; the checkpoint does not store it.")
     config = read_config(modules.transformer, trust_remote_code=trust_remote_code)
     own_code = trust_remote_code and has_own_code(modules.transformer)
-    described = _describe(folder, replace(modules, pooling=chosen), config, own_code, notes)
-    if trained is None:
-        return described
-    return replace(described, trained=parse_grid(trained, described.layers, described.dim))
+    modules = replace(modules, pooling=chosen)
+    return _describe(folder, modules, config, own_code, notes, trained)
 
 
 def _describe(
-    folder: Path, modules: Modules, config: Any, own_code: bool, notes: Sequence[str]
+    folder: Path,
+    modules: Modules,
+    config: Any,
+    own_code: bool,
+    notes: Sequence[str],
+    declared: str | None,
 ) -> Checkpoint:
     transformer = modules.transformer
     layers, hidden = int(config.num_hidden_layers), int(config.hidden_size)
@@ -185,13 +190,11 @@ def _describe(
     dim = _width_after(ending, hidden * len(pooling.modes))
     provenance = read_object(folder / PROVENANCE)
     stated = read_sentence_config(folder, pooling)
-    assumed = [*notes, *_notes(config, family, folder, transformer)]
-    if stated.similarity != "cosine" and not modules.normalized:
-        assumed.append(
-            f"vectors are compared by {stated.similarity} and not normalised: sub-models keep "
-            "their norms; build and profile need one that slice --normalize made."
-        )
-    max_length, limits = _max_length(modules, config, family)
+    card = read_card(folder)
+    assumed = [*notes, *_notes(config, family, card, transformer), *_norms(modules, stated)]
+    length = read_max_length(modules, config, family)
+    trained = read_trained(folder, transformer, card, (layers, dim), declared)
+    final_norm = _final_norm(family, config, modules)
     return Checkpoint(
         path=transformer,
         model_type=str(config.model_type),
@@ -207,15 +210,16 @@ def _describe(
         normalized=modules.normalized,
         alignment=modules.alignment,
         similarity=stated.similarity,
-        final_norm=_final_norm(family, config, modules),
+        final_norm=final_norm,
         prompts=stated.prompts,
         default_prompt=stated.default_prompt,
-        max_length=max_length,
-        trained=_trained_grid(folder, provenance, (layers, dim)),
-        assumed=(*assumed, *limits),
+        max_length=length.tokens,
+        trained=trained.grid,
+        assumed=(*assumed, *length.notes, *trained.notes),
         sliced_from=provenance.get("sliced_from"),
         speaks=read_full_model(provenance),
         licenses=license_files(folder),
+        sources=sources_of(folder, modules, final_norm, length.source, trained.source),
         layout=layout,
     )
 
@@ -243,12 +247,13 @@ def _describe_static(folder: Path, static: StaticParts) -> Checkpoint:
         final_norm="none",
         prompts=stated.prompts,
         default_prompt=stated.default_prompt,
-        max_length=static.max_length or _DEFAULT_LENGTH,
+        max_length=static.max_length or DEFAULT_LENGTH,
         trained=None,
-        assumed=() if static.max_length else (_NO_LENGTH,),
+        assumed=() if static.max_length else (NO_LENGTH,),
         sliced_from=provenance.get("sliced_from"),
         speaks=read_full_model(provenance),
         licenses=license_files(folder),
+        sources=static_sources(folder, has_length=static.max_length is not None),
         layout=Layout(Family(()), 0, {TABLE: static.table}, ()),
     )
 
@@ -274,7 +279,7 @@ def _choose_pooling(folder: Path, modules: Modules, declared: str | None) -> Poo
     return modules.pooling or chosen
 
 
-def _notes(config: Any, family: Family, folder: Path, transformer: Path) -> Iterator[str]:
+def _notes(config: Any, family: Family, card: Card, transformer: Path) -> Iterator[str]:
     """Yield what a person should know of how the folder was read."""
     if family.inferred:
         norm = f"at {family.final_norm}" if family.final_norm else "nowhere"
@@ -282,7 +287,7 @@ def _notes(config: Any, family: Family, folder: Path, transformer: Path) -> Iter
             f"model type {config.model_type!r} is not in the table of families: its layers were "
             f"found at {family.layers[0]}*, its final norm {norm}."
         )
-    if family.final_norm and trained_on_raw_states(folder):
+    if family.final_norm and card.trained_on_raw_states:
         yield (
             "shallow depths apply the final norm, although their training did not; slice them "
             "with --final-norm skipped to get what was trained."
@@ -295,6 +300,14 @@ def _notes(config: Any, family: Family, folder: Path, transformer: Path) -> Iter
         yield (
             f"no text holds {beyond[0]!r}, which the tokenizer numbers {beyond[1]}: the token "
             f"table has {config.vocab_size} rows."
+        )
+
+
+def _norms(modules: Modules, stated: SentenceConfig) -> Iterator[str]:
+    if stated.similarity != "cosine" and not modules.normalized:
+        yield (
+            f"vectors are compared by {stated.similarity} and not normalised: sub-models keep "
+            "their norms; build and profile need one that slice --normalize made."
         )
 
 
@@ -318,56 +331,8 @@ def _width_after(head: tuple[Head, ...], width: int) -> int:
     return width
 
 
-def _trained_grid(
-    folder: Path, provenance: Mapping[str, Any], limits: tuple[int, int]
-) -> Grid | None:
-    stored = provenance.get("trained_grid")
-    if stored is not None:
-        try:
-            return tuple((int(n), int(d)) for n, d in stored)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(
-                f"{folder / PROVENANCE} has a trained_grid that is not a list of layers and dims."
-            ) from error
-    return read_grid(folder, *limits)
-
-
 def _final_norm(family: Family, config: Any, modules: Modules) -> FinalNorm:
     if family.final_norm is None:
         return "none"
     raw = modules.raw_output and getattr(config, RAW_LAST_STATE, None) is False
     return "skipped" if raw else "applied"
-
-
-def _steady_positions(config: Any) -> int | None:
-    """Return up to where longrope's positions are those of its short factors, if it is used."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
-        return None
-    known = (rope, vars(config))
-    limits = [each.get("original_max_position_embeddings") for each in known]
-    return next((int(limit) for limit in limits if limit), None)
-
-
-def _max_length(modules: Modules, config: Any, family: Family) -> tuple[int, list[str]]:
-    """Return the longest input in tokens, and a sentence on it where none is stored as such.
-
-    It is what is stored, within the positions that exist.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and family.position_offset:
-        positions -= int(config.pad_token_id or 0) + 1
-    stored = modules.max_length
-    if stored is None:
-        tokenizer = read_object(modules.transformer / "tokenizer_config.json")
-        stored = tokenizer.get("model_max_length")
-    known = [n for n in (stored, positions) if isinstance(n, int | float) and 0 < n < _UNLIMITED]
-    steady = _steady_positions(config)
-    if steady is not None and steady < min(known, default=_UNLIMITED):
-        return steady, [
-            f"the maximum length is {steady} tokens, as stored for longrope: beyond it, a text's "
-            "positions would depend on the longest text of its batch."
-        ]
-    if not known:
-        return _DEFAULT_LENGTH, [_NO_LENGTH]
-    return int(min(known)), []

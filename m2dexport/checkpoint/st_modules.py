@@ -227,9 +227,13 @@ def _modules(
     )
 
 
+def settings_path(folder: Path) -> Path:
+    """Return where the Transformer module's settings lie; older versions named it by family."""
+    return next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / SETTINGS)
+
+
 def _settings(folder: Path) -> dict[str, Any]:
-    """Return the Transformer module's settings, which older versions named after the family."""
-    path = next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / SETTINGS)
+    path = settings_path(folder)
     settings = read_object(path)
     for key in _REFUSED_SETTINGS:
         if settings.get(key):

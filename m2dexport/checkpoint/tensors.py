@@ -45,7 +45,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+PLAIN_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = (*PLAIN_FLOATS, "F8_E4M3", "F8_E5M2")
 FLOAT_NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 

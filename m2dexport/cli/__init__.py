@@ -6,7 +6,16 @@ import signal
 import sys
 
 # Each of these adds its commands to the group.
-from m2dexport.cli import artifacts, bundles, checkpoints, doctor, profiles, reports  # noqa: F401
+from m2dexport.cli import (  # noqa: F401
+    artifacts,
+    bench,
+    bundles,
+    checkpoints,
+    doctor,
+    gate,
+    profiles,
+    reports,
+)
 from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli
 

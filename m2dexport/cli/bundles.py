@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("source", type=PATH, metavar="ARTIFACT|PROFILE.JSON")
 @click.option("--cell", metavar="ID", help="With a profile: the cell to build, as select names it.")
+@click.option("--target", metavar="NAME", help="With a profile of several targets: the cell's.")
+@click.option(
+    "--allow-batch-dependent",
+    is_flag=True,
+    help="With a profile: accept a cell with which a text's vector depends on its batch.",
+)
 @click.option(
     "--model",
     metavar="PATH|HUB-ID",
@@ -68,6 +74,10 @@ def bundle(
         raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
     if source.is_dir() == (cell is not None):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
+    if cell is None and (options["target"] or options["allow_batch_dependent"]):
+        raise UsageError(
+            "--target and --allow-batch-dependent go with a profile's cell; leave them out."
+        )
     if cell is None and options["index"]:
         raise UsageError(
             "--index goes with a profile's cell; build or quantize the artifact with --index."
@@ -88,6 +98,8 @@ def _bundle_cell(
     cell: str,
     out: Path,
     *,
+    target: str | None,
+    allow_batch_dependent: bool,
     model: str | None,
     calibration: Path | None,
     align_texts: Path | None,
@@ -99,10 +111,17 @@ def _bundle_cell(
     # These need torch; packing an artifact does not.
     from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
     from m2dexport.profile.manifest import read_profile
+    from m2dexport.profile.select import profile_target
 
-    profile, texts = read_profile(source), texts_of(calibration)
-    fitted = texts_to_align(True, align_texts)
-    deployment = Deployment(texts, fitted, bit_order, index_of(index))
+    profile = read_profile(source)
+    deployment = Deployment(
+        texts_of(calibration),
+        texts_to_align(True, align_texts),
+        bit_order,
+        index_of(index),
+        target=profile_target(profile, target),
+        allow_batch_dependent=allow_batch_dependent,
+    )
     with busy("Building and packing"):
         checkpoint = open_profiled(profile, model, **trust)
         return bundle_cell(profile, cell, checkpoint, out, deployment, force=force)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ import click
 
 if TYPE_CHECKING:
     from m2dexport.progress import OnProgress
+
+
+#: Seconds after which a step is worth a line of a log.
+_A_WHILE = 2
 
 
 def escape_unprintable() -> None:
@@ -58,16 +63,24 @@ def print_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[OnProgress]:
-    """Show one bar per step on a terminal, and nothing elsewhere."""
+def progress(*, log: bool = False) -> Iterator[OnProgress]:
+    """Show one bar per step on a terminal; elsewhere, if ``log``, a line per step of over 2 s."""
     if not _is_terminal():
-        yield lambda *_: None
+        yield _logged() if log else lambda *_: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+    times = (TimeElapsedColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, *times, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
         def update(step: str, done: int, total: int) -> None:
@@ -76,6 +89,21 @@ def progress() -> Iterator[OnProgress]:
             bars.update(tasks[step], completed=done, total=total)
 
         yield update
+
+
+def _logged() -> OnProgress:
+    """Return what prints a line to stderr once a step that took a while is done."""
+    begun: dict[str, float] = {}
+    said: set[str] = set()
+
+    def update(step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        taken = now - begun.setdefault(step, now)
+        if done >= total and taken > _A_WHILE and step not in said:
+            said.add(step)
+            click.echo(f"{step}: {total:,} in {taken:.0f} s", err=True)
+
+    return update
 
 
 @contextlib.contextmanager

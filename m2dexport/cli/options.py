@@ -50,7 +50,7 @@ PER_LAYER = _Numbers(distinct=False)
 PATH = click.Path(path_type=Path)
 
 
-def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator that adds several options; ``--help`` shows the last of them first."""
 
     def decorate(command: F) -> F:
@@ -62,21 +62,23 @@ def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 #: The options that say what a checkpoint is trusted with.
-trust_options = _together(
+trust_options = together(
     click.option("--allow-pickle", is_flag=True, help="Accept pickled weights."),
     click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings."),
 )
 
 
 #: The options that say which checkpoint a command works on.
-model_options = _together(
+model_options = together(
     click.option(
         "--pooling",
         metavar="MODE",
         help="Declare the pooling (mean, cls, lasttoken) of a checkpoint that stores none.",
     ),
     click.option(
-        "--trained", metavar="N:D,...", help='Declare the trained grid, as in "2:32,4:64".'
+        "--trained",
+        metavar="N:D,...",
+        help='Declare the trained grid, as in "2:32,4:64" or, depths times dims, "1-6:32,64".',
     ),
     trust_options,
     click.option(
@@ -87,14 +89,22 @@ model_options = _together(
 )
 
 
-evaluation_option = click.option(
-    "--eval",
-    "evaluation",
-    type=PATH,
-    multiple=True,
-    metavar="PATH",
-    help="STS pairs (.tsv, .csv, .jsonl) or a BEIR folder; several are averaged.  "
-    "[default: the shipped STS-B dev and LIMIT-small]",
+#: The options that say what quality is measured on.
+evaluation_options = together(
+    click.option(
+        "--mteb",
+        metavar="TASK[:SUBSET],...",
+        help="Tasks of the mteb package: STS, retrieval, pair classification, clustering.",
+    ),
+    click.option(
+        "--eval",
+        "evaluation",
+        multiple=True,
+        metavar="[NAME=]PATH",
+        help="Scored or labelled pairs, or texts with topics (.tsv, .csv, .jsonl), a folder of "
+        "them, or a BEIR folder; several are averaged.  "
+        "[default: the shipped STS-B dev and LIMIT-small]",
+    ),
 )
 
 
@@ -116,7 +126,7 @@ align_texts_option = click.option(
 
 
 #: The options that align a sub-model with the full depth.
-align_options = _together(
+align_options = together(
     align_texts_option,
     click.option(
         "--align",
@@ -146,7 +156,7 @@ bit_order_option = click.option(
 
 def recipe_options(weights: str | None, vectors: str = "float32") -> Callable[[F], F]:
     """Return the options that say how an artifact is quantized, with these defaults."""
-    return _together(
+    return together(
         click.option(
             "--allow-batch-dependent",
             is_flag=True,
@@ -160,7 +170,7 @@ def recipe_options(weights: str | None, vectors: str = "float32") -> Callable[[F
             show_default=True,
             help="Share of the weight bytes that must really be quantized.",
         ),
-        evaluation_option,
+        evaluation_options,
         click.option(
             "--max-drop",
             type=float,
@@ -196,7 +206,7 @@ def recipe_options(weights: str | None, vectors: str = "float32") -> Callable[[F
 
 
 #: The options that choose another device than the one that an artifact was made for.
-device_options = _together(
+device_options = together(
     click.option(
         "--threads",
         type=click.IntRange(1),
@@ -213,7 +223,7 @@ device_options = _together(
 
 
 #: The options that say what an engine for a GPU is compiled for.
-compilation_options = _together(
+compilation_options = together(
     click.option(
         "--with-engine",
         is_flag=True,
@@ -269,11 +279,17 @@ def texts_to_align(align: bool, path: Path | None) -> TextFile | None:
     return align_texts(path) if align else None
 
 
-def tasks_of(evaluation: tuple[Path, ...]) -> tuple[Task, ...]:
-    """Return the evaluation data of these files; without any, what ships."""
-    from m2dexport.vectors.tasks import default_tasks, load_task
+def tasks_of(evaluation: tuple[str, ...], mteb: str | None = None) -> tuple[Task, ...]:
+    """Return what ``evaluation_options`` name; without any, what ships."""
+    from m2dexport.vectors.tasks import default_tasks, load_tasks, require_distinct
 
-    return tuple(load_task(path) for path in evaluation) or default_tasks()
+    tasks = [task for source in evaluation for task in load_tasks(source)]
+    if mteb is not None:
+        from m2dexport.vectors.mteb_tasks import load_mteb
+
+        tasks += load_mteb(mteb.split(","))
+    require_distinct(tasks)
+    return tuple(tasks) or default_tasks()
 
 
 def recipe_of(options: dict[str, Any]) -> Recipe:
@@ -281,12 +297,12 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
     from m2dexport.build.recipe import Recipe
     from m2dexport.engines import Device
 
-    max_drop, evaluation = options.pop("max_drop"), options.pop("evaluation")
+    limit = _limit_of(*(options.pop(name) for name in ("max_drop", "evaluation", "mteb")))
     calibration = texts_of(options.pop("calibration"))
     device = Device(options.pop("provider", None), options.pop("threads", None))
     names = ("weights", "isa", "vectors", "bit_order", "min_coverage", "allow_batch_dependent")
     values = {name: options.pop(name) for name in names}
-    limit, index = _limit_of(max_drop, evaluation), index_of(options.pop("index"))
+    index = index_of(options.pop("index"))
     compilation = _compilation_of(options)
     return Recipe(
         **values,
@@ -317,9 +333,12 @@ def index_of(path: Path | None) -> Index | None:
     return None if path is None else read_index(path)
 
 
-def _limit_of(max_drop: float | None, evaluation: tuple[Path, ...]) -> QualityLimit | None:
+def _limit_of(
+    max_drop: float | None, evaluation: tuple[str, ...], mteb: str | None
+) -> QualityLimit | None:
     from m2dexport.build.mixed import QualityLimit
 
-    if max_drop is None and evaluation:
-        raise UsageError("--eval goes with --max-drop, which says how far quality may drop.")
-    return None if max_drop is None else QualityLimit(max_drop, tasks_of(evaluation))
+    if max_drop is None and (evaluation or mteb is not None):
+        option = "--eval" if evaluation else "--mteb"
+        raise UsageError(f"{option} goes with --max-drop, which says how far quality may drop.")
+    return None if max_drop is None else QualityLimit(max_drop, tasks_of(evaluation, mteb))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +15,7 @@ from m2dexport.cli.options import (
     PATH,
     align_texts_option,
     calibration_option,
-    evaluation_option,
+    evaluation_options,
     force_option,
     json_option,
     model_options,
@@ -23,97 +24,127 @@ from m2dexport.cli.options import (
     texts_of,
     texts_to_align,
 )
+from m2dexport.cli.sweeping import SWEEP, course_options, grid_options, plans_of, print_grid
+
+if TYPE_CHECKING:
+    from m2dexport.profile.parts import Parts
+    from m2dexport.profile.schema import Profile
 
 
 @cli.group(invoke_without_command=True, subcommand_metavar="[COMMAND]")
-@model_options
-@evaluation_option
-@click.option("--target", metavar="NAME|FILE", help="Take grid, threads and shapes from a target.")
-@calibration_option
+@course_options
+@grid_options
 @align_texts_option
+@calibration_option
+@evaluation_options
+@model_options
 @click.option("--out", type=PATH, default=Path("profile"), show_default=True, help="Folder.")
 @force_option
 @json_option
 @click.pass_context
 def profile(
-    ctx: click.Context,
-    /,
-    model: str | None,
-    evaluation: tuple[Path, ...],
-    target: str | None,
-    calibration: Path | None,
-    out: Path,
-    force: bool,
-    as_json: bool,
-    **options: Any,
+    ctx: click.Context, /, model: str | None, out: Path, force: bool, as_json: bool, **options: Any
 ) -> None:
     """Measure quality, latency, size and memory of every cell.
 
     A cell is one choice of layers, dim, weights and vectors, aligned or not; depth 0, a table of
-    token vectors, is the floor. Writes profile.json, report.html and pictures.
+    token vectors, is the floor. Writes profile.json, report.html and pictures. A sweep that was
+    interrupted goes on when the same command is run again.
 
     \b
     Examples:
       m2dexport profile
       m2dexport profile --model my-checkpoint --eval sts.tsv --eval beir-folder --out profile
+      m2dexport profile --layers 2,4,6 --dim 64,128 --weights int8 --engine onnx,openvino
+      m2dexport profile --quick
     """
     if ctx.invoked_subcommand is not None:
         return
-    from m2dexport.cli.tables import print_profile
-    from m2dexport.data import calibration_texts
-    from m2dexport.profile.plan import default_plan, plan_for
-    from m2dexport.profile.sweep import profile_checkpoint
-    from m2dexport.profile.target import load_target
+    from m2dexport.cli.cell_tables import print_profile
+    from m2dexport.profile.parts import STORE, open_parts
     from m2dexport.report.write import require_report_folder, write_report
 
     require_report_folder(out, force=force)
-    tasks = tasks_of(evaluation)
-    texts = texts_of(calibration) or calibration_texts()
-    fitted = texts_to_align(True, options.pop("align_texts"))
-    checkpoint = open_model(model, options)
-    plan = plan_for(checkpoint, load_target(target)) if target else default_plan(checkpoint)
-    plan = replace(plan, align_texts=fitted)
-    with progress() as on_progress:
-        result = profile_checkpoint(
-            checkpoint,
-            tasks,
-            texts,
-            plan,
-            model=model,
-            pooling=options["pooling"],
-            on_progress=on_progress,
-        )
-    written = write_report(result, out, force=force)
+    with open_parts(out / STORE, fresh=options.pop("fresh")) as parts:
+        result = _measured(model, parts, options, quiet=as_json)
+        written = write_report(result, out, force=force)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
-        print_profile(result)
+        print_profile(result, written[0])
         click.echo(f"Wrote {written[0]} and {written[1]}, and pictures beside them")
+
+
+def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet: bool) -> Profile:
+    """Measure what the options of ``profile`` ask for."""
+    from m2dexport.data import calibration_texts
+    from m2dexport.profile.sweep import Course, profile_checkpoint
+
+    tasks = tasks_of(options.pop("evaluation"), options.pop("mteb"))
+    texts = texts_of(options.pop("calibration")) or calibration_texts()
+    fitted = texts_to_align(True, options.pop("align_texts"))
+    quick, shard = options["quick"], options.pop("shard")
+    sweep = {name: options.pop(name) for name in SWEEP}
+    checkpoint = open_model(model, options)
+    plans, targets = plans_of(checkpoint, sweep)
+    course = Course(
+        model=model,
+        pooling=options["pooling"],
+        targets=targets,
+        parts=parts,
+        shard=shard,
+        on_quality=print_grid(tasks) if quick and not quiet else lambda *_: None,
+        say=(lambda _: None) if quiet else partial(click.echo, err=True),
+    )
+    plans = tuple(replace(plan, align_texts=fitted) for plan in plans)
+    with progress(log=not quiet) as on_progress:
+        return profile_checkpoint(checkpoint, tasks, texts, plans, course, on_progress)
 
 
 @profile.command()
 @click.argument("path", type=PATH, metavar="PROFILE.JSON")
+@click.option("--target", metavar="NAME", help="Show one of its targets.  [default: all]")
+@click.option("--all", "every", is_flag=True, help="Show all cells.")
+@click.option("--sort", metavar="COLUMN", help="Order by a column, the best first.")
+@click.option("--columns", metavar="A,B,...", help="Columns to show.  [default: those that fit]")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with figures that are not rounded.")
 @json_option
-def show(path: Path, as_json: bool) -> None:
-    """Print the cells of a profile.
+def show(
+    path: Path,
+    target: str | None,
+    every: bool,
+    sort: str | None,
+    columns: str | None,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    """Print the cells of a profile: those recommended, then the frontier.
 
     \b
-    Example:
+    Examples:
       m2dexport profile show profile/profile.json
+      m2dexport profile show profile/profile.json --columns cell,p95,mean
+      m2dexport profile show profile/profile.json --all --csv > cells.csv
     """
-    from m2dexport.cli.tables import print_profile
+    from m2dexport.cli.cell_tables import View, print_cells, print_cells_as_csv
     from m2dexport.profile.manifest import read_profile
 
     measured = read_profile(path)
     if as_json:
         print_json(measured.model_dump(mode="json"))
-    else:
-        print_profile(measured)
+        return
+    names = () if columns is None else tuple(name.strip() for name in columns.split(","))
+    view = View(target, every, sort, names)
+    (print_cells_as_csv if as_csv else print_cells)(measured, view)
 
 
 @cli.command()
 @click.argument("profile", type=PATH, metavar="PROFILE.JSON")
-@click.option("--target", metavar="NAME|FILE", help="Take the budget from a target.")
+@click.option(
+    "--target",
+    metavar="NAME|FILE",
+    help="Choose for a target: its cells, where the profile has them, and its budget.",
+)
 @click.option(
     "--index-cell",
     metavar="ID",
@@ -126,13 +157,24 @@ def show(path: Path, as_json: bool) -> None:
 @click.option("--vector-bytes", type=int, help="Bytes per stored vector at most.")
 @click.option("--min-quality", type=float, help="Quality at least, in points (0-100).")
 @click.option("--metric", help='What quality means: "mean", or one such as "stsb-dev/spearman".')
+@click.option(
+    "--allow-batch-dependent",
+    is_flag=True,
+    help="Also choose cells with which a text's vector depends on its batch.",
+)
 @json_option
 def select(
-    profile: Path, target: str | None, index_cell: str | None, as_json: bool, **limits: Any
+    profile: Path,
+    target: str | None,
+    index_cell: str | None,
+    allow_batch_dependent: bool,
+    as_json: bool,
+    **limits: Any,
 ) -> None:
     """Name the best cell of a profile within a budget.
 
-    Also says which limit of the budget binds.
+    It is on the frontier: within the noise of the best, the cheapest. Also says what else fits, how
+    near the limits are, and which binds.
 
     \b
     Examples:
@@ -140,28 +182,16 @@ def select(
       m2dexport select profile/profile.json --target edge-cpu
       m2dexport select profile/profile.json --index-cell 6x384-fp32-int8 --p95-ms 2
     """
-    from m2dexport.cli.tables import print_selection
+    from m2dexport.cli.choices import print_selection, selection_facts
     from m2dexport.profile.manifest import read_profile
-    from m2dexport.profile.select import require_measured_for, select_cell
-    from m2dexport.profile.target import budget_from, load_target
+    from m2dexport.profile.select import budget_for, select_cell
 
     measured = read_profile(profile)
-    if target:
-        require_measured_for(measured, load_target(target))
-    budget = budget_from(target, unlimited=index_cell is not None, **limits)
-    selection = select_cell(measured, budget, index_cell)
+    name, budget = budget_for(measured, target, unlimited=index_cell is not None, **limits)
+    selection = select_cell(
+        measured, budget, index_cell, target=name, allow_batch_dependent=allow_batch_dependent
+    )
     if as_json:
-        print_json(
-            {
-                "cell": selection.cell.model_dump(mode="json"),
-                "points": selection.points,
-                "binding": selection.binding,
-                "index_cell": index_cell,
-                "native": selection.native if selection.index else None,
-                "encoders": [
-                    {"cell": cell.id, "points": points} for cell, points in selection.encoders
-                ],
-            }
-        )
+        print_json(selection_facts(selection))
     else:
-        print_selection(selection, profile)
+        print_selection(selection, profile, name if len(measured.targets) > 1 else None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: What may be said beside a budget; a target says the rest.
 _BESIDE_BUDGET = {
-    *("budget", "profile", "evaluation", "calibration", "align_texts", "bit_order"),
+    *("budget", "profile", "evaluation", "mteb", "calibration", "align_texts", "bit_order"),
     *("model", "pooling", "trained", "allow_pickle", "trust_remote_code"),
     *("out", "force", "as_json"),
 }
@@ -71,7 +71,7 @@ def build_bundles(
         texts_to_align(True, options["align_texts"]),
         options["bit_order"],
     )
-    basis = Basis(profile, tasks_of(options["evaluation"]), deployment)
+    basis = Basis(profile, tasks_of(options["evaluation"], options["mteb"]), deployment)
     with progress() as on_progress:
         return build_for_targets(checkpoint, budget, out, basis, on_progress, force=force)
 

@@ -21,6 +21,17 @@ def default_task_paths() -> tuple[Path, ...]:
     return _HERE / "eval" / "stsb-dev.tsv", _HERE / "eval" / "limit-small"
 
 
+def targets_folder() -> Path:
+    """Return profiles/: in the package when installed, beside it in a clone."""
+    packaged = _HERE.parent / "profiles"
+    return packaged if packaged.is_dir() else _HERE.parent.parent / "profiles"
+
+
+def shipped_targets() -> tuple[str, ...]:
+    """Return the names of the targets that ship."""
+    return tuple(sorted(path.stem for path in targets_folder().glob("*.toml")))
+
+
 def calibration_texts() -> tuple[str, ...]:
     """Return the 1,000 English texts that freeze int8 and int4 ranges by default."""
     return read_texts(_HERE / "calibration.txt")

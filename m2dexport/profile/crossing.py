@@ -1,22 +1,24 @@
 """Queries of one cell against documents of another: may an index be queried by a smaller encoder?
 
-What is compared is already there: each weight precision's vectors of queries and documents.
+What is compared is already there: the vectors of a pass, and the documents that the full depth
+wrote in the reference's weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.checkpoint.alignment import LinearMap
 from m2dexport.precisions import Align, VectorPrecision, WeightPrecision
+from m2dexport.profile.grid import Graph, Pass, graph_of
 from m2dexport.profile.maps import Maps
-from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import CrossDepth, cell_id, depth_name
+from m2dexport.profile.schema import CrossDepth, depth_name
 from m2dexport.profile.surface import Corpus, Surface
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
@@ -27,24 +29,92 @@ from m2dexport.vectors.retrieval import TOP, RetrievalTask
 
 Floats = NDArray[np.float32]
 _Scores = dict[str, Score]  # by "task/metric"
+_View = tuple[int, Align]  # depth, and whether it is aligned
+_RANGES = "ranges.json"
 
 
 @dataclass(frozen=True)
-class _Depth:
-    """One depth's vectors of one retrieval task: (texts, width), neither cut nor normalised."""
+class Index:
+    """What the full depth of one pass wrote."""
 
-    queries: Floats
-    documents: Floats
+    engine: str
+    weights: WeightPrecision
+    documents: Sequence[Floats]  # of each retrieval task: (texts, width), as they were pooled
+    ranges: Mapping[int, Ranges]  # dim -> those that its vectors are coded with
+
+    def write(self, folder: Path) -> None:
+        """Write an index into a new folder, for passes to come."""
+        folder.mkdir()
+        for number, documents in enumerate(self.documents):
+            np.save(folder / f"{number}.npy", documents)
+        stored = {dim: ranges.to_json() for dim, ranges in self.ranges.items()}
+        kept = {"engine": self.engine, "weights": self.weights, "ranges": stored}
+        (folder / _RANGES).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def read_index(folder: Path) -> Index:
+    """Return an index that was written; its documents stay on disk."""
+    stored = json.loads((folder / _RANGES).read_text(encoding="utf-8"))
+    count = len(list(folder.glob("*.npy")))
+    return Index(
+        stored["engine"],
+        stored["weights"],
+        [np.load(folder / f"{number}.npy", mmap_mode="r") for number in range(count)],
+        {int(dim): codecs.ranges_from_json(text) for dim, text in stored["ranges"].items()},
+    )
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one weight precision of a sweep leaves behind to be crossed with the others."""
+    """The vectors of one pass, to be crossed."""
 
-    depths: Mapping[tuple[str, int], _Depth]  # (task, depth)
-    static: Mapping[tuple[str, int], _Depth]  # (task, dim): depth 0
-    linear: Mapping[tuple[int, int], LinearMap]  # (depth, dim)
-    ranges: Mapping[int, Ranges]  # dim -> those of the full depth, where it was measured
+    one: Pass
+    depths: Mapping[int, Floats]  # (texts, width) of the whole corpus, as they were pooled
+    static: Mapping[int, Floats]  # dim -> those of depth 0, (texts, dim)
+    maps: Maps  # as the weights of the pass store them
+    tasks: tuple[tuple[RetrievalTask, tuple[list[int], ...]], ...]  # and the rows of their texts
+    full: int  # the full depth
+
+    def views(self, dim: int) -> list[_View]:
+        """Return the depths that are there at a dim, plain and aligned."""
+        plan = self.one.plan
+        asked = [
+            (layers, align)
+            for layers in plan.layers
+            for align in plan.alignments(layers, self.full)
+        ]
+        return [view for view in asked if self._there(*view, dim)]
+
+    def _there(self, layers: int, align: Align, dim: int) -> bool:
+        if layers == 0:
+            return dim in self.static
+        mapped = align == "none" or (layers, dim) in self.maps.linear
+        return layers in self.depths and mapped
+
+    def at(self, view: _View, dim: int, rows: list[int]) -> Floats:
+        """Return normalised (texts, dim) vectors of some texts."""
+        layers, align = view
+        if layers == 0:
+            return codecs.normalize(self.static[dim][rows])
+        if align == "none":
+            return codecs.normalize(self.depths[layers][rows, :dim])
+        found = codecs.normalize(self.depths[layers][rows])
+        return codecs.normalize(self.maps.linear[layers, dim](found))
+
+    def index(self, calibration: Sequence[int]) -> Index | None:
+        """Return what the full depth wrote; None where it was not measured, or failed.
+
+        Args:
+            calibration: the rows of the texts that freeze ranges.
+        """
+        vectors = self.depths.get(self.full)
+        if vectors is None:
+            return None
+        known = vectors[list(calibration)]
+        dims = self.one.plan.dims
+        ranges = {dim: codecs.calibrate_ranges(codecs.truncate(known, dim)) for dim in dims}
+        documents = [vectors[rows[1]] for _, rows in self.tasks]
+        return Index(self.one.plan.engine, self.one.weights, documents, ranges)
 
 
 def side_of(
@@ -52,162 +122,85 @@ def side_of(
     static: Mapping[int, Floats],
     maps: Maps,
     corpus: Corpus,
-    plan: Plan,
+    one: Pass,
     full: int,
 ) -> Side:
-    """Return what is kept of a weight precision: the vectors of retrieval tasks.
+    """Return what of a pass is crossed: the vectors of retrieval tasks.
 
     Args:
         surface: the transformer's depths.
         static: dim -> the vectors of depth 0, (texts, dim).
         maps: as these weights store them.
         corpus: whose rows they are.
-        plan: the dims.
+        one: the pass.
         full: the full depth.
     """
-    tasks = [(task, rows) for task, rows in corpus.tasks if isinstance(task, RetrievalTask)]
-
-    def part(vectors: Floats, rows: tuple[list[int], ...]) -> _Depth:
-        return _Depth(vectors[rows[0]], vectors[rows[1]])
-
-    whole = surface.depths.get(full)
-    calibration = None if whole is None else whole.vectors[list(corpus.calibration)]
-    return Side(
-        {
-            (task.name, layers): part(depth.vectors, rows)
-            for task, rows in tasks
-            for layers, depth in surface.depths.items()
-        },
-        {
-            (task.name, dim): part(vectors, rows)
-            for task, rows in tasks
-            for dim, vectors in static.items()
-        },
-        maps.linear,
-        {}
-        if calibration is None
-        else {dim: codecs.calibrate_ranges(codecs.truncate(calibration, dim)) for dim in plan.dims},
-    )
+    depths = {layers: depth.vectors for layers, depth in surface.depths.items()}
+    tasks = tuple((task, rows) for task, rows in corpus.tasks if isinstance(task, RetrievalTask))
+    return Side(one, depths, static, maps, tasks, full)
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """All weight precisions of a sweep, to be crossed."""
+def as_queries(
+    side: Side, indexes: Iterable[Index], wanted: frozenset[str]
+) -> dict[str, dict[str, _Scores]]:
+    """Return cell -> index cell -> what the cell's queries find in what the index cell wrote.
 
-    sides: Mapping[WeightPrecision, Side]
-    tasks: tuple[RetrievalTask, ...]
-    plan: Plan
-    full: int  # the full depth
+    The index cell has the same dim and vector precision.
 
-    def as_queries(self) -> dict[str, dict[str, _Scores]]:
-        """Return cell -> index cell -> what the cell's queries find in what the index cell wrote.
+    Args:
+        side: whose queries they are.
+        indexes: the full depth's, in the weights of the pass and in the reference's.
+        wanted: ids of all cells that there will be.
+    """
+    found: dict[str, dict[str, _Scores]] = {}
+    plan = side.one.plan
+    for index, dim, vectors in product(indexes, plan.dims, plan.vectors):
+        written = Graph(side.full, index.weights, engine=index.engine).cell(dim, vectors)
+        asking = [
+            (name, view)
+            for view in side.views(dim)
+            if (name := _id(side, view, dim, vectors)) in side.one.wanted and name != written
+        ]
+        if written not in wanted or dim not in index.ranges or not asking:
+            continue
+        ranges = index.ranges[dim]
+        for (task, rows), documents in zip(side.tasks, index.documents, strict=True):
+            stored = comparable(codecs.truncate(documents, dim), vectors, ranges)
+            for name, view in asking:
+                asked = comparable(side.at(view, dim, rows[0]), vectors, ranges)
+                scores = _scores(task, asked, stored)
+                found.setdefault(name, {}).setdefault(written, {}).update(scores)
+    return found
 
-        The index is the full depth's, of the same dim and vector precision, in the reference's
-        weights or in those of the cell.
-        """
-        found: dict[str, dict[str, _Scores]] = {}
-        reference = self.plan.weights[0]
-        for index, dim, vectors in product(self.sides, self.plan.dims, self.plan.vectors):
-            side = self.sides[index]
-            if dim not in side.ranges:  # the full depth was not measured, or failed
-                continue
-            written = self._id(self.full, dim, index, vectors)
-            for task in self.tasks:
-                documents = codecs.truncate(side.depths[task.name, self.full].documents, dim)
-                stored = comparable(documents, vectors, side.ranges[dim])
-                asking = self.sides if index == reference else (index,)
-                for name, queries in self._queries(task, dim, vectors, asking):
-                    if name != written:
-                        asked = comparable(queries, vectors, side.ranges[dim])
-                        scores = _scores(task, asked, stored)
-                        found.setdefault(name, {}).setdefault(written, {}).update(scores)
-        return found
 
-    def cross_depth(self) -> tuple[CrossDepth, ...]:
-        """Return queries of every depth against documents of every depth, unquantized."""
-        weights = next(iter(self.sides), None)
-        if weights is None or not self.tasks:
-            return ()
-        found = []
-        for dim in self.plan.dims:
-            views = self._views(weights, dim)
-            vectors = {
-                (task.name, view, part): self._at(weights, task, *view, dim, part)
-                for task, view, part in product(self.tasks, views, ("queries", "documents"))
-            }
-            for asking, holding in product(views, repeat=2):
-                quality: _Scores = {}
-                for task in self.tasks:
-                    queries = vectors[task.name, asking, "queries"]
-                    documents = vectors[task.name, holding, "documents"]
-                    quality |= _scores(task, queries, documents)
-                names = [depth_name(*view) for view in (asking, holding)]
-                found.append(
-                    CrossDepth(
-                        dim=dim,
-                        queries=names[0],
-                        documents=names[1],
-                        quality={name: score.points for name, score in quality.items()},
-                    )
+def _id(side: Side, view: _View, dim: int, vectors: VectorPrecision) -> str:
+    graph = graph_of(side.one.plan, view[0], side.one.weights, view[1], dim)
+    return graph.cell(dim, vectors)
+
+
+def cross_depth(side: Side) -> tuple[CrossDepth, ...]:
+    """Return queries of every depth against documents of every depth, unquantized."""
+    found = []
+    for dim in side.one.plan.dims if side.tasks else ():
+        qualities: dict[tuple[_View, _View], dict[str, float]] = {}
+        for task, rows in side.tasks:
+            queries = {view: side.at(view, dim, rows[0]) for view in side.views(dim)}
+            for holding in queries:  # whose documents may be large: one after the other
+                documents = side.at(holding, dim, rows[1])
+                for asking, vectors in queries.items():
+                    scores = _scores(task, vectors, documents)
+                    points = {name: score.points for name, score in scores.items()}
+                    qualities.setdefault((asking, holding), {}).update(points)
+        for asking, holding in product(side.views(dim), repeat=2):
+            found.append(
+                CrossDepth(
+                    dim=dim,
+                    queries=depth_name(*asking),
+                    documents=depth_name(*holding),
+                    quality=qualities[asking, holding],
                 )
-        return tuple(found)
-
-    def _queries(
-        self,
-        task: RetrievalTask,
-        dim: int,
-        vectors: VectorPrecision,
-        precisions: Iterable[WeightPrecision],
-    ) -> Iterator[tuple[str, Floats]]:
-        """Yield the cells of a dim in some weight precisions, and their normalised queries."""
-        for weights in precisions:
-            for layers, align in self._views(weights, dim):
-                name = self._id(layers, dim, weights, vectors, align)
-                yield name, self._at(weights, task, layers, align, dim, "queries")
-
-    def _id(
-        self,
-        layers: int,
-        dim: int,
-        weights: WeightPrecision,
-        vectors: VectorPrecision,
-        align: Align = "none",
-    ) -> str:
-        return cell_id(layers, dim, weights, vectors, align, self.plan.engine)
-
-    def _views(self, weights: WeightPrecision, dim: int) -> list[tuple[int, Align]]:
-        """Return the depths that were measured in a weight precision, plain and aligned."""
-        side = self.sides[weights]
-        measured = {layers for _, layers in side.depths}
-        views = []
-        for layers in self.plan.layers:
-            for align in self.plan.alignments(layers, self.full):
-                if layers == 0:
-                    there = any(key[1] == dim for key in side.static)
-                else:
-                    mapped = align == "none" or (layers, dim) in side.linear
-                    there = layers in measured and mapped
-                if there:
-                    views.append((layers, align))
-        return views
-
-    def _at(
-        self,
-        weights: WeightPrecision,
-        task: RetrievalTask,
-        layers: int,
-        align: Align,
-        dim: int,
-        part: str,
-    ) -> Floats:
-        """Return normalised (texts, dim) vectors of a task's queries or documents."""
-        side = self.sides[weights]
-        if layers == 0:
-            return codecs.normalize(getattr(side.static[task.name, dim], part))
-        found: Floats = getattr(side.depths[task.name, layers], part)
-        if align == "none":
-            return codecs.truncate(found, dim)
-        return codecs.normalize(side.linear[layers, dim](codecs.normalize(found)))
+            )
+    return tuple(found)
 
 
 def _scores(task: RetrievalTask, queries: Floats, documents: Floats) -> _Scores:

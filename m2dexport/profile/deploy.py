@@ -17,6 +17,7 @@ from m2dexport.errors import UsageError
 from m2dexport.files import require_file, scratch_folder
 from m2dexport.precisions import BitOrder, WeightPrecision
 from m2dexport.profile.schema import Cell, Profile
+from m2dexport.profile.select import needs_consent
 from m2dexport.runtime.artifact import Loss
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
 from m2dexport.runtime.index import Index
@@ -72,6 +73,8 @@ class Deployment:
     elsewhere: bool = False  # the device may be another machine's
     compilation: Compilation = Compilation()  # of an engine for a GPU; no shapes: the profile's
     device: Device | None = None  # what the bundle runs on; None: what the cell was measured on
+    target: str | None = None  # of the profile, that the cell is of; None: the first
+    allow_batch_dependent: bool = False  # a text's vector may depend on the texts beside it
 
 
 def bundle_cell(
@@ -98,12 +101,18 @@ def bundle_cell(
         force: whether a file at ``out`` is replaced.
 
     Raises:
-        UsageError: when the profile has no such cell, its texts were others, or the index is not
-            of the full model at this dim.
+        UsageError: when the profile has no such cell, its vectors depend on the batch and the
+            deployment does not allow that, its texts were others, or the index is not of the full
+            model at this dim.
         ParityError: when the artifact does not reproduce the torch original.
     """
     require_file(Path(out), force=force)
-    cell = profile.cell(cell_id)
+    cell = profile.cell(cell_id, deployment.target)
+    if needs_consent(cell) and not deployment.allow_batch_dependent:
+        raise UsageError(
+            f"with {cell_id}, a text's vector depends on the texts beside it; accept that by "
+            "--allow-batch-dependent, or let select name another cell."
+        )
     _require_texts(profile, cell, deployment)
     recipe = _recipe(profile, cell, deployment)
     with scratch_folder() as scratch:
@@ -124,7 +133,7 @@ def _recipe(profile: Profile, cell: Cell, deployment: Deployment) -> Recipe:
         vectors=cell.vectors,
         bit_order=deployment.bit_order,
         calibration=deployment.calibration,
-        allow_batch_dependent="batch_dependent" in cell.flags,
+        allow_batch_dependent=deployment.allow_batch_dependent,
         align_texts=deployment.align_texts,
         index=deployment.index,
         losses=_losses(profile, cell),
@@ -160,9 +169,9 @@ def _require_texts(profile: Profile, cell: Cell, deployment: Deployment) -> None
 def _losses(profile: Profile, cell: Cell) -> dict[WeightPrecision, dict[str, Loss]]:
     """Return weights of an index -> what the cell's queries find there, by metric."""
     return {
-        profile.cell(index).weights: {
-            metric: Loss(points, profile.cell(index).quality[metric])
-            for metric, points in found.items()
+        wrote.weights: {
+            metric: Loss(points, wrote.quality[metric]) for metric, points in found.items()
         }
         for index, found in cell.as_query.items()
+        if (wrote := profile.cell(index, cell.target))
     }

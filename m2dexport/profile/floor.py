@@ -17,10 +17,10 @@ from m2dexport.engines import STATIC_ENGINE, Device, engine_maker, engine_runner
 from m2dexport.errors import M2DError
 from m2dexport.graph.static import static_graph
 from m2dexport.graph.vector import depth_graph, vector_graph
+from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import WeightPrecision
-from m2dexport.profile.latency import Candidate, write_candidate
 from m2dexport.profile.maps import Maps
-from m2dexport.profile.surface import Corpus, View
+from m2dexport.profile.surface import Corpus, View, empty_in
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 
 Floats = NDArray[np.float32]
@@ -56,7 +56,8 @@ def floor_of(
         found: Floor | M2DError
         try:
             candidate, run = _checked(table, weights, probes, folder / f"0x{dim}-{weights}")
-            vectors = encode_tokens(run, ids, len(table), _BATCH)
+            empty = partial(empty_in, folder)
+            vectors = encode_tokens(run, ids, len(table), _BATCH, empty=empty)
             assert vectors is not None
             found = Floor(View(0, "full", dim, vectors, maps.ranges[dim]), candidate)
         except M2DError as error:

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from m2dexport import __version__
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
 from m2dexport.files import atomic_file
 from m2dexport.profile.schema import FORMAT, Profile
-from m2dexport.strict import parse_json
+from m2dexport.strict import parse_json, shown
 
 _DIGITS = 6
 
@@ -32,13 +33,49 @@ def read_profile(path: str | Path) -> Profile:
     """Read profile.json.
 
     Raises:
-        UsageError: when it is missing, no profile, or of a later format.
+        UsageError: when it is missing, cut short, no profile, or of another format.
     """
     path = Path(path)
-    stored = parse_json(read_utf8(path), path)
-    number = stored.get("format") if isinstance(stored, dict) else None
+    return profile_from(read_stored(path), path)
+
+
+def read_stored(path: Path) -> Any:
+    """Return what a JSON file holds, whatever that is.
+
+    Raises:
+        UsageError: when it is missing, cut short or no JSON.
+    """
+    text = read_utf8(path)
+    try:
+        return parse_json(text, path)
+    except UsageError as error:
+        begun, ended = text.lstrip()[:1] in ("", "{"), text.rstrip().endswith("}")
+        if begun and not ended:
+            raise UsageError(
+                f"{path} ends in the middle; copy it again, or profile again."
+            ) from error
+        raise
+
+
+def profile_from(stored: Any, path: Path) -> Profile:
+    """Return the profile that a JSON value is.
+
+    Args:
+        stored: the value.
+        path: its file, for messages.
+
+    Raises:
+        UsageError: when it is no profile, or of another format.
+    """
+    if (
+        not isinstance(stored, dict)
+        or type(stored.get("format")) is not int
+        or "cells" not in stored
+    ):
+        raise UsageError(f"{path} is not a profile; name the profile.json that profile wrote.")
+    number = stored["format"]
     if number != FORMAT:
-        raise UsageError(f"{path} has format {number}; this version reads format {FORMAT}.")
+        raise UsageError(f"{path} has format {number}; {_remedy(stored)}.")
     try:
         profile = Profile.model_validate(stored)
     except ValidationError as error:
@@ -48,6 +85,19 @@ def read_profile(path: str | Path) -> Profile:
     if not profile.cells:
         raise UsageError(f"{path} holds no cells.")
     return profile
+
+
+def _remedy(stored: dict[str, Any]) -> str:
+    """Say what to do about a profile of another format, and by which version it was written."""
+    tools = stored.get("tools")
+    version = tools.get("m2dexport") if isinstance(tools, dict) else None
+    writer = f" by m2dexport {shown(version).strip(chr(39))}" if isinstance(version, str) else ""
+    if stored["format"] > FORMAT:
+        return (
+            f"it was written{writer}, and this one, {__version__}, reads format {FORMAT}: upgrade "
+            "m2dexport"
+        )
+    return f"this version reads format {FORMAT}: profile again"
 
 
 def profile_schema() -> dict[str, Any]:

@@ -6,9 +6,11 @@ cells are coded with: their codes must be comparable with those of the full mode
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,7 @@ from m2dexport.vectors.codecs import Ranges
 Floats = NDArray[np.float32]
 _BATCH = 32
 _CHUNK = 1024
+_ARRAYS, _NAMED = "maps.npz", "maps.json"
 
 
 @dataclass(frozen=True)
@@ -134,3 +137,40 @@ def _encoded(source: Source, run: Run, texts: Sequence[str]) -> Floats:
     vectors = encode_tokens(run, [each.ids for each in tokens], source.pad_id, _BATCH)
     assert vectors is not None
     return vectors
+
+
+def write_maps(maps: Maps, folder: Path) -> None:
+    """Write maps into a folder, for sweeps that go on."""
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for (layers, dim), linear in maps.linear.items():
+        arrays |= {f"weight-{layers}-{dim}": linear.weight, f"bias-{layers}-{dim}": linear.bias}
+    for dim, ranges in maps.ranges.items():
+        arrays |= {f"low-{dim}": ranges.low, f"high-{dim}": ranges.high}
+    arrays |= {f"table-{dim}": table for dim, table in maps.tables.items()}
+    np.savez(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]
+    named = {
+        "linear": list(maps.linear),
+        "ranges": list(maps.ranges),
+        "tables": list(maps.tables),
+        "failures": list(maps.failures.items()),
+        "tokenizer": maps.tokenizer_json,
+    }
+    (folder / _NAMED).write_text(json.dumps(named), encoding="utf-8")
+
+
+def read_maps(folder: Path) -> Maps:
+    """Return what ``write_maps`` wrote."""
+    named = json.loads((folder / _NAMED).read_text(encoding="utf-8"))
+    with np.load(folder / _ARRAYS) as arrays:
+        return Maps(
+            linear={
+                (n, dim): LinearMap(arrays[f"weight-{n}-{dim}"], arrays[f"bias-{n}-{dim}"])
+                for n, dim in named["linear"]
+            },
+            tables={dim: arrays[f"table-{dim}"] for dim in named["tables"]},
+            tokenizer_json=named["tokenizer"],
+            ranges={
+                dim: Ranges(arrays[f"low-{dim}"], arrays[f"high-{dim}"]) for dim in named["ranges"]
+            },
+            failures={(n, dim): reason for (n, dim), reason in named["failures"]},
+        )

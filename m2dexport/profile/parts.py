@@ -1,15 +1,182 @@
-"""Parts of a sweep: what was measured, kept so that an interrupted sweep goes on where it was."""
+"""Parts of a sweep: what was measured, kept at once, so that an interrupted sweep goes on.
+
+A part is named by the hash of all that decides it, and appears whole or not at all: it is written
+under a temporary name, flushed to the disk, and renamed. So whatever is there when a sweep is
+killed, or the power fails, can be trusted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from m2dexport.errors import M2DError
+from m2dexport.files import LOCK, locked_folder, scratch_folder
+from m2dexport.strict import sha256_of_json
 
 #: From what is done, all that decides the outcome (JSON), and what does it to the outcome (JSON),
 #: which a sweep that goes on takes from the one before.
 Remember = Callable[[str, Any, Callable[[], Any]], Any]
 
+#: The folder of a sweep's parts, in that of its profile.
+STORE = ".sweep"
+
+_UNFINISHED = "unfinished"
+#: What a full disk says; numpy says nothing but that it wrote too little.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, None)
+_DIGITS = 24  # of a hash in a name
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one sweep, in a folder that no other process writes to."""
+
+    folder: Path
+    decides: str = ""  # a hash of what decides all of them alike
+
+    def remember(self, step: str, inputs: Any, measure: Callable[[], Any]) -> Any:
+        """Return the outcome of a step as JSON holds it: measured before, or now.
+
+        Args:
+            step: what is done, such as "latency".
+            inputs: all else that decides the outcome, as JSON.
+            measure: does it; the outcome goes into JSON.
+        """
+        path = self.folder / f"{self._name(step, inputs)}.json"
+        if not path.exists():
+            text = json.dumps(measure())
+            with self._kept(path) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def files(self, step: str, inputs: Any, make: Callable[[Path], None]) -> Path:
+        """Return the folder of a step that makes files: made before, or now.
+
+        Args:
+            step: what is done, such as "maps".
+            inputs: all else that decides the outcome, as JSON.
+            make: fills an empty folder.
+        """
+        path = self.path(step, inputs)
+        if not path.exists():
+            with self._kept(path) as unfinished:
+                unfinished.mkdir()
+                make(unfinished)
+        return path
+
+    def path(self, step: str, inputs: Any) -> Path:
+        """Return where ``files`` keeps a step; whether it was done is whether that exists."""
+        return self.folder / self._name(step, inputs)
+
+    def count(self, step: str = "") -> int:
+        """Return how many parts there are, of one step or of all."""
+        return len(list(self.folder.glob(f"{step}*-*")))
+
+    def deciding(self, decides: Any) -> Parts:
+        """Return the same parts for a sweep that something (JSON) decides as a whole."""
+        return Parts(self.folder, sha256_of_json(decides))
+
+    def _name(self, step: str, inputs: Any) -> str:
+        return f"{step}-{sha256_of_json([self.decides, inputs])[:_DIGITS]}"
+
+    @contextmanager
+    def _kept(self, path: Path) -> Iterator[Path]:
+        """Yield a name that becomes ``path`` once what it names is on the disk."""
+        unfinished = self.folder / _UNFINISHED
+        _remove(unfinished)
+        yield unfinished
+        for each in (*sorted(unfinished.rglob("*")), unfinished):
+            _flush(each)
+        unfinished.rename(path)
+        _flush(self.folder)
+
+
+@contextmanager
+def open_parts(folder: Path, *, fresh: bool = False) -> Iterator[Parts]:
+    """Yield the parts in a folder, which is removed when the block ends without an error.
+
+    Args:
+        folder: where they are kept.
+        fresh: whether those that are there are dropped.
+
+    Raises:
+        UsageError: when another process has the folder.
+        M2DError: when the disk is full.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    with locked_folder(folder, f"another sweep is writing to {folder.parent}"):
+        parts = Parts(folder)
+        if fresh:
+            _clear(folder)
+        try:
+            yield parts
+        except BaseException as error:
+            _remove(folder / _UNFINISHED)
+            if not parts.count():
+                _remove_folders(made)
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise _full(error, parts) from error
+            raise
+        _clear(folder)
+        _remove_folders([folder])
+
+
+@contextmanager
+def passing_parts() -> Iterator[Parts]:
+    """Yield a folder for parts that no other sweep will go on from."""
+    with scratch_folder() as scratch:
+        yield Parts(scratch)
+
 
 def measure_anew(_step: str, _inputs: Any, measure: Callable[[], Any]) -> Any:
     """Measure without keeping anything."""
     return measure()
+
+
+def _full(error: OSError, parts: Parts) -> M2DError:
+    count = parts.count()
+    counted = f"{count} part{'s' * (count > 1)}"
+    kept = f"what was measured, {counted}, is kept" if count else "nothing was measured"
+    return M2DError(
+        f"the sweep cannot write to {parts.folder}: {error.strerror or error}; {kept}; make room, "
+        "and run the same command again."
+    )
+
+
+def _remove_folders(folders: Iterable[Path]) -> None:
+    """Remove folders that hold nothing but perhaps the lock."""
+    for each in folders:
+        (each / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            each.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    for each in folder.iterdir():
+        if each.name != LOCK:
+            _remove(each)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # which cannot be opened there
+    file = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,163 +1,256 @@
-"""One pass per weight precision: the quality of its cells, and the graphs that are then timed."""
+"""One pass: the quality of its cells, and the graphs that are then timed, as files of a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m2dexport.build.source import Source
-from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import M2DError, ParityError
 from m2dexport.graph.vector import (
     aligned_graph,
+    coded_graph,
     pooled_graph,
     ranges_bytes,
     tail_bytes,
     vector_graph,
 )
-from m2dexport.precisions import VectorPrecision, WeightPrecision
-from m2dexport.profile.cells import Graph, GraphFacts, reference_id
-from m2dexport.profile.crossing import Crossing, Side, side_of
-from m2dexport.profile.floor import floor_of
-from m2dexport.profile.latency import Candidate, Footprint, LatencyPoint, write_candidate
+from m2dexport.measure.latency import Candidate, write_candidate
+from m2dexport.precisions import VectorPrecision
+from m2dexport.profile.costs import Sample
+from m2dexport.profile.crossing import Index, as_queries, cross_depth, side_of
+from m2dexport.profile.floor import Floor, floor_of
+from m2dexport.profile.found import (
+    INDEX,
+    RANKINGS,
+    TOKENIZER,
+    Found,
+    Rankings,
+    write_found,
+    write_rankings,
+)
+from m2dexport.profile.grid import Graph, Pass, graph_of
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import Flag, SizeParts
-from m2dexport.profile.settings import measured_on
-from m2dexport.profile.surface import Corpus, Depth, View, compute_surface, qualities, views_of
+from m2dexport.profile.schema import Flag
+from m2dexport.profile.surface import (
+    Corpus,
+    Depth,
+    Spot,
+    Surface,
+    View,
+    compute_surface,
+    qualities,
+    rankings_of,
+    views_of,
+)
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.half import store_half
 from m2dexport.quantize.recipes import HALF
 from m2dexport.quantize.saturation import isa_of
-from m2dexport.vectors.codecs import LEVELS
-from m2dexport.vectors.resample import Score
-from m2dexport.vectors.retrieval import RetrievalTask
-from m2dexport.vectors.tasks import Task
-
-_Models = Iterator[tuple[Graph, ir.Model]]
+from m2dexport.vectors.codecs import LEVELS, PER_BYTE
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What is to be measured."""
+class Basis:
+    """What all passes of a sweep work on."""
 
-    checkpoint: Checkpoint
-    tasks: tuple[Task, ...]
-    calibration: Sequence[str]  # texts that freeze ranges
-    align_texts: Iterable[str]  # texts that maps are fitted on
-    plan: Plan
-    on_progress: OnProgress
+    sources: Mapping[str, Source]  # by engine
+    corpus: Corpus
+    maps: Maps
 
 
-class Passes:
-    """Adds one weight precision after the other; then all of them are crossed."""
+@dataclass(frozen=True)
+class Beside:
+    """What a pass needs to know of the others."""
 
-    def __init__(
-        self, sweep: Sweep, source: Source, corpus: Corpus, maps: Maps, folder: Path
-    ) -> None:
-        self.quality: dict[str, dict[str, Score]] = {}  # cell id -> "task/metric" -> score
-        self.graphs: dict[Graph, Candidate] = {}
-        self.failures: dict[Graph, str] = {}
-        self._flags: dict[Graph, tuple[Flag, ...]] = {}
-        self._sides: dict[WeightPrecision, Side] = {}
-        self._sweep, self._source, self._corpus = sweep, source, corpus
-        self._maps, self._folder = maps, folder
-        self._full = sweep.checkpoint.layers
-
-    def add(self, weights: WeightPrecision) -> None:
-        """Measure the quality of a weight precision, and write its graphs.
-
-        Raises:
-            ParityError: when it is the reference's, and that fails.
-        """
-        sweep, plan, corpus = self._sweep, self._sweep.plan, self._corpus
-        surface = compute_surface(self._source, weights, corpus, plan, sweep.on_progress)
-        for layers, reason in surface.failures.items():
-            self.failures[Graph(layers, weights)] = reason
-            if "full" in plan.alignments(layers, self._full):
-                self.failures[Graph(layers, weights, "full")] = reason
-        require_reference(plan, self.failures)
-        maps = self._maps.stored_in(weights)
-        views = views_of(surface, maps, corpus, plan, self._full)
-        self.quality |= qualities(views, weights, corpus, plan)
-        for layers, depth in surface.depths.items():
-            for graph, model in self._models(layers, weights, depth):
-                self.graphs[graph] = self._written(graph, model)
-                self._flags[graph] = _flags_of(depth)
-        floors = list(self._floors(weights))
-        self.quality |= qualities(floors, weights, corpus, plan)
-        static = {view.dim: view.vectors for view in floors}
-        self._sides[weights] = side_of(surface, static, maps, corpus, plan, self._full)
-
-    def crossing(self) -> Crossing:
-        """Return the precisions so far, to be crossed."""
-        tasks = tuple(task for task in self._sweep.tasks if isinstance(task, RetrievalTask))
-        return Crossing(self._sides, tasks, self._sweep.plan, self._full)
-
-    def widest(self, layers: int) -> int:
-        """Return the largest dim that has a map, which aligned graphs end in; 0 where none has."""
-        return max((dim for depth, dim in self._maps.linear if depth == layers), default=0)
-
-    def facts(
-        self, graph: Graph, latency: tuple[LatencyPoint, ...], footprint: Footprint
-    ) -> GraphFacts:
-        """Return what all cells of a graph share."""
-        candidate = self.graphs[graph]
-        tokenizer = self._source if graph.layers > 0 else self._maps
-        text = len(tokenizer.tokenizer_json.encode())
-        return GraphFacts(
-            latency=latency,
-            footprint=footprint,
-            size_bytes=candidate.size_bytes + text,
-            size_parts=SizeParts(
-                embeddings=0, layers=candidate.size_bytes, tokenizer=text, other=0
-            ),
-            flags=self._flags[graph],
-            engine=candidate.engine,
-            device=measured_on(candidate),
-        )
-
-    def _models(self, layers: int, weights: WeightPrecision, depth: Depth) -> _Models:
-        """Yield the graphs of a depth: a plain one, and one that ends in its widest map."""
-        for align in self._sweep.plan.alignments(layers, self._full):
-            graph = Graph(layers, weights, align)
-            widest = self.widest(layers)
-            if align == "none":
-                yield graph, depth.graph
-            elif widest:
-                linear = self._maps.linear[layers, widest]
-                model = vector_graph(aligned_graph(pooled_graph(depth.graph), linear), widest)
-                if weights in HALF and not ENGINES[self._sweep.plan.engine].on_gpu:
-                    # The map alone: all else is stored so already.
-                    store_half(model.graph, HALF[weights])
-                    RemoveUnusedNodesPass()(model)
-                yield graph, model
-
-    def _written(self, graph: Graph, model: ir.Model) -> Candidate:
-        plan = self._sweep.plan
-        name = f"{graph.layers}-{graph.align}-{graph.weights}"
-        files = engine_maker(plan.engine).files(model, plan.compilation)
-        isa = isa_of(model.graph)
-        return write_candidate(files, self._folder / name, plan.engine, plan.device, isa)
-
-    def _floors(self, weights: WeightPrecision) -> Iterator[View]:
-        """Yield depth 0 at every dim; write its tables."""
-        floors = floor_of(self._maps, weights, self._corpus, self._source.prompt, self._folder)
-        for dim, floor in floors:
-            graph = Graph(0, weights, "full", dim)
-            if isinstance(floor, M2DError):
-                self.failures[graph] = str(floor)
-                continue
-            self.graphs[graph], self._flags[graph] = floor.candidate, ()
-            yield floor.view
+    wanted: frozenset[str]  # ids of all cells of the sweep
+    index: Index | None  # what the full depth wrote in the reference's weights, in another pass
+    rankings: Rankings | None  # of the reference cell; None: this is its pass
 
 
-def added_bytes(graph: Graph, dim: int, vectors: VectorPrecision, width: int, widest: int) -> int:
+def measure_pass(
+    basis: Basis, one: Pass, beside: Beside, folder: Path, on_progress: OnProgress
+) -> None:
+    """Measure the quality of one weight precision, and write that and its graphs into a folder.
+
+    Args:
+        basis: what is measured.
+        one: the pass.
+        beside: what is known of others.
+        folder: an empty one; ``read_found`` reads it.
+        on_progress: called as texts, and then views of them, are done.
+
+    Raises:
+        ParityError: when the reference cell fails, with the reason.
+    """
+    source, plan, corpus = basis.sources[one.plan.engine], one.plan, basis.corpus
+    full = plan.compared_with[0]
+    surface = compute_surface(source, one.weights, corpus, plan, on_progress, folder)
+    failures = _failures(one, surface)
+    _require_reference(one, failures)
+    rankings = beside.rankings
+    if rankings is None:
+        rankings = rankings_of(surface, corpus, full)
+        write_rankings(rankings, folder / RANKINGS)
+    maps, spots = basis.maps.stored_in(one.weights), _scored(one)
+    step = partial(on_progress, f"scoring {one.name}")
+    views = _counted(views_of(surface, maps, corpus, plan, full), len({*_views(spots)}), step)
+    quality = qualities(views, spots, corpus, rankings)
+    graphs, flags = _graphs(one, maps, surface, folder)
+    floors: list[View] = []
+    for graph, floor in _floors(basis, one, maps, folder):
+        if isinstance(floor, M2DError):
+            failures[graph] = str(floor)
+        else:
+            graphs[graph], flags[graph] = floor.candidate, ()
+            floors.append(floor.view)
+    quality |= qualities(floors, spots, corpus, rankings)
+    side = side_of(surface, {view.dim: view.vectors for view in floors}, maps, corpus, one, full)
+    own = side.index(corpus.calibration)
+    if one.leads and own is not None:
+        own.write(folder / INDEX)
+    indexes = [each for each in (own, beside.index) if each is not None]
+    queries = as_queries(side, indexes, beside.wanted)
+    crossed = cross_depth(side) if one.crosses else ()
+    samples = dict(_samples(one, surface, folder))
+    (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+    found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
+    write_found(Found(*found), folder)
+
+
+def _counted(views: Iterable[View], total: int, step: Callable[[int, int], None]) -> Iterator[View]:
+    """Yield views; say how many are scored."""
+    for done, view in enumerate(views):
+        step(min(done, total), total)
+        yield view
+    step(total, total)
+
+
+def _views(spots: Iterable[Spot]) -> list[tuple[object, ...]]:
+    """Return the views of the transformer that cells are among."""
+    return [spot[:3] for spot in spots if spot[0] > 0]
+
+
+def _graphs(
+    one: Pass, maps: Maps, surface: Surface, folder: Path
+) -> tuple[dict[Graph, Candidate], dict[Graph, tuple[Flag, ...]]]:
+    """Write the graphs of the transformer's depths; return them and their flags."""
+    graphs: dict[Graph, Candidate] = {}
+    flags: dict[Graph, tuple[Flag, ...]] = {}
+    for layers, depth in surface.depths.items():
+        for graph, model in _models(one, maps, layers, depth):
+            graphs[graph], flags[graph] = _written(graph, model, one.plan, folder), _flags_of(depth)
+    return graphs, flags
+
+
+def _scored(one: Pass) -> dict[Spot, str]:
+    """Return where the cells of a pass are among its views -> their ids."""
+    plan, full = one.plan, one.plan.compared_with[0]
+    found: dict[Spot, str] = {}
+    for layers in plan.layers:
+        for align in plan.alignments(layers, full):
+            for dim, vectors in product(plan.dims, plan.vectors):
+                name = graph_of(plan, layers, one.weights, align, dim).cell(dim, vectors)
+                if name in one.wanted:
+                    found[layers, align, dim, vectors] = name
+    return found
+
+
+def _wanted_graphs(one: Pass) -> set[Graph]:
+    """Return the graphs that the cells of a pass run."""
+    return {
+        graph_of(one.plan, layers, one.weights, align, dim)
+        for layers, align, dim, _ in _scored(one)
+    }
+
+
+def _failures(one: Pass, surface: Surface) -> dict[Graph, str]:
+    graphs = sorted(_wanted_graphs(one), key=lambda graph: (graph.layers, graph.align == "full"))
+    return {
+        graph: surface.failures[graph.layers]
+        for graph in graphs
+        if graph.layers in surface.failures
+    }
+
+
+def _require_reference(one: Pass, failures: Mapping[Graph, str]) -> None:
+    """Refuse a sweep whose reference failed: there is nothing to compare with."""
+    layers, _, weights, _ = one.plan.compared_with
+    reason = failures.get(graph_of(one.plan, layers, weights))
+    if one.references and reason is not None:
+        raise ParityError(f"the reference cell {min(one.references)} failed: {reason}")
+
+
+def _models(one: Pass, maps: Maps, layers: int, depth: Depth) -> Iterator[tuple[Graph, ir.Model]]:
+    """Yield the graphs of a depth: a plain one, and one that ends in its widest map."""
+    plan, graphs = one.plan, _wanted_graphs(one)
+    for align in plan.alignments(layers, plan.compared_with[0]):
+        graph = graph_of(plan, layers, one.weights, align)
+        most = widest(maps, layers)
+        if graph not in graphs:
+            continue
+        if align == "none":
+            yield graph, depth.graph
+        elif most:
+            linear = maps.linear[layers, most]
+            model = vector_graph(aligned_graph(pooled_graph(depth.graph), linear), most)
+            if one.weights in HALF and not ENGINES[plan.engine].on_gpu:
+                # The map alone: all else is stored so already.
+                store_half(model.graph, HALF[one.weights])
+                RemoveUnusedNodesPass()(model)
+            yield graph, model
+
+
+def _written(
+    graph: Graph, model: ir.Model, plan: Plan, folder: Path, prefix: str = ""
+) -> Candidate:
+    name = f"{prefix}{graph.layers}-{graph.align}-{graph.weights}"
+    files = engine_maker(plan.engine).files(model, plan.compilation)
+    isa = isa_of(model.graph)
+    return write_candidate(files, folder / name, plan.engine, plan.device, isa)
+
+
+def _samples(one: Pass, surface: Surface, folder: Path) -> Iterator[tuple[str, Sample]]:
+    """Write the cell that has the most behind its pooled vector: the shortest, packed.
+
+    That is of the shallowest depth, in the reference's weights, and of the deepest, in others.
+    """
+    plan, names = one.plan, _scored(one)
+    packed = [each for each in plan.vectors if each in PER_BYTE and each not in LEVELS]
+    layers = (min if one.leads else max)(plan.depths)
+    dim, vectors = min(plan.dims), (packed or ["float32"])[0]
+    name = names.get((layers, "none", dim, vectors))
+    if name is None or layers not in surface.depths or not ENGINES[plan.engine].encodes:
+        return
+    pooled = vector_graph(pooled_graph(surface.depths[layers].graph), dim)
+    graph, model = graph_of(plan, layers, one.weights), coded_graph(pooled, vectors, None)
+    yield name, Sample(graph, _written(graph, model, plan, folder, "sample-"))
+
+
+def _floors(
+    basis: Basis, one: Pass, maps: Maps, folder: Path
+) -> Iterator[tuple[Graph, Floor | M2DError]]:
+    """Yield depth 0 at every dim, where it is asked for; write its tables."""
+    if 0 in one.plan.layers:
+        prompt = basis.sources[one.plan.engine].prompt
+        for dim, floor in floor_of(maps, one.weights, basis.corpus, prompt, folder):
+            yield graph_of(one.plan, 0, one.weights, "full", dim), floor
+
+
+def widest(maps: Maps, layers: int) -> int:
+    """Return the largest dim that has a map, which aligned graphs end in; 0 where none has."""
+    return max((dim for depth, dim in maps.linear if depth == layers), default=0)
+
+
+def added_bytes(graph: Graph, dim: int, vectors: VectorPrecision, width: int, most: int) -> int:
     """Return the bytes that a dim and a codec add to the files of a graph.
 
     Args:
@@ -166,25 +259,14 @@ def added_bytes(graph: Graph, dim: int, vectors: VectorPrecision, width: int, wi
         dim: the dim.
         vectors: the codec.
         width: values of the pooled vector.
-        widest: the largest dim that has a map.
+        most: the largest dim that has a map.
     """
     if graph.layers == 0:
         return ranges_bytes(dim) if vectors in LEVELS else 0
     if graph.align == "none":
         return tail_bytes(width, dim, vectors)
     value = 2 if graph.weights in HALF else 4
-    return tail_bytes(dim, dim, vectors) - (widest - dim) * (width * value + 4)
-
-
-def require_reference(plan: Plan, failures: Mapping[Graph, str]) -> None:
-    """Refuse a sweep whose reference failed.
-
-    Raises:
-        ParityError: with the reason.
-    """
-    reason = failures.get(Graph(max(plan.layers), plan.weights[0]))
-    if reason is not None:
-        raise ParityError(f"the reference cell {reference_id(plan)} failed: {reason}")
+    return tail_bytes(dim, dim, vectors) - (most - dim) * (width * value + 4)
 
 
 def _flags_of(depth: Depth) -> tuple[Flag, ...]:

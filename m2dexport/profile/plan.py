@@ -21,7 +21,7 @@ from m2dexport.profile.schema import LOCAL
 from m2dexport.profile.settings import Optimize
 from m2dexport.profile.target import Target
 from m2dexport.quantize.recipes import require_precision
-from m2dexport.vectors.tasks import Task
+from m2dexport.vectors.tasks import Task, require_distinct
 
 _SMALLEST_DIM = 32
 
@@ -40,11 +40,20 @@ class Plan:
     device: Device = Device()  # what it leaves open is measured (``settings``)
     optimize: Optimize = "latency"  # what that is chosen by
     isa: Isa = "portable"  # processors that int8 weights are made for
-    repeats: int = 30  # timed runs of each graph at each shape
+    repeats: int | None = None  # timed rounds of each shape; None: by the time that they take
     align: tuple[Align, ...] = ("none", "full")  # of the depths below the full one
     align_texts: Iterable[str] | None = None  # what maps are fitted on; None: the shipped ones
     #: What engines for a GPU are compiled for; ``within_length`` adds the shapes.
     compilation: Compilation = Compilation()
+    #: Layers, dim and precisions of the unquantized cell that all are compared with; ``settled``
+    #: takes the checkpoint's full depth and width. None: the largest of the grid.
+    reference: tuple[int, int, WeightPrecision, VectorPrecision] | None = None
+
+    @property
+    def compared_with(self) -> tuple[int, int, WeightPrecision, VectorPrecision]:
+        """Layers, dim, weights and vectors of the reference cell."""
+        largest = max(self.layers), max(self.dims), self.weights[0], self.vectors[0]
+        return self.reference or largest
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -118,10 +127,7 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
         engine_maker(plan.engine).require_compilation(plan.compilation)
     if not tasks:
         raise UsageError("no evaluation data is given; pass --eval.")
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two evaluation sets are named {name!r}; rename a file or folder.")
+    require_distinct(tasks)
     _require_depths(checkpoint, plan)
     for dim in plan.dims:
         if not 1 <= dim <= checkpoint.dim:
@@ -143,6 +149,20 @@ def _require_depths(checkpoint: Checkpoint, plan: Plan) -> None:
     for layers in plan.layers:
         if not 0 <= layers <= checkpoint.layers:
             raise UsageError(f"the checkpoint has 0 to {checkpoint.layers} layers, not {layers}.")
+
+
+def settled(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """Return a plan with what a checkpoint decides: how long shapes can be, and the reference.
+
+    That is unquantized, or, where the engine runs no fp32, in the engine's own weights.
+    """
+    known = engine_maker(plan.engine).PRECISIONS
+    weights: WeightPrecision = "fp32" if "fp32" in known else ENGINES[plan.engine].weights
+    reference: tuple[int, int, WeightPrecision, VectorPrecision] = (
+        *(checkpoint.layers, checkpoint.dim),
+        *(weights, "float32"),
+    )
+    return replace(within_length(plan, checkpoint.max_length), reference=reference)
 
 
 def within_length(plan: Plan, max_length: int) -> Plan:

@@ -13,9 +13,10 @@ from m2dexport.engines import Device, Here, here
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.files import require_file
 from m2dexport.profile.deploy import Deployment, bundle_cell
+from m2dexport.profile.measured_for import measured_otherwise
 from m2dexport.profile.plan import Plan, plan_for, within_length
 from m2dexport.profile.schema import Cell, Profile
-from m2dexport.profile.select import Selection, measured_otherwise, select_cell
+from m2dexport.profile.select import Selection, select_cell
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.profile.target import Target, load_target
 from m2dexport.progress import OnProgress
@@ -133,9 +134,10 @@ def _outcome(target: Target, outcome: Outcome, work: _Work, *, force: bool) -> O
             limited = tuple(key for key in unchecked if key in target.budget.limits())
             outcome = replace(outcome, measured=True, unchecked=limited)
         budget = target.budget.model_copy(update=dict.fromkeys(outcome.unchecked))
-        selection = select_cell(profile, budget)
+        held = _held(profile, outcome.target)
+        selection = select_cell(profile, budget, target=held)
         outcome = replace(outcome, selection=selection)
-        deployment = _deployment(selection.cell, plan, found, work)
+        deployment = replace(_deployment(selection.cell, plan, found, work), target=held)
         work.on_progress(f"{outcome.target}: build", 0, 1)
         bundle_cell(
             profile, selection.cell.id, work.checkpoint, outcome.path, deployment, force=force
@@ -151,11 +153,16 @@ def _given(target: Target, name: str, basis: Basis) -> Profile | None:
     """Return the profile if it was measured for a target; warn why it is not used."""
     if basis.profile is None:
         return None
-    reason = measured_otherwise(basis.profile, target)
+    reason = measured_otherwise(basis.profile, target, _held(basis.profile, name))
     if reason is None:
         return basis.profile
     warnings.warn(f"{reason}; {name} is measured now.", stacklevel=4)
     return None
+
+
+def _held(profile: Profile, name: str) -> str:
+    """Return the profile's target of a name; where there is none, the first."""
+    return name if any(each.name == name for each in profile.targets) else profile.targets[0].name
 
 
 def _measured(plan: Plan, name: str, work: _Work) -> Profile:

@@ -81,7 +81,7 @@ class TaskInfo(Model):
     """One evaluation set."""
 
     name: str
-    kind: Literal["sts", "retrieval"]
+    kind: Literal["sts", "retrieval", "pair_classification", "clustering"]
     main_metric: str
     texts: int
     sha256: str
@@ -101,7 +101,7 @@ class Latency(Model):
     sequence: int
     p50_ms: float
     p95_ms: float
-    p99_ms: float
+    p99_ms: float | None = Field(description="null: fewer than 300 runs")
     p50_interval: Interval
     p95_interval: Interval
     runs: int
@@ -157,7 +157,7 @@ class Cell(Model):
     latency: tuple[Latency, ...]
     p50_ms: float = Field(description="at the target's first shape")
     p95_ms: float = Field(description="at the target's first shape")
-    p99_ms: float = Field(description="at the target's first shape")
+    p99_ms: float | None = Field(description="at the target's first shape; null: too few runs")
     text_p50_ms: float | None = Field(description="p50_ms with tokenization; null: not measured")
     ratio: float = Field(description="p50_ms over that of the target's reference cell")
     ratio_interval: Interval = Field(description="from rounds in which both ran")
@@ -169,7 +169,7 @@ class Cell(Model):
     used_memory_bytes: int = Field(description="its peak after 1,000 requests of mixed shapes")
     bytes_per_vector: int
     flags: tuple[Flag, ...]
-    on_frontier: bool = Field(description="no cell of the target beats it (see select)")
+    on_frontier: bool = Field(description="no cell of the frontier beats it")
 
 
 class Recommended(Model):
@@ -186,7 +186,7 @@ class SharedLatency(Model):
 
     cell: str = Field(description="id")
     p50_ms: float
-    shared_p50_ms: float = Field(description="what the profile says of it")
+    shared_p50_ms: float = Field(description="of what it shares it with, timed beside it")
 
 
 class TargetInfo(Model):

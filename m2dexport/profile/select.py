@@ -1,27 +1,45 @@
-"""Choosing: the Pareto frontier of a profile, and the best cell within a budget."""
+"""Choosing: the best cell of a profile within a budget."""
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from m2dexport.engines import ENGINES
 from m2dexport.errors import M2DError, UsageError
-from m2dexport.profile.schema import Cell, Profile, Recommended
-from m2dexport.profile.target import Budget, Target
+from m2dexport.profile.frontier import (
+    LATENCY_GRAIN_MS,
+    Quality,
+    Relations,
+    beating,
+    on_frontier,
+    points_of,
+    relations,
+)
+from m2dexport.profile.limits import Standing, fits, missed_by, standings
+from m2dexport.profile.measured_for import require_measured_for
+from m2dexport.profile.schema import Cell, Profile
+from m2dexport.profile.target import Budget, budget_from, is_shipped, load_target
+from m2dexport.vectors.resample import Score, difference, interval
 
-_MEGA = 1e6
+_SHOWN = 3
+#: Cells that miss the budget by shares that differ by less than this miss it alike.
+_AS_NEAR = 0.05
 
-#: Smaller differences than these decide nothing: points of quality, factors of latency and size.
-QUALITY_NOISE = 0.1
-LATENCY_NOISE = 1.05
-SIZE_NOISE = 1.01
-#: So are smaller differences of latency than this, in ms: a table of token vectors takes some tens
-#: of microseconds, and what ran before it decides how many.
-LATENCY_GRAIN_MS = 0.02
+
+@dataclass(frozen=True)
+class Choice:
+    """A cell that fits a budget."""
+
+    cell: Cell
+    points: float  # in the budget's metric
+    loss: float  # below the full fp32 cell; with an index, below its own queries
+    loss_interval: tuple[float, float] | None  # None: the metric has no replicates
+    standings: tuple[Standing, ...]  # against every limit
 
 
 @dataclass(frozen=True)
@@ -33,166 +51,199 @@ class Selection:
     metric: str
     binding: str | None  # the limit without which a better cell would fit; None: none does
     next_better: Cell | None  # that cell
+    best: tuple[Choice, ...]  # at most three: the cell itself, then the best others that fit
+    beaten_by: Cell | None = None  # off the frontier: what beats the cell, and does not fit
+    #: Off the frontier, but better and fitting: what beats it does not fit.
+    passed_over: Choice | None = None
+    without_consent: Cell | None = None  # would be chosen if its vectors might depend on the batch
     index: Cell | None = None  # that wrote the index whose query encoder was chosen
     native: float = 0.0  # points of its own queries
-    #: With an index: cells that can query it and points, best first, of which none is slower and
-    #: worse than another.
+    #: With an index: cells of the frontier that can query it and their points, best first.
     encoders: tuple[tuple[Cell, float], ...] = ()
 
 
 @dataclass(frozen=True)
-class _Limit:
-    key: str
-    limit: float
-    sign: int  # 1: at most; -1: at least
-    values: dict[str, float] = field(repr=False)  # cell id -> value
+class Pool:
+    """Cells of one target, compared in one metric."""
 
-    def excess(self, cell: Cell) -> float:
-        """Return by which share of the limit a cell misses it; 0 or less when it holds."""
-        return self.sign * (self.values[cell.id] - self.limit) / max(abs(self.limit), 1e-9)
+    cells: Sequence[Cell]
+    qualities: Sequence[Quality]
+    found: Relations
+    on: Sequence[bool]  # the frontier
+    standings: Sequence[tuple[Standing, ...]]
+
+    def best_first(self, indices: Sequence[int]) -> list[int]:
+        """Return indices, that of the most points first, and of those the cheapest."""
+        return sorted(indices, key=lambda i: (-self.found.points[i], cost(self.cells[i])))
+
+    def better(self, indices: Sequence[int], than: int) -> list[int]:
+        """Return which are better than a cell beyond noise, the best first."""
+        return self.best_first([index for index in indices if self.found.better[index, than]])
 
 
-def frontier(cells: Sequence[Cell]) -> frozenset[str]:
-    """Return the ids of the cells that no other cell dominates.
+def cost(cell: Cell) -> tuple[float, str]:
+    """Return what orders cells that are as good: log of p50 x size x bytes per vector, then id."""
+    p50 = cell.p50_ms + LATENCY_GRAIN_MS  # less is noise
+    return math.log(p50 * cell.size_bytes * cell.bytes_per_vector), cell.id
 
-    A cell dominates another when it is no worse in mean quality, p50 latency, file size and bytes
-    per vector, and better in one of them. Differences of quality, latency and size within
-    ``QUALITY_NOISE``, ``LATENCY_NOISE``, ``LATENCY_GRAIN_MS`` and ``SIZE_NOISE`` count as none.
+
+def pool_of(cells: Sequence[Cell], qualities: Sequence[Quality], budget: Budget) -> Pool:
+    """Compare cells of one target with each other and with a budget.
+
+    Args:
+        cells: the cells, one or more.
+        qualities: a figure per cell, in the budget's metric.
+        budget: the limits.
     """
-    quality = np.array([cell.mean_quality for cell in cells])
-    cost = np.array([[cell.p50_ms, cell.size_bytes, cell.bytes_per_vector] for cell in cells])
-    noise = np.array([LATENCY_NOISE, SIZE_NOISE, 1])
-    grain = np.array([LATENCY_GRAIN_MS, 0, 0])
-    best = []
-    for index, cell in enumerate(cells):
-        no_dearer = (cost <= cost[index] * noise + grain).all(axis=1)
-        no_worse = (quality >= quality[index] - QUALITY_NOISE) & no_dearer
-        cheaper = (cost * noise + grain < cost[index]).any(axis=1)
-        better = (quality > quality[index] + QUALITY_NOISE) | cheaper
-        if not (no_worse & better).any():
-            best.append(cell.id)
-    return frozenset(best)
+    found = relations(cells, qualities)
+    against = [standings(*each, budget) for each in zip(cells, qualities, strict=True)]
+    return Pool(cells, qualities, found, on_frontier(found).tolist(), against)
 
 
-def recommend(cells: Sequence[Cell]) -> Recommended:
-    """Return the cells of one target that are worth shipping first."""
-    best = max(cells, key=lambda cell: cell.mean_quality)
-    smallest = min(cells, key=lambda cell: cell.size_bytes)
-    return Recommended(best=best.id, balanced=best.id, smallest=smallest.id, within_budget=None)
+def cheapest_of_the_best(pool: Pool, among: Sequence[int]) -> int:
+    """Return which cell to take: of those that none is better than, beyond noise, the cheapest.
 
-
-def require_measured_for(profile: Profile, target: Target) -> None:
-    """Refuse to choose for a target that a profile was not measured for; warn of more threads.
-
-    Raises:
-        UsageError: when the profile's engine, provider or isa is not the target's, or its threads
-            spin for longer than the target allows.
+    Args:
+        pool: cells of a target.
+        among: indices of those to choose from, one or more.
     """
-    reason = _unlike(profile, target)
-    if reason is not None:
-        raise UsageError(f"{reason}; profile with that target first.")
-    reason = _more_threads(profile, target)
-    if reason is not None:
-        warnings.warn(f"{reason}.", stacklevel=2)
+    worse = np.any(pool.found.better[np.ix_(among, among)], axis=0)
+    as_good: list[int] = [among[index] for index in np.flatnonzero(~worse).tolist()]
+    return min(as_good, key=lambda index: cost(pool.cells[index]))
 
 
-def measured_otherwise(profile: Profile, target: Target) -> str | None:
-    """Return why a profile was not measured for a target; None: it was, or might have been."""
-    return _unlike(profile, target) or _more_threads(profile, target)
+def take(pool: Pool, among: Sequence[int]) -> int | None:
+    """Return which cell to take of those that fit; None: none does.
+
+    Only when no cell of the frontier fits is one taken that others beat, which do not fit.
+
+    Args:
+        pool: cells of a target.
+        among: indices of those that may be taken.
+    """
+    fitting = [index for index in among if fits(pool.standings[index])]
+    on = [index for index in fitting if pool.on[index]]
+    if fitting and not on:
+        cells = [pool.cells[index] for index in fitting]
+        best = on_frontier(relations(cells, [pool.qualities[index] for index in fitting]))
+        on = [index for index, is_best in zip(fitting, best, strict=True) if is_best]
+    return cheapest_of_the_best(pool, on) if on else None
 
 
-def _unlike(profile: Profile, target: Target) -> str | None:
-    return (
-        _other_engine(profile, target)
-        or _other_isa(profile, target)
-        or _more_spinning(profile, target)
-    )
+def select_cell(
+    profile: Profile,
+    budget: Budget,
+    index: str | None = None,
+    *,
+    target: str | None = None,
+    allow_batch_dependent: bool = False,
+) -> Selection:
+    """Return the cell of the frontier to take within a budget.
 
-
-def _other_engine(profile: Profile, target: Target) -> str | None:
-    cell = profile.reference_cell()
-    provider = target.provider or ENGINES[target.engine].provider
-    if (cell.engine, cell.device.provider) == (target.engine, provider):
-        return None
-    return (
-        f"the profile was measured with {cell.engine} on {cell.device.provider}, and the target "
-        f"runs {target.engine} on {provider}"
-    )
-
-
-def _other_isa(profile: Profile, target: Target) -> str | None:
-    made_for = {cell.isa for cell in profile.cells if cell.weights == "int8" and cell.layers > 0}
-    if made_for <= {target.isa}:
-        return None
-    return (
-        f"the profile has int8 weights of isa={', '.join(sorted(made_for))}, and the target asks "
-        f"for isa={target.isa}"
-    )
-
-
-def _more_spinning(profile: Profile, target: Target) -> str | None:
-    spun = max(each.device.spin_us for each in profile.cells)
-    if target.spin_us is None or spun <= target.spin_us:
-        return None
-    return (
-        f"the profile's threads spin for {spun} microseconds, and the target allows "
-        f"{target.spin_us}"
-    )
-
-
-def _more_threads(profile: Profile, target: Target) -> str | None:
-    if target.threads is None or profile.threads() <= target.threads:
-        return None
-    return (
-        f"the profile was measured with {profile.threads()} threads, and the target has "
-        f"{target.threads}"
-    )
-
-
-def select_cell(profile: Profile, budget: Budget, index: str | None = None) -> Selection:
-    """Return the cell of the highest quality within the budget.
-
-    Ties go to the lower p50, then the smaller file, the fewer vector bytes, and the id. With an
-    index, quality is that of queries to it; within ``QUALITY_NOISE``, the fastest is taken.
+    Of the cells of the frontier that fit, those are as good as the best that none is better than
+    beyond noise; the one of the least p50 x size x bytes per vector is taken. The frontier is that
+    of the budget's metric. Only when none of it fits are cells taken that others beat. With an
+    index, quality is that of queries to it.
 
     Args:
         profile: the profile.
         budget: the limits.
         index: the id of the cell that wrote an index, to choose what queries it.
+        target: whose cells to choose from; None: those of the only target.
+        allow_batch_dependent: whether cells whose vectors depend on the batch may be chosen.
 
     Raises:
-        UsageError: when the profile lacks the budget's metric, or the index cell, or that is not of
-            the full depth.
-        M2DError: when no cell fits, naming the one that misses by the least.
+        UsageError: when the profile lacks the target, the budget's metric, or the index cell, or
+            that is not of the full depth; when it has several targets and none is named.
+        M2DError: when no cell fits, saying which is nearest and which limit to raise.
     """
-    wrote = None if index is None else _index_cell(profile, index)
-    points = _points(profile, budget.metric, wrote)
-    limits = _limits(profile, budget, points)
-    cells = [cell for cell in profile.cells if cell.id in points]
-    ranked = sorted(cells, key=lambda cell: _rank(cell, points))
-    fitting = [cell for cell in ranked if all(limit.excess(cell) <= 0 for limit in limits)]
-    if not fitting:
-        nearest = min(ranked, key=lambda cell: max(limit.excess(cell) for limit in limits))
-        missed = "; ".join(
-            f"{limit.key} is {limit.values[nearest.id]:.4g} where {limit.limit:g} is "
-            f"{'allowed' if limit.sign > 0 else 'needed'}"
-            for limit in limits
-            if limit.excess(nearest) > 0
-        )
-        raise M2DError(f"no cell fits the budget; the nearest is {nearest.id}: {missed}.")
-    best = fitting[0]
-    if wrote is not None:
-        near = [cell for cell in fitting if points[cell.id] >= points[best.id] - QUALITY_NOISE]
-        best = min(near, key=lambda cell: (cell.p50_ms, *_rank(cell, points)))
-    binding, better = _binding(ranked, fitting[0], limits)
-    found = Selection(best, points[best.id], budget.metric, binding, better)
+    target = profile_target(profile, target)
+    wrote = None if index is None else _index_cell(profile, index, target)
+    pool = _pool(profile, budget, wrote, target)
+    asked = [i for i in range(len(pool.cells)) if pool.found.eligible[i]]
+    open_to = [i for i in asked if allow_batch_dependent or not needs_consent(pool.cells[i])]
+    chosen, freely = take(pool, open_to), take(pool, asked)
+    if chosen is None or freely is None:
+        raise M2DError(_nothing_fits(pool, open_to, budget.metric))
+    whole = profile.reference_cell(target) if wrote is None else wrote
+    full = _quality(profile, whole, budget.metric, wrote)
+    assert full is not None  # that of a cell's own vectors
+    selection = _selection(pool, open_to, chosen, full, budget.metric)
+    if freely != chosen:
+        selection = replace(selection, without_consent=pool.cells[freely])
     if wrote is None:
-        return found
-    return replace(found, index=wrote, native=points[wrote.id], encoders=_encoders(ranked, points))
+        return selection
+    on = pool.best_first([i for i in open_to if pool.on[i]])
+    encoders = tuple((pool.cells[i], pool.found.points[i]) for i in on)
+    return replace(selection, index=wrote, native=points_of(full), encoders=encoders)
 
 
-def _index_cell(profile: Profile, name: str) -> Cell:
-    wrote = profile.cell(name)
+def _selection(
+    pool: Pool, open_to: Sequence[int], chosen: int, full: Quality, metric: str
+) -> Selection:
+    """Return a choice, and what else there is to know of it; ``full`` is what it is compared to."""
+    on = [i for i in open_to if pool.on[i]]
+    others = [i for i in pool.best_first(on) if fits(pool.standings[i]) and i != chosen]
+    passed = pool.better([i for i in open_to if fits(pool.standings[i])], chosen)
+    binding, better = _binding(pool, on, chosen)
+    return Selection(
+        cell=pool.cells[chosen],
+        points=pool.found.points[chosen],
+        metric=metric,
+        binding=binding,
+        next_better=better,
+        best=tuple(_as_choice(pool, i, full) for i in (chosen, *others)[:_SHOWN]),
+        beaten_by=None if pool.on[chosen] else _beater(pool, chosen),
+        passed_over=_as_choice(pool, passed[0], full) if passed else None,
+    )
+
+
+def profile_target(profile: Profile, name: str | None) -> str:
+    """Return the name of the target that is meant.
+
+    Raises:
+        UsageError: when the profile lacks it, or has several and none is named.
+    """
+    if name is None and len(profile.targets) > 1:
+        known = ", ".join(target.name for target in profile.targets)
+        raise UsageError(f"the profile has several targets; name one by --target: {known}.")
+    return profile.target(name).name
+
+
+def budget_for(
+    profile: Profile, target: str | None, *, unlimited: bool = False, **limits: Any
+) -> tuple[str, Budget]:
+    """Return whose cells to choose from, and the budget.
+
+    Where the profile holds the target, that is where its cells were measured; a budget that the
+    profile does not hold is read from the target itself, and so is that of a .toml file.
+
+    Args:
+        profile: the profile.
+        target: the name of one of its targets, of a shipped one, or a .toml file; None: the only
+            target of the profile, and no budget but the limits.
+        unlimited: whether a budget without any limit will do.
+        limits: that replace the target's; None stands for none.
+
+    Raises:
+        UsageError: when no target is named and there are several, the profile was not measured for
+            the target that is, or nothing is limited.
+    """
+    if target is None:
+        only = profile_target(profile, None)
+        return only, budget_from(None, unlimited=unlimited, **limits)
+    name = Path(target).stem
+    held = {each.name: each for each in profile.targets}.get(name)
+    if held is None:
+        require_measured_for(profile, load_target(target))
+        return profile.targets[0].name, budget_from(target, unlimited=unlimited, **limits)
+    from_file = target != name
+    base = target if from_file or (is_shipped(name) and not held.budget) else held.budget
+    return name, budget_from(base, unlimited=unlimited, **limits)
+
+
+def _index_cell(profile: Profile, name: str, target: str) -> Cell:
+    wrote = profile.cell(name, target)
     full = profile.checkpoint.layers
     if wrote.layers != full:
         raise UsageError(
@@ -202,56 +253,83 @@ def _index_cell(profile: Profile, name: str) -> Cell:
     return wrote
 
 
-def _points(profile: Profile, metric: str, index: Cell | None) -> dict[str, float]:
-    """Return cell id -> points; with an index, of the cells whose vectors may be put to it."""
-    if index is None:
-        return {cell.id: profile.metric(cell, metric) for cell in profile.cells}
-    found = {
-        cell.id: profile.query_metric(cell, index, metric)
-        for cell in profile.cells
-        if cell.align == "full" or cell.layers == index.layers
+def _pool(profile: Profile, budget: Budget, index: Cell | None, target: str) -> Pool:
+    """Compare the cells of a target; with an index, those whose vectors may be put to it."""
+    known = {
+        cell.id: (cell, quality)
+        for cell in profile.of_target(target)
+        if index is None or cell.align == "full" or cell.layers == index.layers
+        if (quality := _quality(profile, cell, budget.metric, index)) is not None
     }
-    return {name: points for name, points in found.items() if points is not None}
+    cells, qualities = [each[0] for each in known.values()], [each[1] for each in known.values()]
+    return pool_of(cells, qualities, budget)
 
 
-def _encoders(ranked: Sequence[Cell], points: dict[str, float]) -> tuple[tuple[Cell, float], ...]:
-    """Return the cells of which none is both slower and worse than another."""
-    kept: list[Cell] = []
-    for cell in ranked:
-        if not kept or cell.p50_ms < kept[-1].p50_ms:
-            kept.append(cell)
-    return tuple((cell, points[cell.id]) for cell in kept)
+def _quality(profile: Profile, cell: Cell, metric: str, index: Cell | None) -> Quality | None:
+    """Return a cell's figure in a metric; None: it was not measured on the index."""
+    points: float | None
+    if index is None:
+        points = profile.metric(cell, metric)
+    else:
+        points = profile.query_metric(cell, index, metric)
+    if points is None:
+        return None
+    return profile.score(cell, metric, index) or points
 
 
-def _limits(profile: Profile, budget: Budget, points: dict[str, float]) -> list[_Limit]:
-    def limit(key: str, sign: int, values: dict[str, float]) -> list[_Limit]:
-        bound = getattr(budget, key)
-        return [] if bound is None else [_Limit(key, float(bound), sign, values)]
-
-    cells = profile.cells
-    return [
-        *limit("p50_ms", 1, {c.id: c.p50_ms for c in cells}),
-        *limit("p95_ms", 1, {c.id: c.p95_ms for c in cells}),
-        *limit("size_mb", 1, {c.id: c.size_bytes / _MEGA for c in cells}),
-        *limit("memory_mb", 1, {c.id: c.peak_memory_bytes / _MEGA for c in cells}),
-        *limit("vector_bytes", 1, {c.id: c.bytes_per_vector for c in cells}),
-        *limit("min_quality", -1, points),
-    ]
+def needs_consent(cell: Cell) -> bool:
+    """Say whether a cell's vectors depend on the batch, as not everyone can accept."""
+    return "batch_dependent" in cell.flags
 
 
-def _rank(cell: Cell, points: dict[str, float]) -> tuple[float, float, int, int, str]:
-    return -points[cell.id], cell.p50_ms, cell.size_bytes, cell.bytes_per_vector, cell.id
+def _beater(pool: Pool, index: int) -> Cell | None:
+    beaters = np.flatnonzero(beating(pool.found)[:, index] & np.array(pool.on)).tolist()
+    return pool.cells[pool.best_first(beaters)[0]] if beaters else None
 
 
-def _binding(
-    ranked: Sequence[Cell], best: Cell, limits: Sequence[_Limit]
-) -> tuple[str | None, Cell | None]:
-    """Return the limit whose removal admits the best cell that ranks above ``best``."""
-    for cell in ranked[: ranked.index(best)]:
-        missed = [limit.key for limit in limits if limit.excess(cell) > 0]
+def _as_choice(pool: Pool, index: int, full: Quality) -> Choice:
+    quality, between = pool.qualities[index], None
+    if isinstance(quality, Score) and isinstance(full, Score):
+        between = interval(difference(full, quality))
+    return Choice(
+        cell=pool.cells[index],
+        points=points_of(quality),
+        loss=points_of(full) - points_of(quality),
+        loss_interval=between,
+        standings=pool.standings[index],
+    )
+
+
+def _binding(pool: Pool, on: Sequence[int], chosen: int) -> tuple[str | None, Cell | None]:
+    """Return the limit whose removal admits the best cell that is better than the chosen one."""
+    better = pool.better(on, chosen)
+    missing = [missed_by(pool.standings[i]) for i in better]
+    for index, missed in zip(better, missing, strict=True):
         if len(missed) == 1:
-            return missed[0], cell
-    if ranked[0] is not best:
-        missed = [limit.key for limit in limits if limit.excess(ranked[0]) > 0]
-        return " and ".join(missed), ranked[0]
+            return missed[0].key, pool.cells[index]
+    for index, missed in zip(better, missing, strict=True):
+        if missed:
+            return " and ".join(each.key for each in missed), pool.cells[index]
     return None, None
+
+
+def _nothing_fits(pool: Pool, indices: Sequence[int], metric: str) -> str:
+    """Return which cell misses the budget by the least, and what one limit more would allow."""
+    excess = {i: max((each.excess() for each in pool.standings[i]), default=0) for i in indices}
+    least = min(excess.values())
+    alike = [i for i in indices if excess[i] <= least + _AS_NEAR * (1 + least)]
+    nearest = _best(pool, alike)
+    missed = "; ".join(each.missed() for each in missed_by(pool.standings[nearest]))
+    said = f"no cell fits the budget; the nearest is {pool.cells[nearest].id}: {missed}"
+    single = [i for i in indices if len(missed_by(pool.standings[i])) == 1]
+    if not single:
+        return f"{said}."
+    best = _best(pool, single)
+    remedy = missed_by(pool.standings[best])[0].remedy()
+    points = f"{metric} {pool.found.points[best]:.2f}"
+    return f"{said}; {remedy} for {pool.cells[best].id} with {points}."
+
+
+def _best(pool: Pool, among: Sequence[int]) -> int:
+    """Return the best of some cells, of the frontier where one of them is on it."""
+    return cheapest_of_the_best(pool, [i for i in among if pool.on[i]] or among)

@@ -18,13 +18,13 @@ from m2dexport.batches import encode_tokens
 from m2dexport.cores import threads_for, usable_cores
 from m2dexport.engines import ENGINES, SPIN_US, STATIC_ENGINE, Device
 from m2dexport.errors import M2DError
-from m2dexport.profile.latency import (
+from m2dexport.measure.latency import (
     Candidate,
     Ids,
+    Loaded,
     Run,
     loaded,
     random_inputs,
-    settle,
     time_in_turns,
 )
 from m2dexport.profile.schema import MeasuredOn
@@ -112,7 +112,7 @@ def _best(runs: Mapping[Device, Run], ids: Ids, batch_size: int, rounds: int) ->
         for device, run in runs.items()
     }
     pause = max(device.spin_us or 0 for device in runs) * 1e-6
-    times = time_in_turns(whole, rounds, partial(settle, runs, pause))
+    times = time_in_turns(whole, rounds, Loaded(runs, {}, pause))
     medians = {device: float(np.median(taken[1:])) for device, taken in times.items()}
     enough = min(medians.values()) * _NOISE
     return next(device for device, median in medians.items() if median <= enough)

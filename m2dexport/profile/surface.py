@@ -7,9 +7,14 @@ vector precision: the surface costs one full-depth encode of the texts per weigh
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -31,10 +36,9 @@ from m2dexport.build.recipe import MIN_COVERAGE
 from m2dexport.build.source import Source
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
-from m2dexport.precisions import Align, WeightPrecision
+from m2dexport.precisions import Align, VectorPrecision, WeightPrecision
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import cell_id
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage, require_coverage
@@ -43,13 +47,20 @@ from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
-from m2dexport.vectors.quality import scores_of
+from m2dexport.vectors.quality import ranking_of, scores_of
+from m2dexport.vectors.ranking import Rows
 from m2dexport.vectors.resample import Score
+from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task
 
 Floats = NDArray[np.float32]
 
+#: Where a cell is among the views of a pass: layers, align, dim, and vectors.
+Spot = tuple[int, Align, int, VectorPrecision]
+
 _BATCH = 32
+#: Vectors that take more bytes than this are kept on disk while a pass is scored.
+_IN_MEMORY = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,12 @@ def corpus_of(source: Source, tasks: Sequence[Task], calibration: Sequence[str])
 
 
 def compute_surface(
-    source: Source, weights: WeightPrecision, corpus: Corpus, plan: Plan, on_progress: OnProgress
+    source: Source,
+    weights: WeightPrecision,
+    corpus: Corpus,
+    plan: Plan,
+    on_progress: OnProgress,
+    folder: Path | None = None,
 ) -> Surface:
     """Quantize a source and run the whole corpus through it, once.
 
@@ -114,11 +130,19 @@ def compute_surface(
     original, too little of it was quantized, or it does not run. Where a text's vector depends on
     its batch, texts run one at a time, as they will in the runtime.
 
+    Args:
+        source: the exported checkpoint.
+        weights: the precision.
+        corpus: the texts.
+        plan: the depths, engine and device.
+        on_progress: called as texts are done.
+        folder: for vectors that are too many for the memory; None: they stay there.
+
     Raises:
         UsageError: when the calibration texts do not do.
         MissingExtra: when the package that makes the precision is not installed.
     """
-    one_pass = _Pass(source, weights, corpus, plan, on_progress)
+    one_pass = _Pass(source, weights, corpus, plan, on_progress, folder)
     calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
     try:
         graph = engine_maker(plan.engine).quantize(source.graph, weights, calibration, plan.isa)
@@ -156,6 +180,7 @@ class _Pass:
     corpus: Corpus
     plan: Plan
     on_progress: OnProgress
+    folder: Path | None
 
     @property
     def requirement(self) -> Requirement:
@@ -232,7 +257,8 @@ class _Pass:
 
     def _encoded(self, run: Run, ids: Sequence[Sequence[int]], batch_size: int) -> Floats:
         """Return float32 (texts, outputs, width)."""
-        vectors = encode_tokens(run, ids, self.source.pad_id, batch_size)
+        empty = partial(empty_in, self.folder)
+        vectors = encode_tokens(run, ids, self.source.pad_id, batch_size, empty=empty)
         assert vectors is not None
         return vectors
 
@@ -247,6 +273,36 @@ class _Pass:
         finite = np.isfinite(found.alone).all()  # what is not fails its checks
         invariant = not finite or measure_parity(found.alone, found).batch_invariant
         return self.requirement.floor is not None and not invariant
+
+
+def rankings_of(surface: Surface, corpus: Corpus, full: int) -> dict[str, Rows]:
+    """Return what the full depth at its full width finds, by retrieval task."""
+    vectors = surface.depths[full].vectors
+    width = vectors.shape[1]
+    return {
+        task.name: ranking_of(task, [vectors[row] for row in rows], width)
+        for task, rows in corpus.tasks
+        if isinstance(task, RetrievalTask)
+    }
+
+
+def empty_in(folder: Path | None, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return a new array: in memory, or where it would be large, in a file of a folder.
+
+    The file has no name, and is gone with the array.
+
+    Raises:
+        OSError: when the disk has no room for it; a file with holes would kill the process later.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if folder is None or size <= _IN_MEMORY or sys.platform == "win32":
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 @dataclass(frozen=True)
@@ -266,34 +322,47 @@ def views_of(surface: Surface, maps: Maps, corpus: Corpus, plan: Plan, full: int
     Plain vectors are coded with ranges of their own, aligned ones with the full depth's.
     """
     ranged = any(vectors in (*codecs.LEVELS, *codecs.PER_BYTE) for vectors in plan.vectors)
-    for (layers, depth), dim in product(surface.depths.items(), plan.dims):
-        for align in plan.alignments(layers, full):
-            if align == "none":
-                ranges = None
-                if ranged:
-                    calibration = codecs.truncate(depth.vectors[list(corpus.calibration)], dim)
-                    ranges = codecs.calibrate_ranges(calibration)
-                yield View(layers, align, dim, depth.vectors, ranges)
-            elif (layers, dim) in maps.linear:
-                aligned = maps.linear[layers, dim](codecs.normalize(depth.vectors))
-                yield View(layers, align, dim, aligned, maps.ranges[dim])
+    for layers, depth in surface.depths.items():
+        alignments = plan.alignments(layers, full)
+        mapped = [dim for dim in plan.dims if "full" in alignments and (layers, dim) in maps.linear]
+        if "none" in alignments:
+            calibration = depth.vectors[list(corpus.calibration)]
+            for dim in plan.dims:
+                cut = codecs.truncate(calibration, dim) if ranged else None
+                ranges = None if cut is None else codecs.calibrate_ranges(cut)
+                yield View(layers, "none", dim, depth.vectors, ranges)
+        normalized = codecs.normalize(depth.vectors) if mapped else depth.vectors
+        for dim in mapped:
+            aligned = maps.linear[layers, dim](normalized)
+            yield View(layers, "full", dim, aligned, maps.ranges[dim])
 
 
 def qualities(
-    views: Iterable[View], weights: WeightPrecision, corpus: Corpus, plan: Plan
+    views: Iterable[View],
+    wanted: Mapping[Spot, str],
+    corpus: Corpus,
+    rankings: Mapping[str, Rows] | None = None,
 ) -> dict[str, dict[str, Score]]:
-    """Return cell id -> "task/metric" -> score."""
-    return {
-        cell_id(view.layers, view.dim, weights, precision, view.align, plan.engine): {
-            f"{task.name}/{metric}": value
-            for task, rows in corpus.tasks
-            for metric, value in scores_of(
-                task, tuple(view.vectors[row] for row in rows), view.dim, precision, view.ranges
-            ).items()
-        }
-        for view in views
-        for precision in plan.vectors
-    }
+    """Return cell id -> "task/metric" -> score.
+
+    Args:
+        views: the vectors, each of them needed only while it is scored.
+        wanted: what is scored -> the id of the cell.
+        corpus: whose texts they are.
+        rankings: by task, what the reference cell finds; None: there is nothing to overlap with.
+    """
+    found: dict[str, dict[str, Score]] = {}
+    for view in views:
+        spot = view.layers, view.align, view.dim
+        kept = {precision: name for (*each, precision), name in wanted.items() if (*each,) == spot}
+        for task, rows in corpus.tasks if kept else ():
+            vectors = [view.vectors[row, : view.dim] for row in rows]
+            for precision, name in kept.items():
+                reference = (rankings or {}).get(task.name)
+                scores = scores_of(task, vectors, view.dim, precision, view.ranges, reference)
+                for metric, score in scores.items():
+                    found.setdefault(name, {})[f"{task.name}/{metric}"] = score
+    return found
 
 
 def _at(probes: Embedded, index: int) -> Embedded:

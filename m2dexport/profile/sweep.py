@@ -4,133 +4,184 @@ from __future__ import annotations
 
 import datetime
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from itertools import product
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from m2dexport.align.static import TokenTable
-from m2dexport.align.texts import prompted, prompts_of, sha256_of_texts, texts_or_shipped
-from m2dexport.build.source import Source, export_source, tool_versions
+from m2dexport.align.texts import sha256_of_texts, texts_or_shipped
+from m2dexport.build.source import tool_versions
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
-from m2dexport.errors import M2DError
-from m2dexport.files import scratch_folder
+from m2dexport.errors import ParityError
+from m2dexport.measure.machine import read_machine
+from m2dexport.measure.size import size_parts
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile import schema
-from m2dexport.profile.cells import Graph, Measured, failures_of, join_cells, reference_id
-from m2dexport.profile.latency import (
-    Candidate,
-    Conditions,
-    Footprint,
-    LatencyPoint,
-    measure_footprint,
-    measure_latency,
+from m2dexport.profile.basis import Sweep, Work
+from m2dexport.profile.cells import GraphFacts, Measured, failures_of, join_cells
+from m2dexport.profile.costs import Costs, Texts, measure_costs
+from m2dexport.profile.estimate import estimate
+from m2dexport.profile.found import Found, read_found
+from m2dexport.profile.grid import (
+    Graph,
+    Pass,
+    Place,
+    by_target,
+    dealt,
+    passes_of,
+    places_of,
+    reference_id,
 )
-from m2dexport.profile.machine import read_machine
-from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps
-from m2dexport.profile.passes import Passes, Sweep, added_bytes, require_reference
-from m2dexport.profile.plan import Plan, require_plan, within_length
+from m2dexport.profile.maps import Maps
+from m2dexport.profile.parts import Parts, passing_parts
+from m2dexport.profile.passes import added_bytes, widest
+from m2dexport.profile.plan import Plan, require_plan, settled
+from m2dexport.profile.recommend import recommend
 from m2dexport.profile.schema import Profile
-from m2dexport.profile.select import recommend
-from m2dexport.profile.settings import choose_settings
-from m2dexport.profile.surface import corpus_of, loaded_runner
+from m2dexport.profile.settings import measured_on
+from m2dexport.profile.target import Target
 from m2dexport.progress import OnProgress
-from m2dexport.slice.slicing import slice_checkpoint
-from m2dexport.slice.write import UntrainedWarning
-from m2dexport.vectors.resample import REPLICATES
+from m2dexport.vectors.resample import REPLICATES, Score
 from m2dexport.vectors.tasks import Task
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a sweep is recorded and carried out; none of it changes a figure."""
+
+    model: str | None = None  # how the user named the checkpoint, so that a cell can be built again
+    pooling: str | None = None  # that the user declared; recorded likewise
+    targets: Mapping[str, Target] = field(default_factory=dict)  # of the plans, by name
+    parts: Parts | None = None  # what was measured before; None: nothing is kept
+    shard: tuple[int, int] | None = None  # (number, parts): measure one part of the passes
+    say: Callable[[str], None] = lambda _: None  # called with what the user should know
+    #: Called with every pass and the quality of its cells, as soon as that is there.
+    on_quality: Callable[[Pass, Mapping[str, Mapping[str, Score]]], None] = lambda *_: None
 
 
 def profile_checkpoint(
     checkpoint: Checkpoint,
     tasks: Sequence[Task],
     calibration: Sequence[str],
-    plan: Plan,
-    *,
-    model: str | None = None,
-    pooling: str | None = None,
+    plans: Plan | Sequence[Plan],
+    course: Course = Course(),
     on_progress: OnProgress = lambda *_: None,
 ) -> Profile:
-    """Measure every cell of a plan; cells whose graph fails its checks are recorded as failed.
+    """Measure every cell of some plans; cells whose graph fails its checks are recorded as failed.
+
+    The reference is measured with them: all layers and dims, not quantized, on the first engine of
+    each target.
 
     Args:
         checkpoint: the 2D checkpoint.
         tasks: evaluation data; a cell's quality is the mean of the tasks' main metrics.
         calibration: texts that freeze the ranges of int8 and int4 vectors.
-        plan: the cells, shapes, device and repeats.
-        model: how the user named the checkpoint, recorded so that a cell can be built again.
-        pooling: the pooling that the user declared; recorded likewise.
+        plans: cells, shapes, device and repeats, one for each target and engine.
+        course: what is recorded, and where to go on.
         on_progress: called at every step.
 
     Raises:
-        UsageError: when the plan lies outside the checkpoint.
-        ParityError: when the reference, the deepest graph in the plan's first weights, fails.
+        UsageError: when a plan lies outside the checkpoint.
+        ParityError: when a reference fails.
     """
-    require_plan(checkpoint, plan, tasks)
-    plan = within_length(plan, checkpoint.max_length)
-    texts = texts_or_shipped(plan.align_texts)
-    sweep = Sweep(checkpoint, tuple(tasks), calibration, texts, plan, on_progress)
-    with scratch_folder() as scratch:
-        source, measured = _measure(sweep, scratch)
-    cells = join_cells(measured, plan, tasks, checkpoint.trained)
+    plans = (plans,) if isinstance(plans, Plan) else tuple(plans)
+    for plan in plans:
+        require_plan(checkpoint, plan, tasks)
+    asked = {target[0].target: target[0].shapes for target in by_target(plans)}
+    plans = tuple(settled(plan, checkpoint) for plan in plans)
+    passes = whole = passes_of(plans)
+    if course.shard is not None:
+        passes = dealt(whole, course.shard)
+    wanted = frozenset(name for each in whole for name in each.wanted)
+    texts = texts_or_shipped(plans[0].align_texts)
+    sweep = Sweep(checkpoint, tuple(tasks), calibration, texts, plans, passes, wanted, on_progress)
+    with nullcontext(course.parts) if course.parts else passing_parts() as parts:
+        measured = _measure(Work(sweep, parts.deciding(sweep.decides())), course)
+    return _profile(sweep, measured, asked, course)
+
+
+def _profile(
+    sweep: Sweep,
+    measured: Mapping[str, tuple[Measured, Costs]],
+    asked: Mapping[str, Sequence[tuple[int, int]]],
+    course: Course,
+) -> Profile:
+    """Join what was measured of each target; ``asked`` are its shapes before they were cut."""
+    checkpoint, (first, _) = sweep.checkpoint, next(iter(measured.values()))
+    targets = {target[0].target: target for target in by_target(sweep.plans)}
+    cells = {
+        name: join_cells(measured[name][0], target, sweep.tasks, checkpoint.trained)
+        for name, target in targets.items()
+    }
+    failures = [each for name in targets for each in failures_of(measured[name][0], targets[name])]
+    tools = {name: v for plan in sweep.plans for name, v in tool_versions(plan.engine).items()}
     return Profile(
         format=schema.FORMAT,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        tools=tool_versions(plan.engine),
-        checkpoint=_checkpoint_info(checkpoint, source, model, pooling),
-        tasks=tuple(_task_info(task) for task in tasks),
-        calibration_sha256=texts_sha256(calibration),
+        tools=tools,
+        checkpoint=_checkpoint_info(checkpoint, course),
+        tasks=tuple(_task_info(task) for task in sweep.tasks),
+        calibration_sha256=texts_sha256(sweep.calibration),
         aligned_with=_aligned_with(sweep),
         replicates=REPLICATES,
-        shard=None,
-        seconds=measured.seconds,
-        targets=(_target_info(plan, cells),),
-        cells=cells,
-        cross_depth=measured.cross_depth,
-        failures=failures_of(measured, plan),
+        shard=None if course.shard is None else "{}/{}".format(*course.shard),
+        seconds=first.seconds,
+        targets=tuple(
+            _target_info(target, cells[name], asked[name], measured[name][1], course)
+            for name, target in targets.items()
+        ),
+        cells=tuple(cell for found in cells.values() for cell in found),
+        cross_depth=first.cross_depth,
+        failures=tuple(dict.fromkeys(failures)),
     )
 
 
-def _target_info(plan: Plan, cells: Sequence[schema.Cell]) -> schema.TargetInfo:
-    shapes = tuple(schema.Shape(batch=batch, sequence=length) for batch, length in plan.shapes)
+def _target_info(
+    plans: Sequence[Plan],
+    cells: Sequence[schema.Cell],
+    asked: Sequence[tuple[int, int]],
+    costs: Costs,
+    course: Course,
+) -> schema.TargetInfo:
+    target = course.targets.get(plans[0].target)
+    limits = target.budget.limits() if target else {}
     return schema.TargetInfo(
-        name=plan.target,
-        description="",
-        engines=(plan.engine,),
-        machine=read_machine(),
-        noise=None,
-        shapes=shapes,
-        asked=shapes,
-        tokenization=(),
-        budget={},
-        reference=reference_id(plan),
-        recommended=recommend(cells),
-        samples=(),
+        name=plans[0].target,
+        description=target.description if target else "",
+        engines=tuple(plan.engine for plan in plans),
+        machine=schema.Machine(**vars(read_machine())),
+        noise=schema.Noise(**vars(costs.noise)) if costs.noise else None,
+        shapes=_shapes(plans[0].shapes),
+        asked=_shapes(asked),
+        tokenization=tuple(schema.Tokenization(**vars(each)) for each in costs.tokenization),
+        budget={**limits, "metric": target.budget.metric} if target and limits else {},
+        reference=reference_id(plans[0]),
+        recommended=recommend(cells, target.budget if target else None),
+        samples=costs.samples,
     )
+
+
+def _shapes(shapes: Sequence[tuple[int, int]]) -> tuple[schema.Shape, ...]:
+    return tuple(schema.Shape(batch=batch, sequence=length) for batch, length in shapes)
 
 
 def _aligned_with(sweep: Sweep) -> schema.AlignedWith | None:
-    if not sweep.plan.aligned(sweep.checkpoint.layers):
+    if not sweep.aligned:
         return None
     count = sum(1 for _ in sweep.align_texts)
     return schema.AlignedWith(texts=count, sha256=sha256_of_texts(sweep.align_texts))
 
 
-def _checkpoint_info(
-    checkpoint: Checkpoint, source: Source, model: str | None, pooling: str | None
-) -> schema.CheckpointInfo:
+def _checkpoint_info(checkpoint: Checkpoint, course: Course) -> schema.CheckpointInfo:
     return schema.CheckpointInfo(
-        model=model,
-        sha256=source.sha256,
+        model=course.model,
+        sha256=checkpoint.weights_sha256,
         model_type=checkpoint.model_type,
         layers=checkpoint.layers,
         dim=checkpoint.dim,
         trained=checkpoint.trained,
-        pooling=pooling,
+        pooling=course.pooling,
     )
 
 
@@ -144,136 +195,129 @@ def _task_info(task: Task) -> schema.TaskInfo:
     )
 
 
-def _measure(sweep: Sweep, folder: Path) -> tuple[Source, Measured]:
-    checkpoint, plan, on_progress = sweep.checkpoint, sweep.plan, sweep.on_progress
+def _measure(work: Work, course: Course) -> dict[str, tuple[Measured, Costs]]:
+    """Return what was measured of every target, by its name."""
+    sweep = work.sweep
     seconds: dict[str, float] = {}
-    with _timed(seconds, "export"), warnings.catch_warnings():
-        # The profile flags every untrained cell; this one slice stands for all of them.
-        warnings.simplefilter("ignore", UntrainedWarning)
-        on_progress("export", 0, 1)
-        aligned = plan.aligned(checkpoint.layers)
-        depths = sorted({*plan.depths, *([checkpoint.layers] if aligned else [])})
-        source = export_source(checkpoint, depths, checkpoint.dim, plan.engine)
-        on_progress("export", 1, 1)
-    corpus = corpus_of(source, sweep.tasks, sweep.calibration)
-    maps = NO_MAPS
-    if aligned:
-        with _timed(seconds, "align"):
-            maps = _fit(sweep, source, folder)
-    passes = Passes(sweep, source, corpus, maps, folder)
+    missing = [one for one in sweep.passes if not work.folder_of(one).exists()]
+    if kept := work.parts.count():
+        done = len(sweep.passes) - len(missing)
+        course.say(
+            f"Going on: {done} of {len(sweep.passes)} passes and {kept - done} other parts were "
+            "measured before."
+        )
+    if missing:
+        with _timed(seconds, "export"):
+            work.sources  # noqa: B018
+    with _timed(seconds, "align"):
+        maps = work.maps
+    if missing:
+        course.say(estimate(work.basis, missing, sweep.plans))
+    found = []
     with _timed(seconds, "quality"):
-        for weights in plan.weights:
-            passes.add(weights)
-        crossing = passes.crossing()
-        as_query, cross_depth = crossing.as_queries(), crossing.cross_depth()
-    graphs, failures = passes.graphs, passes.failures
-    conditions = Conditions(checkpoint.vocab_size, plan.repeats)
-    with _timed(seconds, "settings"):
-        graphs |= _with_settings(graphs, plan, checkpoint.vocab_size, on_progress)
-    with _timed(seconds, "latency"):
-        latency = _latencies(graphs, plan.shapes, conditions, failures, on_progress)
-    with _timed(seconds, "memory"):
-        footprints = _footprints(graphs, plan.shapes, conditions, failures, on_progress)
-    require_reference(plan, failures)
-    facts = {
-        graph: passes.facts(graph, points, footprints[graph])
-        for graph, points in latency.items()
-        if graph in footprints
+        for one in sweep.passes:
+            found.append(read_found(work.measured(one)))
+            course.on_quality(one, found[-1].quality)
+    return {
+        target[0].target: _of_target(target, found, maps, work, seconds)
+        for target in by_target(sweep.plans)
     }
-    return source, Measured(
-        quality=passes.quality,
-        as_query=as_query,
-        cross_depth=cross_depth,
+
+
+def _of_target(
+    target: Sequence[Plan],
+    found: Sequence[Found],
+    maps: Maps,
+    work: Work,
+    seconds: dict[str, float],
+) -> tuple[Measured, Costs]:
+    """Measure what the graphs of a target cost; return that, and all of the target."""
+    sweep, places = work.sweep, places_of(target)
+    written = {graph: each for one in reversed(found) for graph, each in one.graphs.items()}
+    graphs = {
+        place.graph: replace(each, device=place.plan.device if place.graph.layers else each.device)
+        for place in places.values()
+        if (each := written.get(place.graph)) is not None
+    }
+    costs = measure_costs(
+        graphs,
+        {name: each for one in found for name, each in one.samples.items() if name in places},
+        Texts(sweep.calibration, sweep.prompt, _text(found[0].tokenizer), maps.tokenizer_json),
+        target[0],
+        sweep.checkpoint.vocab_size,
+        work.parts.remember,
+        sweep.on_progress,
+    )
+    for step, taken in costs.seconds.items():
+        seconds[step] = seconds.get(step, 0.0) + taken
+    failures = {graph: each for one in found for graph, each in one.failures.items()}
+    failures |= costs.failures
+    reference = reference_id(target[0])
+    if (reason := failures.get(places[reference].graph)) is not None:
+        raise ParityError(f"the reference cell {reference} failed: {reason}")
+    facts = _facts(costs, found, maps)
+    measured = Measured(
+        quality={name: each for one in reversed(found) for name, each in one.quality.items()},
+        as_query=_united(found),
+        cross_depth=tuple(each for one in found for each in one.cross_depth),
         graphs=facts,
-        added_bytes=_added(facts, passes, plan, checkpoint.dim),
+        added_bytes=_added(facts, places.values(), maps, sweep.checkpoint.dim),
         failures=failures,
         unaligned=maps.failures,
         seconds=seconds,
+        elsewhere=sweep.wanted - {n for one in sweep.passes if one.own for n in one.wanted},
     )
+    return measured, costs
 
 
 def _added(
-    graphs: Iterable[Graph], passes: Passes, plan: Plan, width: int
+    graphs: Container[Graph], places: Iterable[Place], maps: Maps, width: int
 ) -> dict[tuple[Graph, int, VectorPrecision], int]:
     """Return the bytes that every dim and codec add to the files of each graph."""
-    return {
-        (graph, dim, vectors): added_bytes(graph, dim, vectors, width, passes.widest(graph.layers))
-        for graph in graphs
-        for dim, vectors in product(plan.dims, plan.vectors)
-    }
+    found: dict[tuple[Graph, int, VectorPrecision], int] = {}
+    for place in places:
+        graph, dim, vectors = place.graph, place.dim, place.vectors
+        if graph in graphs:
+            most = widest(maps, graph.layers)
+            found[graph, dim, vectors] = added_bytes(graph, dim, vectors, width, most)
+    return found
 
 
-def _fit(sweep: Sweep, source: Source, folder: Path) -> Maps:
-    """Fit the maps, and count how rare each token is, where depth 0 is measured."""
-    checkpoint, plan = sweep.checkpoint, sweep.plan
-    table = None
-    if 0 in plan.aligned(checkpoint.layers):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UntrainedWarning)
-            shallow = slice_checkpoint(checkpoint, 1, checkpoint.dim, folder / "tokens")
-        texts = prompted(sweep.align_texts, prompts_of(checkpoint))
-        table = TokenTable(shallow, texts)
-    run = loaded_runner(source.graph, plan)
-    return fit_maps(
-        source, run, table, sweep.align_texts, sweep.calibration, plan, sweep.on_progress
-    )
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
-def _with_settings(
-    graphs: Mapping[Graph, Candidate], plan: Plan, vocab_size: int, on_progress: OnProgress
-) -> dict[Graph, Candidate]:
-    """Return every graph on the device that suits it best.
-
-    An aligned graph takes what suits its plain one, to which it adds a single product.
-    """
-    plain = {each: replace(each, align="none") if each.layers else each for each in graphs}
-    measured = {graph: graphs[graph] for graph in plain.values()}
-    step = partial(on_progress, "settings")
-    best = choose_settings(measured, plan.optimize, plan.shapes[0], vocab_size, step)
-    return {graph: replace(graphs[graph], device=best[plain[graph]]) for graph in graphs}
+def _united(found: Sequence[Found]) -> dict[str, dict[str, Mapping[str, Score]]]:
+    """Return cell -> index cell -> scores: depth 0 asks the indexes of several passes."""
+    united: dict[str, dict[str, Mapping[str, Score]]] = {}
+    for one in found:
+        for name, indexes in one.as_query.items():
+            united.setdefault(name, {}).update(indexes)
+    return united
 
 
-def _latencies(
-    graphs: Mapping[Graph, Candidate],
-    shapes: Sequence[tuple[int, int]],
-    conditions: Conditions,
-    failures: dict[Graph, str],
-    on_progress: OnProgress,
-) -> dict[Graph, tuple[LatencyPoint, ...]]:
-    """Return the points of every graph that loads; the others are added to the failures."""
-    total = len(graphs) * len(shapes)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        on_progress("latency", done, total)
-
-    results = measure_latency(graphs, shapes, conditions, step)
-    failures |= {name: str(found) for name, found in results.items() if isinstance(found, M2DError)}
-    return {name: found for name, found in results.items() if not isinstance(found, M2DError)}
-
-
-def _footprints(
-    graphs: Mapping[Graph, Candidate],
-    shapes: Sequence[tuple[int, int]],
-    conditions: Conditions,
-    failures: dict[Graph, str],
-    on_progress: OnProgress,
-) -> dict[Graph, Footprint]:
-    largest = max(shapes, key=lambda shape: shape[0] * shape[1])
-    footprints = {}
-    for done, (name, graph) in enumerate(graphs.items(), start=1):
-        try:
-            footprints[name] = measure_footprint(graph, largest, conditions)
-        except M2DError as error:
-            failures[name] = str(error)
-        on_progress("memory", done, len(graphs))
-    return footprints
+def _facts(costs: Costs, found: Sequence[Found], maps: Maps) -> dict[Graph, GraphFacts]:
+    """Return what all cells of each graph share, where its latency and memory were measured."""
+    flags = {graph: each for one in found for graph, each in one.flags.items()}
+    static, text = len(maps.tokenizer_json.encode()), found[0].tokenizer.stat().st_size
+    facts = {}
+    for graph, points in costs.latency.items():
+        if graph in costs.footprints:
+            candidate, tokenizer = costs.graphs[graph], text if graph.layers > 0 else static
+            facts[graph] = GraphFacts(
+                latency=points,
+                footprint=costs.footprints[graph],
+                size_bytes=candidate.size_bytes + tokenizer,
+                size_parts=size_parts(candidate.engine, candidate.files, tokenizer),
+                flags=flags[graph],
+                engine=candidate.engine,
+                device=measured_on(candidate),
+            )
+    return facts
 
 
 @contextmanager
 def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[step] = time.perf_counter() - start
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from m2dexport.data import read_utf8
+from m2dexport.data import read_utf8, targets_folder
 from m2dexport.engines import ENGINES, MOST_SPIN_US, Compatible
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
@@ -134,7 +134,7 @@ def load_target(name: str | Path) -> Target:
     """
     path = Path(name)
     if path.suffix != ".toml":
-        shipped = {found.stem: found for found in _profiles_folder().glob("*.toml")}
+        shipped = _shipped()
         if str(name) not in shipped:
             raise UsageError(
                 f"{name} is neither a .toml file nor a shipped target; those are: "
@@ -151,18 +151,23 @@ def load_target(name: str | Path) -> Target:
     return target
 
 
-def budget_from(target: str | Path | None, *, unlimited: bool = False, **limits: Any) -> Budget:
+def budget_from(
+    target: str | Path | Mapping[str, Any] | None, *, unlimited: bool = False, **limits: Any
+) -> Budget:
     """Return a target's budget with the limits that are given replaced.
 
     Args:
-        target: its name or file; None: there is none.
+        target: its name or file, or its budget as a profile holds it; None: there is none.
         unlimited: whether a budget without any limit will do.
         limits: the limits that are given; None stands for none.
 
     Raises:
         UsageError: when a limit is not a positive number, or nothing is limited at all.
     """
-    base = load_target(target).budget.model_dump() if target else {}
+    if isinstance(target, Mapping):
+        base = budget_of(target).model_dump()
+    else:
+        base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
     budget: Budget = _validated(Budget, {**base, **given}, "the budget")
     if not budget.limits() and not unlimited:
@@ -170,11 +175,24 @@ def budget_from(target: str | Path | None, *, unlimited: bool = False, **limits:
     return budget
 
 
-def _profiles_folder() -> Path:
-    """Return profiles/: in the package when installed, beside it in a clone."""
-    package = Path(__file__).parent.parent
-    packaged = package / "profiles"
-    return packaged if packaged.is_dir() else package.parent / "profiles"
+def budget_of(stored: Mapping[str, Any]) -> Budget:
+    """Return a budget that a profile holds, whose numbers all are floats.
+
+    Raises:
+        UsageError: when it is none.
+    """
+    whole = {"vector_bytes": int(stored["vector_bytes"])} if "vector_bytes" in stored else {}
+    budget: Budget = _validated(Budget, {**stored, **whole}, "the profile's budget")
+    return budget
+
+
+def is_shipped(name: str) -> bool:
+    """Say whether a target of this name ships."""
+    return name in _shipped()
+
+
+def _shipped() -> dict[str, Path]:
+    return {found.stem: found for found in targets_folder().glob("*.toml")}
 
 
 def _validated(model: type[Any], stored: dict[str, Any], where: str) -> Any:

@@ -1,37 +1,41 @@
-"""Sentence pairs that people scored, read from .tsv, .csv and .jsonl files.
+"""Sentence pairs that people scored or labelled, read from .tsv, .csv and .jsonl files.
 
 Columns are found by their names. A delimited file without a header has exactly three: score,
-sentence1, sentence2. Scores may have any scale: correlations do not depend on it.
+sentence1, sentence2. Scores may have any scale: correlations do not depend on it. Where the column
+is named as a label and holds only 0 and 1, the pairs are to be classified.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from m2dexport.data import read_utf8
+import numpy as np
+
 from m2dexport.errors import UsageError
 from m2dexport.strict import shown
-from m2dexport.vectors.texts import TextSet, as_number, digest_of, number_of, read_jsonl, text_of
+from m2dexport.vectors.classification import PairClassificationTask
+from m2dexport.vectors.resample import Given, draws, given_of
+from m2dexport.vectors.tables import Table, plain_name
+from m2dexport.vectors.texts import TextSet, as_number, digest_of, number_of, text_of
 
-#: The names of each column, without case, spaces and punctuation.
+#: Names of a column that may hold labels of two classes, without case, spaces and punctuation.
+_LABELS = (
+    *("label", "labels", "isduplicate", "duplicate", "isparaphrase", "paraphrase"),
+    *("issimilar", "ismatch", "match"),
+)
+#: The names of each column.
 _NAMES = {
-    "score": ("score", "similarityscore", "similarity", "relatednessscore", "goldscore", "label"),
-    "sentence1": ("sentence1", "sentencea", "text1", "texta"),
-    "sentence2": ("sentence2", "sentenceb", "text2", "textb"),
+    "score": (
+        *("score", "similarityscore", "similarity", "relatednessscore", "goldscore"),
+        *_LABELS,
+    ),
+    "sentence1": ("sentence1", "sentencea", "text1", "texta", "question1"),
+    "sentence2": ("sentence2", "sentenceb", "text2", "textb", "question2"),
 }
-#: A whole quoted field of a .tsv file: quotes inside it are doubled.
-_QUOTED = re.compile(r'(?:^|(?<=[\t\r\n]))"(?:[^"]|"")*"(?=[\t\r\n]|\Z)')
-
-
-_Row = tuple[int, list[str]]  # the line at which it ends, its fields
-_Pair = tuple[int, Any, Any, Any]  # line, score, sentence1, sentence2
+_CLASSES = {0.0: False, 1.0: True, "false": False, "true": True}
 
 
 @dataclass(frozen=True)
@@ -51,115 +55,71 @@ class StsTask:
         """Return what must be encoded, in the order in which ``evaluate`` takes the vectors."""
         return TextSet(self.sentences1, None), TextSet(self.sentences2, None)
 
+    @cached_property
+    def given(self) -> Given:
+        """The scores and their resamples, which every cell is compared with."""
+        scores = np.array(self.scores, dtype=np.float64)
+        return given_of(scores, draws(self.sha256, len(scores)))
 
-def load_pairs(path: Path) -> StsTask:
-    """Read scored sentence pairs.
 
-    Args:
-        path: a .tsv, .csv or .jsonl file. A .tsv may be quoted as pandas writes it, or not at all.
+def load_pairs(table: Table) -> StsTask | PairClassificationTask:
+    """Read sentence pairs, scored or labelled.
 
     Raises:
         UsageError: when a line is wrong, columns cannot be told apart, there are fewer than two
             pairs, or every score is the same.
     """
-    pairs = _jsonl_pairs(path) if path.suffix == ".jsonl" else _delimited_pairs(path)
-    rows = [
-        (number_of(score, path, line), text_of(first, path, line), text_of(second, path, line))
-        for line, score, first, second in pairs
+    path = table.path
+    unnamed = path.suffix != ".jsonl" and len(table.first) == 3
+    if unnamed and as_number(table.first[0]) is not None:
+        name, pairs = "score", list(table.unnamed())
+    else:
+        columns = _columns(table)
+        name, pairs = table.first[columns[0]], list(table.named(columns))
+    texts = [
+        (text_of(first, path, line), text_of(second, path, line))
+        for line, (_, first, second) in pairs
     ]
-    if len(rows) < 2:
-        raise UsageError(f"{path} holds {len(rows)} sentence pairs; at least 2 are needed.")
-    scores, firsts, seconds = zip(*rows, strict=True)
-    if len(set(scores)) == 1:
+    labels = _labels(name, [pair[0] for _, pair in pairs])
+    scores = () if labels else tuple(number_of(pair[0], path, line) for line, pair in pairs)
+    if len(pairs) < 2:
+        raise UsageError(f"{path} holds {len(pairs)} sentence pairs; at least 2 are needed.")
+    firsts, seconds = zip(*texts, strict=True)
+    if len(set(labels or scores)) == 1:
+        lacking = "there is nothing to tell apart" if labels else "no correlation exists"
         raise UsageError(
-            f"{path}: every score is {scores[0]:g}, so no correlation exists; "
-            "pass pairs whose scores differ."
+            f"{path}: every score is {(labels or scores)[0]:g}, so {lacking}; pass pairs whose "
+            "scores differ."
         )
+    if labels:
+        return PairClassificationTask(path.stem, firsts, seconds, labels, digest_of(path))
     return StsTask(path.stem, firsts, seconds, scores, digest_of(path))
 
 
-def _jsonl_pairs(path: Path) -> Iterator[_Pair]:
-    keys: list[str] = []
-    for line, item in read_jsonl(path, ()):
-        if not keys:
-            columns = _columns(list(item), path, line)
-            keys = [list(item)[column] for column in columns]
-        if missing := [key for key in keys if key not in item]:
-            raise UsageError(f"{path}, line {line} has no {shown(missing[0])}.")
-        yield line, item[keys[0]], item[keys[1]], item[keys[2]]
+def _labels(name: str, values: Sequence[Any]) -> tuple[bool, ...] | None:
+    """Return the labels of a column that is named as one and holds two classes, else None."""
+    if plain_name(name) not in _LABELS:
+        return None
+    found = [_CLASSES.get(str(v).lower() if as_number(v) is None else as_number(v)) for v in values]
+    labels = tuple(label for label in found if label is not None)
+    return labels if len(labels) == len(values) else None
 
 
-def _delimited_pairs(path: Path) -> Iterator[_Pair]:
-    text = read_utf8(path)
-    rows = _fields(text, path) if path.suffix == ".csv" else _tab_fields(text, path)
-    if not rows:
-        return
-    line, first = rows[0]
-    if len(first) == len(_NAMES) and as_number(first[0]) is not None:
-        columns, width = [0, 1, 2], len(_NAMES)
-    else:
-        columns, width = _columns(first, path, line), len(first)
-        rows = rows[1:]
-    for line, row in rows:
-        if len(row) != width:
-            raise UsageError(f"{path}, line {line}: {len(row)} columns where {width} are needed.")
-        yield line, row[columns[0]], row[columns[1]], row[columns[2]]
-
-
-def _columns(names: Sequence[str], path: Path, line: int) -> list[int]:
+def _columns(table: Table) -> list[int]:
     """Return where score, sentence1 and sentence2 are, by the names of all columns."""
-    plain = [re.sub(r"[\W_]", "", name.lower()) for name in names]
     found = []
     for wanted, known in _NAMES.items():
-        columns = [column for column, name in enumerate(plain) if name in known]
+        columns = table.columns(known)
+        where = f"{table.path}, line {table.line}"
         if not columns:
             raise UsageError(
-                f"{path}, line {line} has no {wanted} among {shown(list(names))}; "
+                f"{where} has no {wanted} among {shown(list(table.first))}; "
                 "name the columns score, sentence1 and sentence2."
             )
         if len(columns) > 1:
-            first, second = (shown(names[column]) for column in columns[:2])
+            first, second = (shown(table.first[column]) for column in columns[:2])
             raise UsageError(
-                f"{path}, line {line}: two columns could be the {wanted}, {first} and {second}; "
-                "remove one."
+                f"{where}: two columns could be the {wanted}, {first} and {second}; remove one."
             )
         found += columns
     return found
-
-
-def _tab_fields(text: str, path: Path) -> list[_Row]:
-    """Return the rows of a .tsv file, whose quotes may be part of the text or stand around it."""
-    plain = [
-        (number, line.removesuffix("\r").split("\t"))
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
-    if '"' not in text or '"' in _QUOTED.sub("", text):
-        return plain
-    quoted = _fields(text, path, delimiter="\t")
-    if len(quoted) != len(plain) and len({len(row) for _, row in plain}) == 1:
-        raise UsageError(
-            f"{path}: its quotes can be read as text or as marks around texts of several lines; "
-            "write it as .csv or .jsonl."
-        )
-    return quoted
-
-
-def _fields(text: str, path: Path, delimiter: str = ",") -> list[_Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        with _fields_up_to(len(text)):
-            return [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise UsageError(f"{path}, line {reader.line_num} cannot be read: {error}.") from error
-
-
-@contextlib.contextmanager
-def _fields_up_to(size: int) -> Iterator[None]:
-    """Lift the csv module's limit, which is one for the whole process, and put it back."""
-    limit = csv.field_size_limit()
-    csv.field_size_limit(max(limit, size))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)

@@ -1,27 +1,22 @@
-"""Quality of one cell from vectors that are already there: STS correlation and retrieval.
+"""Quality of one cell from vectors that are already there, by the kind of task.
 
-All metrics are in points, 0 to 100.
+All metrics are in points, 0 to 100, and each has its bootstrap replicates (``resample``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from m2dexport.precisions import VectorPrecision
+from m2dexport.vectors.classification import PairClassificationTask, classification_scores
+from m2dexport.vectors.clustering import ClusteringTask, clustering_scores
 from m2dexport.vectors.codecs import Ranges, encode_vectors, truncate
 from m2dexport.vectors.pairs import StsTask
-from m2dexport.vectors.ranking import Rows, rank, rescore, rounded
-from m2dexport.vectors.resample import (
-    Score,
-    draws,
-    mean_of_items,
-    weighted_correlation,
-    weighted_ranks,
-)
+from m2dexport.vectors.ranking import NO_ROW, Rows, rank, rescore, rounded
+from m2dexport.vectors.resample import Doubles, Score, draws, means_of_items, pearson, spearman
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
 from m2dexport.vectors.search import Codec
 from m2dexport.vectors.tasks import Task
@@ -29,7 +24,8 @@ from m2dexport.vectors.tasks import Task
 Floats = NDArray[np.float32]
 
 _MULTIPLIER = 4  # times as many candidates are rescored
-_PAIR_BLOCK = 4096
+_PAIR_BLOCK = 256  # pairs whose vectors stay in the processor's cache
+_RESCORED = (f"ndcg@{TOP}", f"recall@{TOP}")  # metrics that rescored rankings have
 
 
 def evaluate(
@@ -50,6 +46,7 @@ def scores_of(
     dim: int,
     precision: VectorPrecision,
     ranges: Ranges | None = None,
+    reference: Rows | None = None,
 ) -> dict[str, Score]:
     """Return metric -> points, and replicates, for one dim and vector precision.
 
@@ -65,20 +62,41 @@ def scores_of(
         precision: how the vectors are stored; see ``comparable``.
         ranges: the frozen ranges of int8 and int4 vectors, of this dim; without them, one-bit codes
             are not rescored.
+        reference: the ``ranking_of`` the reference cell, of retrieval: adds ``overlap@10``.
     """
     floats = [truncate(rows, dim) for rows in vectors]
-    first, second = (comparable(rows, precision, ranges) for rows in floats)
+    stored = [comparable(rows, precision, ranges) for rows in floats]
     if isinstance(task, StsTask):
-        return pair_scores(task, first, second)
-    own = np.array(task.own, dtype=np.intp) if task.own else None
-    scores = ranking_scores(task, rank(first, second, TOP, own))
+        return pair_scores(task, *stored)
+    if isinstance(task, PairClassificationTask):
+        return classification_scores(task, similarities(*stored))
+    if isinstance(task, ClusteringTask):
+        return clustering_scores(task, *stored)
+    first, second = stored
+    scores = ranking_scores(task, rank(first, second, TOP, _own(task)), reference)
     if precision in ("ubinary", "binary") and ranges is not None:
-        candidates = rank(first, second, _MULTIPLIER * TOP, own)
-        stored = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
-        for name, documents in stored.items():
-            rescored = ranking_scores(task, rescore(floats[0], documents, candidates, TOP))
-            scores |= {f"{key}+{name}x{_MULTIPLIER}": value for key, value in rescored.items()}
+        candidates = rank(first, second, _MULTIPLIER * TOP, _own(task))
+        documents_by = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
+        for name, documents in documents_by.items():
+            found = ranking_scores(task, rescore(floats[0], documents, candidates, TOP))
+            scores |= {f"{key}+{name}x{_MULTIPLIER}": found[key] for key in _RESCORED}
     return scores
+
+
+def ranking_of(task: RetrievalTask, vectors: Sequence[Floats], dim: int) -> Rows:
+    """Return the ten documents that unquantized vectors find for each query, (queries, 10).
+
+    Args:
+        task: the queries and documents.
+        vectors: as ``scores_of`` takes them.
+        dim: leading width to keep.
+    """
+    queries, documents = (truncate(rows, dim) for rows in vectors)
+    return rank(queries, documents, TOP, _own(task))
+
+
+def _own(task: RetrievalTask) -> Rows | None:
+    return np.array(task.own, dtype=np.intp) if task.own else None
 
 
 def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | None) -> Floats:
@@ -105,55 +123,79 @@ def pair_scores(task: StsTask, first: Floats, second: Floats) -> dict[str, Score
     Both are 0 when all products or all scores are equal, where no correlation exists. The vectors
     are ``comparable`` ones, float32 (pairs, dim).
     """
-    similarity = np.concatenate(
-        [
-            _paired(first[start : start + _PAIR_BLOCK], second[start : start + _PAIR_BLOCK])
-            for start in range(0, len(first), _PAIR_BLOCK)
-        ]
+    similarity = similarities(first, second)
+    return {
+        "spearman": spearman(similarity, task.given),
+        "pearson": pearson(similarity, task.given),
+    }
+
+
+def similarities(first: Floats, second: Floats) -> Doubles:
+    """Return the dot product of each pair of ``comparable`` vectors, (pairs,)."""
+    blocks = [slice(at, at + _PAIR_BLOCK) for at in range(0, len(first), _PAIR_BLOCK)]
+    return np.concatenate(
+        [(rounded(first[block]) * rounded(second[block])).sum(axis=1) for block in blocks]
     )
-    given = np.array(task.scores, dtype=np.float64)
-    constant = np.ptp(similarity) == 0 or np.ptp(given) == 0
-    weights = draws(task.sha256, len(given))
-    ranks, given_ranks = (weighted_ranks(values, weights) for values in (similarity, given))
-    return {
-        "spearman": Score(
-            0.0 if constant else _points(stats.spearmanr(similarity, given).statistic),
-            100 * weighted_correlation(ranks, given_ranks, weights),
-        ),
-        "pearson": Score(
-            0.0 if constant else _points(stats.pearsonr(similarity, given).statistic),
-            100 * weighted_correlation(similarity, given, weights),
-        ),
-    }
 
 
-def score_ranking(task: RetrievalTask, ranking: Rows) -> dict[str, float]:
-    """Return metric -> points of ``ranking_scores``."""
-    return {metric: each.points for metric, each in ranking_scores(task, ranking).items()}
+def score_ranking(
+    task: RetrievalTask, ranking: Rows, reference: Rows | None = None
+) -> dict[str, float]:
+    """Return metric -> points of ``ranking_scores``, without resampling."""
+    figures = _per_query(task, ranking, reference)
+    return {metric: float(values.mean()) for metric, values in figures.items()}
 
 
-def ranking_scores(task: RetrievalTask, ranking: Rows) -> dict[str, Score]:
-    """Return nDCG@10 and recall@10 of rankings of ten documents, (queries, 10), best first."""
-    discounts = 1 / np.log2(np.arange(2, TOP + 2))
-    judged = task.judged
+def ranking_scores(
+    task: RetrievalTask, ranking: Rows, reference: Rows | None = None
+) -> dict[str, Score]:
+    """Return the metrics of rankings of ten documents, each a mean over queries.
+
+    * ``ndcg@10``, ``map@10`` and ``recall@10`` as in trec_eval, and so in BEIR and MTEB: linear
+      gains with the log2 discount; precision at each relevant document found, over all that are
+      relevant; the share of them that was found. ``mrr@10``: one over the first one's place.
+    * ``complete@10``, where some query has several relevant documents: the share of queries all of
+      whose relevant documents are among the ten. A vector of d dims cannot represent every
+      combination of documents, however it was trained (Weller et al., "On the Theoretical
+      Limitations of Embedding-Based Retrieval", 2025, whose data set is LIMIT).
+    * ``overlap@10``, with a reference: the share of its ten documents that are among the ten.
+
+    Args:
+        task: the queries and what answers them.
+        ranking: (queries, 10) rows of documents, best first, or ``NO_ROW``.
+        reference: the ``ranking_of`` the reference cell.
+    """
+    figures = _per_query(task, ranking, reference)
+    values = np.stack(list(figures.values()))
+    scores = means_of_items(values, draws(task.sha256, len(ranking)))
+    return dict(zip(figures, scores, strict=True))
+
+
+def _per_query(task: RetrievalTask, ranking: Rows, reference: Rows | None) -> Mapping[str, Doubles]:
+    """Return metric -> points of each query."""
+    judged, places = task.judged, ranking.shape[1]
     gains = judged.gains(ranking)
+    relevant = gains > 0
+    discounts = 1 / np.log2(np.arange(2, TOP + 2))
     ideal = (judged.ideal * discounts).sum(axis=1)
-    found = (gains * discounts[: gains.shape[1]]).sum(axis=1)
-    # As trec_eval and BEIR: linear gains, and the log2 discount.
-    ndcg = np.divide(found, ideal, out=np.zeros_like(found), where=ideal > 0)
-    recall = (gains > 0).sum(axis=1) / np.maximum(judged.counts, 1)
-    weights = draws(task.sha256, len(ranking))
-    return {
-        f"ndcg@{TOP}": mean_of_items(100 * ndcg, weights),
-        f"recall@{TOP}": mean_of_items(100 * recall, weights),
+    found, all_of_them = relevant.sum(axis=1), np.maximum(judged.counts, 1)
+    precision = np.cumsum(relevant, axis=1) / np.arange(1, places + 1)
+    figures = {
+        f"ndcg@{TOP}": (gains * discounts[:places]).sum(axis=1) / np.where(ideal > 0, ideal, 1),
+        f"recall@{TOP}": found / all_of_them,
+        f"mrr@{TOP}": (relevant / np.arange(1, places + 1)).max(axis=1, initial=0),
+        f"map@{TOP}": (precision * relevant).sum(axis=1) / all_of_them,
     }
+    if (judged.counts > 1).any():
+        figures[f"complete@{TOP}"] = (found == all_of_them).astype(np.float64)
+    if reference is not None:
+        figures[f"overlap@{TOP}"] = _overlap(ranking, reference)
+    return {metric: 100 * values for metric, values in figures.items()}
 
 
-def _paired(first: Floats, second: Floats) -> NDArray[np.float64]:
-    products: NDArray[np.float64] = (rounded(first) * rounded(second)).sum(axis=1)
-    return products
-
-
-def _points(value: float) -> float:
-    """Return a share as points."""
-    return 100 * float(value)
+def _overlap(ranking: Rows, reference: Rows) -> Doubles:
+    """Return which share of a reference's documents each query's ranking holds, (queries,)."""
+    there = reference != NO_ROW
+    shared = (reference[:, :, None] == ranking[:, None, :]).any(axis=2) & there
+    shares: Doubles = shared.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    return shares

@@ -1,0 +1,216 @@
+"""What ``profile`` and ``profile show`` print: cells in tables that fit the terminal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m2dexport.cli.columns import (
+    columns_of,
+    fitting,
+    give,
+    named_columns,
+    print_csv,
+    print_rows,
+    print_table,
+    say,
+    sorted_by,
+    terminal_width,
+)
+
+if TYPE_CHECKING:
+    from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo
+
+#: The columns that a table has room for first.
+_MATTERS = ("cell", "mean", "p50", "size", "bytes", "p95", "for", "loss")
+_LONG_TAIL = 10  # times the p50
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class View:
+    """Which cells of a profile are shown, and what of them."""
+
+    target: str | None = None  # None: every target, one after the other
+    every: bool = False  # all cells; else the recommended ones and the frontier
+    sort: str | None = None  # a column
+    columns: tuple[str, ...] = ()  # none: as many as there is room for
+
+
+def print_profile(profile: Profile, path: Path) -> None:
+    """Print the cells worth shipping, why, and the command that comes next, for every target.
+
+    Args:
+        profile: what was measured.
+        path: of its profile.json.
+    """
+    from m2dexport.profile.recommend import reasons
+
+    for target in profile.targets:
+        cells = profile.of_target(target.name)
+        _print_heading(profile, target)
+        _print_cells(profile, _recommended(profile, target), View(target.name))
+        chosen = dict(target.recommended)
+        for name, why in reasons(target.recommended, cells).items():
+            say(f"{name.replace('_', ' ').capitalize()}: {chosen[name]}, since {why}.")
+        on = sum(cell.on_frontier for cell in cells)
+        costs = "quality, p50, size, bytes per vector"
+        say(f"{on} of {len(cells)} cells are on the frontier ({costs}).")
+        _print_tails(cells)
+    _print_failures(profile)
+    quoted = shlex.quote(str(path))
+    give(f"All of them: m2dexport profile show {quoted} --all")
+    for target in profile.targets:
+        named = f" --target {shlex.quote(target.name)}" if len(profile.targets) > 1 else ""
+        cell = target.recommended.within_budget or target.recommended.best
+        give(f"Next: m2dexport bundle {quoted} --cell {cell}{named} --out {cell}.m2d")
+
+
+def print_cells(profile: Profile, view: View) -> None:
+    """Print what is seen of a profile: the recommended cells first, then the frontier.
+
+    Raises:
+        UsageError: when the profile lacks the target or a column.
+    """
+    named_columns(columns_of(profile, {}), [*view.columns, *([view.sort] if view.sort else [])])
+    for target in profile.targets if view.target is None else (profile.target(view.target),):
+        cells = _shown(profile, target, view)
+        _print_heading(profile, target)
+        if not _print_cells(profile, cells, view):
+            notes = _notes(target)
+            say("; ".join(f"{why}: {cell}" for cell, why in notes.items()) + ".")
+        every = profile.of_target(target.name)
+        if not view.every:
+            what = "those recommended, then the frontier; --all shows the rest"
+            say(f"{len(cells)} of {len(every)} cells: {what}.")
+        _print_tails(every)
+    print_cross_depth(profile)
+    _print_failures(profile)
+
+
+def print_cells_as_csv(profile: Profile, view: View) -> None:
+    """Print the same cells as CSV, those of all targets in one table.
+
+    Raises:
+        UsageError: as ``print_cells``.
+    """
+    columns = columns_of(profile, {})
+    targets = profile.targets if view.target is None else (profile.target(view.target),)
+    names = view.columns or tuple(name for name in columns if name != "for")
+    cells = [cell for target in targets for cell in _shown(profile, target, view)]
+    print_csv(named_columns(columns, names), cells)
+
+
+def print_cross_depth(profile: Profile) -> None:
+    """Print what queries of each depth find in documents of the full one, unquantized."""
+    full = str(profile.checkpoint.layers)
+    mains = [f"{t.name}/{t.main_metric}" for t in profile.tasks if t.kind == "retrieval"]
+    dims = list(dict.fromkeys(each.dim for each in profile.cross_depth))
+    found = {(each.dim, each.queries, each.documents): each for each in profile.cross_depth}
+    if not found or not all((dim, full, full) in found for dim in dims):
+        return
+
+    def text(dim: int, name: str) -> str:
+        each = found.get((dim, name, full))
+        return f"{sum(each.quality[m] for m in mains) / len(mains):.2f}" if each else "-"
+
+    say(
+        f"Queries of each depth on an index of depth {full}, {' and '.join(mains)}, "
+        f"{profile.reference_cell().weights} weights, float32 vectors:"
+    )
+    names = dict.fromkeys(each.queries for each in profile.cross_depth)
+    print_table(
+        ["queries of depth", *(f"d={dim}" for dim in dims)],
+        [[name, *(text(dim, name) for dim in dims)] for name in names],
+        [True, *(False for _ in dims)],
+    )
+
+
+def shape_words(shape: Shape, asked: Shape | None = None) -> str:
+    """Return such as "1 text of 256 tokens (cut from 1024)".
+
+    Args:
+        shape: the shape that was timed.
+        asked: the same before the maximum length cut it.
+    """
+    texts = f"{shape.batch} {'text' if shape.batch == 1 else 'texts'}"
+    tokens = f"{shape.sequence} {'token' if shape.sequence == 1 else 'tokens'}"
+    cut = asked is not None and asked.sequence > shape.sequence
+    return f"{texts} of {tokens}" + (f" (cut from {asked.sequence})" if asked and cut else "")
+
+
+def _print_heading(profile: Profile, target: TargetInfo) -> None:
+    machine = target.machine
+    named = f"{target.name}: " if len(profile.targets) > 1 else ""
+    asked = target.asked[0] if target.asked else None
+    say(
+        f"{named}{machine.cpu} ({' '.join(machine.flags)}), up to {profile.threads(target.name)} "
+        f"threads; latency of {shape_words(target.shapes[0], asked)}, without tokenization"
+    )
+    if target.noise is not None and target.noise.verdict != "quiet":
+        say(f"The machine was {target.noise.verdict}: {' '.join(target.noise.reasons)}")
+
+
+def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
+    """Print a table; say whether what cells are recommended for is in it, or was not asked for."""
+    columns = columns_of(profile, _notes(profile.target(cells[0].target)))
+    if view.columns:
+        print_rows(named_columns(columns, view.columns), cells)
+        return True
+    tasks = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
+    sort = [column.name for column in named_columns(columns, [view.sort] if view.sort else [])]
+    names = dict.fromkeys(["cell", *sort, *_MATTERS, *tasks, "flags", "kept", "peak"])
+    chosen = fitting(columns, list(names), cells, terminal_width())
+    print_rows(chosen, cells)
+    return columns["for"] in chosen
+
+
+def _notes(target: TargetInfo) -> dict[str, str]:
+    """Return cell id -> what it is recommended for."""
+    found: dict[str, list[str]] = {}
+    for name, cell in target.recommended:
+        if cell is not None:
+            found.setdefault(cell, []).append(name.replace("within_budget", "budget"))
+    found.setdefault(target.reference, []).append("reference")
+    return {cell: ", ".join(names) for cell, names in found.items()}
+
+
+def _recommended(profile: Profile, target: TargetInfo) -> list[Cell]:
+    """Return the recommended cells and the reference."""
+    return [profile.cell(name, target.name) for name in _notes(target)]
+
+
+def _shown(profile: Profile, target: TargetInfo, view: View) -> list[Cell]:
+    first = _recommended(profile, target)
+    rest = [
+        cell
+        for cell in profile.of_target(target.name)
+        if (cell.on_frontier or view.every) and cell not in first
+    ]
+    if view.sort is None:
+        return [*first, *sorted(rest, key=lambda cell: -cell.mean_quality)]
+    (column,) = named_columns(columns_of(profile, _notes(target)), [view.sort])
+    return sorted_by(column, [*first, *rest])
+
+
+def _print_failures(profile: Profile) -> None:
+    for failure in profile.failures:
+        say(f"Failed, {len(failure.cells)} cells: {failure.reason}")
+
+
+def _print_tails(cells: Sequence[Cell]) -> None:
+    """Comment on p95 that are ten times their p50; cells of one graph share both."""
+    graphs = {(cell.p50_ms, cell.p95_ms): cell for cell in reversed(cells)}
+    long = [cell for cell in graphs.values() if cell.p95_ms >= _LONG_TAIL * cell.p50_ms]
+    if long:
+        named = ", ".join(
+            f"{cell.id} ({cell.p50_ms:.2f} and {cell.p95_ms:.2f} ms)" for cell in long[:_NAMED]
+        )
+        more = f" and {len(long) - _NAMED} more" if len(long) > _NAMED else ""
+        say(
+            f"p95 is ten times p50 or more: {named}{more}. Something else ran now and then; "
+            "measure again on a quiet machine before you rely on it."
+        )
