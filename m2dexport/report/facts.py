@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from m2dexport.engines import DEFAULT_ENGINE
+from m2dexport.profile.recommend import reasons
 from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo, Tokenization
 
-#: A recommendation's name in profile.json -> what it is for.
+#: A recommendation's name in profile.json -> how it reads; what fits the budget comes first.
 ROLES = {
-    "within_budget": "the best within the budget",
-    "best": "the highest quality, at the lowest cost within its noise",
-    "balanced": "the most quality for what it costs",
-    "smallest": "the smallest file that is worth shipping",
+    "within_budget": "within the budget",
+    "best": "best",
+    "balanced": "balanced",
+    "smallest": "smallest",
 }
 #: A limit of a budget -> how it reads.
 LIMITS = {
@@ -50,21 +51,28 @@ def picks(profile: Profile, target: TargetInfo) -> tuple[Pick, ...]:
         if chosen is not None:
             roles.setdefault(chosen, []).append(role)
     reference = profile.reference_cell(target.name)
+    why = reasons(target.recommended, profile.of_target(target.name))
     found = []
     for name, names in roles.items():
         cell = profile.cell(name, target.name)
-        found.append(Pick(tuple(names), cell, _why(names, cell, reference)))
+        said = "; ".join(f"{ROLES[role]}, since {why[role]}" for role in names)
+        found.append(Pick(tuple(names), cell, f"{_capital(said)}. {_costs(cell, reference)}"))
     return tuple(found)
 
 
-def _why(roles: Sequence[str], cell: Cell, reference: Cell) -> str:
-    what = ", and ".join(ROLES[role] for role in roles)
-    kept = "" if cell.retention is None else f" ({cell.retention:.1%} of the reference)"
-    return (
-        f"{what[0].upper()}{what[1:]}: quality {cell.mean_quality:.1f}{kept}, "
-        f"{times(cell.ratio)} of the reference's latency and "
-        f"{times(cell.size_bytes / reference.size_bytes)} of its size."
-    )
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _costs(cell: Cell, reference: Cell) -> str:
+    """Return a sentence on what a cell keeps and what it costs, against the reference."""
+    if cell.id == reference.id:
+        return "It is the reference."
+    kept, whose = "takes", "the reference's"
+    if cell.retention is not None:
+        kept, whose = f"keeps {cell.retention:.1%} of the reference's quality, at", "its"
+    size = times(cell.size_bytes / reference.size_bytes)
+    return f"It {kept} {times(cell.ratio)} of {whose} latency and {size} of its size."
 
 
 def times(share: float) -> str:
@@ -141,18 +149,6 @@ def build_command(profile: Profile, cell: Cell) -> str:
 def frontier_cells(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of the frontier, best quality first."""
     return sorted((c for c in cells if c.on_frontier), key=lambda c: (-c.mean_quality, c.p50_ms))
-
-
-def frontier_line(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells of the frontier that a picture of quality and p50 can join, fastest first.
-
-    The frontier has more cells, which are ahead in size or in bytes per vector.
-    """
-    line: list[Cell] = []
-    for cell in sorted(frontier_cells(cells), key=lambda c: (c.p50_ms, -c.mean_quality)):
-        if not line or cell.mean_quality > line[-1].mean_quality:
-            line.append(cell)
-    return line
 
 
 def collapsed_on(cells: Sequence[Cell], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -9,8 +9,7 @@ const AXES = {
   bytes: ["bytes per vector", "vector_bytes"],
 };
 const ROLES = {
-  within_budget: "best within the budget", best: "highest quality", balanced: "balanced",
-  smallest: "smallest",
+  within_budget: "within the budget", best: "best", balanced: "balanced", smallest: "smallest",
 };
 const PARTS = [
   ["token table", "#0072B2"], ["layers", "#E69F00"], ["tokenizer", "#009E73"], ["other", "#999999"],
