@@ -107,16 +107,24 @@ def noise_sentence(target: TargetInfo) -> str:
     return f"The machine was {target.noise.verdict}. {' '.join(target.noise.reasons)}".strip()
 
 
-def shape_words(shape: Shape | Tokenization) -> str:
-    """Return a shape in words: "1 text of 16 tokens"."""
-    texts = "1 text" if shape.batch == 1 else f"{shape.batch} texts"
-    return f"{texts} of {shape.sequence} tokens"
+def shape_words(shape: Shape | Tokenization, asked: Shape | None = None) -> str:
+    """Return such as "1 text of 256 tokens (cut from 1024)".
+
+    Args:
+        shape: the shape that was timed.
+        asked: the same before the maximum length cut it.
+    """
+    texts = f"{shape.batch} {'text' if shape.batch == 1 else 'texts'}"
+    tokens = f"{shape.sequence} {'token' if shape.sequence == 1 else 'tokens'}"
+    cut = asked is not None and asked.sequence > shape.sequence
+    return f"{texts} of {tokens}" + (f" (cut from {asked.sequence})" if asked and cut else "")
 
 
 def latency_words(profile: Profile, target: TargetInfo) -> str:
     """Return what latency means: shape, threads and processor."""
+    asked = target.asked[0] if target.asked else None
     return (
-        f"{shape_words(target.shapes[0])}, up to {profile.threads(target.name)} threads, "
+        f"{shape_words(target.shapes[0], asked)}, up to {profile.threads(target.name)} threads, "
         f"{target.machine.cpu}"
     )
 
