@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_profile import cell, profile, target
 
-from m2dexport.cli.cell_tables import View, print_cells, print_profile, shape_words
+from m2dexport.cli.cell_tables import View, print_cells, print_profile
 from m2dexport.cli.columns import columns_of, fitting
 from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Profile, Recommended, Shape
+from m2dexport.report.facts import shape_words
 
 LONG = cell(24, 1024, "int8-weight-only", vectors="ubinary", align="full", engine="openvino")
 CELLS = (

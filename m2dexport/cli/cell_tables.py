@@ -22,7 +22,7 @@ from m2dexport.cli.columns import (
 )
 
 if TYPE_CHECKING:
-    from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo
+    from m2dexport.profile.schema import Cell, Profile, TargetInfo
 
 #: The columns that a table has room for first.
 _MATTERS = ("cell", "mean", "p50", "size", "bytes", "p95", "for", "loss")
@@ -129,20 +129,9 @@ def print_cross_depth(profile: Profile) -> None:
     )
 
 
-def shape_words(shape: Shape, asked: Shape | None = None) -> str:
-    """Return such as "1 text of 256 tokens (cut from 1024)".
-
-    Args:
-        shape: the shape that was timed.
-        asked: the same before the maximum length cut it.
-    """
-    texts = f"{shape.batch} {'text' if shape.batch == 1 else 'texts'}"
-    tokens = f"{shape.sequence} {'token' if shape.sequence == 1 else 'tokens'}"
-    cut = asked is not None and asked.sequence > shape.sequence
-    return f"{texts} of {tokens}" + (f" (cut from {asked.sequence})" if asked and cut else "")
-
-
 def _print_heading(profile: Profile, target: TargetInfo) -> None:
+    from m2dexport.report.facts import shape_words
+
     machine = target.machine
     named = f"{target.name}: " if len(profile.targets) > 1 else ""
     asked = target.asked[0] if target.asked else None

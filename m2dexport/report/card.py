@@ -6,13 +6,6 @@ from m2dexport.profile.schema import Profile, TargetInfo
 from m2dexport.report import facts
 from m2dexport.report.data import main_metrics
 
-_SHORT = {
-    "within_budget": "within the budget",
-    "best": "best",
-    "balanced": "balanced",
-    "smallest": "smallest",
-}
-
 
 def card_section(profile: Profile, picture: str, target: str | None = None) -> str:
     """Return the section in Markdown, as model cards on Hugging Face have it, without front matter.
@@ -57,7 +50,7 @@ def card_section(profile: Profile, picture: str, target: str | None = None) -> s
         "To build one of them, with the profile at hand:",
         "",
         "```sh",
-        *(facts.bundle_command(pick.cell) for pick in facts.picks(profile, info)[:1]),
+        *(facts.bundle_command(profile, pick.cell) for pick in facts.picks(profile, info)[:1]),
         "```",
     ]
     return "\n".join(lines) + "\n"
@@ -69,7 +62,7 @@ def _table(profile: Profile, target: TargetInfo) -> list[str]:
     head = ["cell", "", *quality, "of the whole", "p50 ms", "MB", "B/vector"]
     rows = [(profile.reference_cell(target.name), "the whole")]
     rows += [
-        (pick.cell, ", ".join(_SHORT[role] for role in pick.roles))
+        (pick.cell, ", ".join(facts.ROLES[role] for role in pick.roles))
         for pick in facts.picks(profile, target)
         if pick.cell.id != target.reference
     ]

@@ -94,8 +94,8 @@ def _columns(profile: Profile, mains: Sequence[str]) -> dict[str, Any]:
     cells = [cell for target in profile.targets for cell in profile.of_target(target.name)]
     numbers: dict[str, Callable[[Cell], float | None]] = {
         "p50": lambda c: c.p50_ms,
-        "p50_low": lambda c: c.latency[0].p50_interval.low if c.latency else None,
-        "p50_high": lambda c: c.latency[0].p50_interval.high if c.latency else None,
+        "p50_low": lambda c: c.latency[0].p50_interval.low,
+        "p50_high": lambda c: c.latency[0].p50_interval.high,
         "p95": lambda c: c.p95_ms,
         "p99": lambda c: c.p99_ms,
         "text": lambda c: c.text_p50_ms,
@@ -133,7 +133,7 @@ def _columns(profile: Profile, mains: Sequence[str]) -> dict[str, Any]:
         ],
         "collapsed": _collapsed(profile, mains),
         "build": [facts.build_command(profile, cell) for cell in cells],
-        "bundle": [facts.bundle_command(cell) for cell in cells],
+        "bundle": [facts.bundle_command(profile, cell) for cell in cells],
     }
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from m2dexport.engines import DEFAULT_ENGINE
+from m2dexport.profile.recommend import reasons
 from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo, Tokenization
 
-#: A recommendation's name in profile.json -> what it is for.
+#: A recommendation's name in profile.json -> how it reads; what fits the budget comes first.
 ROLES = {
-    "within_budget": "the best within the budget",
-    "best": "the highest quality, at the lowest cost within its noise",
-    "balanced": "the most quality for what it costs",
-    "smallest": "the smallest file that is worth shipping",
+    "within_budget": "within the budget",
+    "best": "best",
+    "balanced": "balanced",
+    "smallest": "smallest",
 }
 #: A limit of a budget -> how it reads.
 LIMITS = {
@@ -50,26 +51,35 @@ def picks(profile: Profile, target: TargetInfo) -> tuple[Pick, ...]:
         if chosen is not None:
             roles.setdefault(chosen, []).append(role)
     reference = profile.reference_cell(target.name)
+    why = reasons(target.recommended, profile.of_target(target.name))
     found = []
     for name, names in roles.items():
         cell = profile.cell(name, target.name)
-        found.append(Pick(tuple(names), cell, _why(names, cell, reference)))
+        said = "; ".join(f"{ROLES[role]}, since {why[role]}" for role in names)
+        found.append(Pick(tuple(names), cell, f"{_capital(said)}. {_costs(cell, reference)}"))
     return tuple(found)
 
 
-def _why(roles: Sequence[str], cell: Cell, reference: Cell) -> str:
-    what = ", and ".join(ROLES[role] for role in roles)
-    kept = "" if cell.retention is None else f" ({cell.retention:.1%} of the reference)"
-    return (
-        f"{what[0].upper()}{what[1:]}: quality {cell.mean_quality:.1f}{kept}, "
-        f"{times(cell.ratio)} of the reference's latency and "
-        f"{times(cell.size_bytes / reference.size_bytes)} of its size."
-    )
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _costs(cell: Cell, reference: Cell) -> str:
+    """Return a sentence on what a cell keeps and what it costs, against the reference."""
+    if cell.id == reference.id:
+        return "It is the reference."
+    kept, whose = "takes", "the reference's"
+    if cell.retention is not None:
+        kept, whose = f"keeps {cell.retention:.1%} of the reference's quality, at", "its"
+    size = times(cell.size_bytes / reference.size_bytes)
+    return f"It {kept} {times(cell.ratio)} of {whose} latency and {size} of its size."
 
 
 def times(share: float) -> str:
-    """Return a share in words that stay short whether it is .004 or 1.2."""
-    return f"{share:.2g} times" if share >= 2 else f"{share * 100:.2g}%" if share < 1 else "100%"
+    """Return a share in words that stay short, whether it is .004, 1.2 or 30."""
+    if share >= 2:
+        return f"{share:.2g} times"
+    return f"{share:.0%}" if share >= 0.995 else f"{share * 100:.2g}%"
 
 
 def limits(target: TargetInfo) -> tuple[str, ...]:
@@ -97,27 +107,34 @@ def noise_sentence(target: TargetInfo) -> str:
     return f"The machine was {target.noise.verdict}. {' '.join(target.noise.reasons)}".strip()
 
 
-def shape_words(shape: Shape | Tokenization) -> str:
-    """Return a shape in words: "1 text of 16 tokens"."""
-    texts = "1 text" if shape.batch == 1 else f"{shape.batch} texts"
-    return f"{texts} of {shape.sequence} tokens"
+def shape_words(shape: Shape | Tokenization, asked: Shape | None = None) -> str:
+    """Return such as "1 text of 256 tokens (cut from 1024)".
+
+    Args:
+        shape: the shape that was timed.
+        asked: the same before the maximum length cut it.
+    """
+    texts = f"{shape.batch} {'text' if shape.batch == 1 else 'texts'}"
+    tokens = f"{shape.sequence} {'token' if shape.sequence == 1 else 'tokens'}"
+    cut = asked is not None and asked.sequence > shape.sequence
+    return f"{texts} of {tokens}" + (f" (cut from {asked.sequence})" if asked and cut else "")
 
 
 def latency_words(profile: Profile, target: TargetInfo) -> str:
     """Return what latency means: shape, threads and processor."""
+    asked = target.asked[0] if target.asked else None
     return (
-        f"{shape_words(target.shapes[0])}, up to {profile.threads(target.name)} threads, "
+        f"{shape_words(target.shapes[0], asked)}, up to {profile.threads(target.name)} threads, "
         f"{target.machine.cpu}"
     )
 
 
-def bundle_command(cell: Cell, profile_path: str = "profile.json") -> str:
-    """Return the command that builds a cell of a profile and packs it."""
-    consent = " --allow-batch-dependent" if "batch_dependent" in cell.flags else ""
-    return (
-        f"m2dexport bundle {shlex.quote(profile_path)} --cell {cell.id}{consent} "
-        f"--out {cell.id}.m2d"
-    )
+def bundle_command(profile: Profile, cell: Cell) -> str:
+    """Return the command that builds a cell of a profile, in its folder, and packs it."""
+    words = ["m2dexport", "bundle", "profile.json", "--cell", cell.id]
+    words += ["--target", cell.target] if len(profile.targets) > 1 else []
+    words += ["--allow-batch-dependent"] if "batch_dependent" in cell.flags else []
+    return shlex.join([*words, "--out", f"{cell.id}.m2d"])
 
 
 def build_command(profile: Profile, cell: Cell) -> str:
@@ -140,18 +157,6 @@ def build_command(profile: Profile, cell: Cell) -> str:
 def frontier_cells(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of the frontier, best quality first."""
     return sorted((c for c in cells if c.on_frontier), key=lambda c: (-c.mean_quality, c.p50_ms))
-
-
-def frontier_line(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells of the frontier that a picture of quality and p50 can join, fastest first.
-
-    The frontier has more cells, which are ahead in size or in bytes per vector.
-    """
-    line: list[Cell] = []
-    for cell in sorted(frontier_cells(cells), key=lambda c: (c.p50_ms, -c.mean_quality)):
-        if not line or cell.mean_quality > line[-1].mean_quality:
-            line.append(cell)
-    return line
 
 
 def collapsed_on(cells: Sequence[Cell], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -89,10 +90,8 @@ def _target(profile: Profile, target: TargetInfo) -> dict[str, Any]:
 
 def _target_facts(profile: Profile, target: TargetInfo) -> list[tuple[str, str]]:
     machine, noise = target.machine, target.noise
-    shapes = "; ".join(facts.shape_words(shape) for shape in target.shapes)
-    if target.asked != target.shapes:
-        asked = "; ".join(facts.shape_words(shape) for shape in target.asked)
-        shapes += f" (asked for: {asked}, and cut at the maximum length)"
+    pairs = itertools.zip_longest(target.shapes, target.asked[: len(target.shapes)])
+    shapes = "; ".join(facts.shape_words(shape, asked) for shape, asked in pairs)
     found = [
         ("processor", f"{machine.cpu}, {machine.cores} cores ({' '.join(machine.flags)})"),
         ("memory", f"{machine.memory_bytes / 1e9:.1f} GB"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from m2dexport.precisions import VECTOR_PRECISIONS, WEIGHT_PRECISIONS
+from m2dexport.profile.frontier import frontier_line
 from m2dexport.profile.intervals import Interval
 from m2dexport.profile.schema import MEAN, Cell, Profile, TargetInfo
 from m2dexport.report import facts
@@ -69,7 +70,7 @@ def _draw_cells(axes: Any, cells: Sequence[Cell]) -> None:
         )
     for cell in (each for each in cells if each.on_frontier):
         _draw_intervals(axes, cell)
-    line = facts.frontier_line(cells)
+    line = frontier_line(cells)
     axes.plot(
         [cell.p50_ms for cell in line],
         [cell.mean_quality for cell in line],
@@ -84,8 +85,7 @@ def _draw_intervals(axes: Any, cell: Cell) -> None:
         return [[max(value - interval.low, 0)], [max(interval.high - value, 0)]]
 
     x, y, colour = cell.p50_ms, cell.mean_quality, COLOURS[cell.weights] or _INK
-    across = span(x, cell.latency[0].p50_interval) if cell.latency else None
-    up = span(y, cell.mean_interval)
+    across, up = span(x, cell.latency[0].p50_interval), span(y, cell.mean_interval)
     axes.errorbar(x, y, up, across, ecolor=colour, elinewidth=0.8, alpha=0.5, zorder=2)
 
 
@@ -174,7 +174,7 @@ def _label(axes: Any, profile: Profile, target: TargetInfo) -> None:
     several = len({cell.engine for cell in cells if cell.layers > 0}) > 1
     picks = [pick.cell for pick in facts.picks(profile, target)]
     labels: dict[str, Cell] = {}
-    for cell in (*facts.frontier_line(cells), *picks, profile.reference_cell(target.name)):
+    for cell in (*frontier_line(cells), *picks, profile.reference_cell(target.name)):
         engine = f" {cell.engine}" if several and cell.layers > 0 else ""
         name = f"{cell.layers}{'a' if cell.align == 'full' else ''}x{cell.dim}{engine}"
         labels.setdefault(name, cell)
@@ -187,7 +187,7 @@ def _label(axes: Any, profile: Profile, target: TargetInfo) -> None:
 
 def _covered(axes: Any, cells: Sequence[Cell], limits: Mapping[str, float]) -> Any:
     """Return what no label may cover, (points, 2): cells, intervals, and along every line."""
-    line = [(cell.p50_ms, cell.mean_quality) for cell in facts.frontier_line(cells)]
+    line = [(cell.p50_ms, cell.mean_quality) for cell in frontier_line(cells)]
     ahead = [cell for cell in cells if cell.on_frontier]
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     lines = [

@@ -9,8 +9,7 @@ const AXES = {
   bytes: ["bytes per vector", "vector_bytes"],
 };
 const ROLES = {
-  within_budget: "best within the budget", best: "highest quality", balanced: "balanced",
-  smallest: "smallest",
+  within_budget: "within the budget", best: "best", balanced: "balanced", smallest: "smallest",
 };
 const PARTS = [
   ["token table", "#0072B2"], ["layers", "#E69F00"], ["tokenizer", "#009E73"], ["other", "#999999"],
@@ -219,7 +218,8 @@ function ticks(values) { // 1, 2 and 5 of every power of ten, written out; fewer
 }
 
 function scatter() {
-  const list = shown(), metric = $("y").value, x = C[$("x").value], y = C.points[metric];
+  const metric = $("y").value, x = C[$("x").value], y = C.points[metric];
+  const list = shown().filter((i) => x[i] !== null && y[i] !== null); // some figures are of some cells only
   const at = (of, some) => some.map((i) => of[i]);
   const traces = [];
   for (const [ahead, size, opacity] of [[0, 6, 0.55], [1, 11, 1]]) {
@@ -248,7 +248,7 @@ function scatter() {
   });
   $("scatter").setAttribute("aria-label", `Scatter of ${list.length} cells, ${AXES[$("x").value][0]} across and ${metric} up`);
   $("shown").textContent = `${list.length} of ${rows().length} cells are shown; ${target().latency}.`;
-  if ($("all").open) everything(list);
+  if ($("all").open) everything(shown());
 }
 
 function everything(list) {
