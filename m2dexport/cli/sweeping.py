@@ -237,7 +237,8 @@ def print_grid(
                     else "-"
                     for name in names
                 ]
-                table.add_row(f"{layers}-aligned" if align == "full" else str(layers), *means)
+                if set(means) != {"-"}:
+                    table.add_row(f"{layers}-aligned" if align == "full" else str(layers), *means)
         console = Console(highlight=False)
         console.print(f"Quality in {one.weights}, float32 vectors, mean of {', '.join(mains)}:")
         console.print(table)
