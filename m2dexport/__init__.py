@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from m2dexport.profile.plan import Plan
     from m2dexport.profile.release import Basis, build_for_targets
     from m2dexport.profile.select import select_cell
-    from m2dexport.profile.sweep import profile_checkpoint
+    from m2dexport.profile.sweep import Course, profile_checkpoint
     from m2dexport.profile.target import Budget
     from m2dexport.runtime.bundle import verify_bundle, write_bundle
     from m2dexport.runtime.encoder import Encoder
@@ -38,6 +38,7 @@ __all__ = [
     "Basis",
     "Budget",
     "Checkpoint",
+    "Course",
     "Cut",
     "Deployment",
     "Device",
@@ -76,7 +77,7 @@ _MODULES = {
     "profile.plan": ("Plan",),
     "profile.release": ("Basis", "build_for_targets"),
     "profile.select": ("select_cell",),
-    "profile.sweep": ("profile_checkpoint",),
+    "profile.sweep": ("Course", "profile_checkpoint"),
     "profile.target": ("Budget",),
     "runtime.bundle": ("verify_bundle", "write_bundle"),
     "runtime.encoder": ("Encoder",),

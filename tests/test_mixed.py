@@ -61,7 +61,7 @@ def kept_units(artifact: dict) -> list[str]:  # type: ignore[type-arg]
 
 
 def profiled_int8(checkpoint: Checkpoint) -> Cell:
-    """Return the one cell of a profile: one layer, 64 dims, int8."""
+    """Return the one cell that a profile was asked for: one layer, 64 dims, int8."""
     pairs = ("a cat", "a dog", "rain"), ("the cat", "a car", "it rains")
     task = StsTask("sts", *pairs, scores=(4.0, 1.0, 5.0), sha256="")
     plan = Plan(
@@ -74,8 +74,7 @@ def profiled_int8(checkpoint: Checkpoint) -> Cell:
         repeats=3,
         align=("none",),
     )
-    (cell,) = profile_checkpoint(checkpoint, [task], TEXTS, plan).cells
-    return cell
+    return profile_checkpoint(checkpoint, [task], TEXTS, plan).cell("1x64-int8-float32")
 
 
 @pytest.fixture(scope="module")

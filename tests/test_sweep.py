@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from tiny import small_checkpoint
 
 from m2dexport.build.parity import PROBES
 from m2dexport.build.recipe import Recipe
 from m2dexport.build.source import Source, export_source
 from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.data import calibration_texts, default_task_paths
+from m2dexport.data import align_texts_path, calibration_texts, default_task_paths, read_texts
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as onnxruntime
 from m2dexport.errors import UsageError
 from m2dexport.profile.plan import Plan, default_plan, plan_for
 from m2dexport.profile.schema import Profile
 from m2dexport.profile.surface import compute_surface, corpus_of
-from m2dexport.profile.sweep import profile_checkpoint
+from m2dexport.profile.sweep import Course, profile_checkpoint
 from m2dexport.profile.target import load_target
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.loading import load
@@ -62,8 +64,8 @@ def source() -> Source:
 
 
 def test_every_cell_of_the_plan_is_measured(profile: Profile) -> None:
-    assert len(profile.cells) == 2 * 2 * 3 * 3
-    for cell in profile.cells:
+    assert len(profile.cells) == 2 * 2 * 3 * 3 + 1
+    for cell in profile.cells[1:]:
         ranking = {"limit-small/ndcg@10", "limit-small/recall@10"}
         if cell.vectors == "ubinary":
             ranking |= {f"{name}+{by}x4" for name in ranking for by in ("ubinary", "int8")}
@@ -76,6 +78,15 @@ def test_every_cell_of_the_plan_is_measured(profile: Profile) -> None:
         assert cell.mean_quality == pytest.approx(
             np.mean([cell.quality["sts/spearman"], cell.quality["limit-small/ndcg@10"]])
         )
+
+
+def test_the_reference_is_measured_though_no_grid_asks_for_it(profile: Profile) -> None:
+    reference = profile.reference_cell()
+    assert (reference.id, reference.flags[0]) == ("6x384-fp32-float32", "reference")
+    assert (reference.retention, reference.loss, reference.ratio) == (1, 0, 1)
+    for cell in profile.cells[1:]:
+        assert "reference" not in cell.flags
+        assert cell.retention == pytest.approx(cell.mean_quality / reference.mean_quality)
 
 
 def test_fp32_quality_is_that_of_the_torch_original(profile: Profile, tasks) -> None:
@@ -191,3 +202,70 @@ def test_untrained_cells_are_flagged(profile: Profile) -> None:
     for cell in profile.cells:
         assert ("untrained" in cell.flags) == ((cell.layers, cell.dim) not in trained)
     assert {cell.dim for cell in profile.cells if "untrained" in cell.flags} == {50}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return small_checkpoint(tmp_path / "tiny", "bert")
+
+
+TINY = Plan(
+    layers=(0, 1),
+    dims=(32,),
+    weights=("fp32", "fp16"),
+    vectors=("float32",),
+    shapes=((1, 8), (1, 512)),
+    device=Device(threads=1),
+    repeats=3,
+    align_texts=read_texts(align_texts_path())[::6],
+)
+
+
+def test_targets_and_engines_are_measured_in_one_sweep(tiny: Path, tasks) -> None:
+    plans = [
+        replace(TINY, target="edge"),
+        replace(TINY, target="edge", engine="openvino", weights=("fp32",)),
+        replace(TINY, target="other", layers=(1,), weights=("fp16",), shapes=((2, 4),)),
+    ]
+    edge, other = (load_target(name) for name in ("edge-cpu", "browser"))
+    course = Course(targets={"edge": edge, "other": other})
+    found = profile_checkpoint(open_checkpoint(tiny), tasks, CALIBRATION, plans, course)
+    assert [(each.name, each.engines) for each in found.targets] == [
+        ("edge", ("onnx", "openvino")),
+        ("other", ("onnx",)),
+    ]
+    cells = {name: {cell.id for cell in found.of_target(name)} for name in ("edge", "other")}
+    mapped = {"1x32-aligned-fp32-float32", "1x32-aligned-fp16-float32"} & cells["edge"]
+    assert cells["edge"] - mapped - {"1x32-aligned-fp32-float32@openvino"} == {
+        "2x64-fp32-float32",
+        *("0x32-aligned-fp32-float32", "0x32-aligned-fp16-float32"),
+        *("1x32-fp32-float32", "1x32-fp16-float32", "1x32-fp32-float32@openvino"),
+    }
+    assert {"2x64-fp32-float32", "1x32-fp16-float32"} <= cells["other"]
+    first, second = found.targets
+    longest = open_checkpoint(tiny).max_length
+    assert [shape.sequence for shape in first.shapes] == [8, longest]
+    assert [shape.sequence for shape in first.asked] == [8, 512]
+    assert second.shapes[0].batch == 2
+    assert (first.description, first.budget["size_mb"]) == (edge.description, edge.budget.size_mb)
+    same = [found.cell("1x32-fp16-float32", name) for name in ("edge", "other")]
+    assert same[0].quality == same[1].quality
+    assert [len(cell.latency) for cell in same] == [2, 1]
+
+
+def test_shards_measure_what_the_whole_does(tiny: Path, tasks) -> None:
+    def measured(shard: tuple[int, int] | None) -> Profile:
+        course = Course(shard=shard)
+        return profile_checkpoint(open_checkpoint(tiny), tasks, CALIBRATION, TINY, course)
+
+    whole, *shards = (measured(shard) for shard in (None, (1, 2), (2, 2)))
+    assert [each.shard for each in (whole, *shards)] == [None, "1/2", "2/2"]
+    own = [cell for each in shards for cell in each.cells if cell.id != each.reference_cell().id]
+    expected = {cell.id: cell for cell in whole.cells if "reference" not in cell.flags}
+    assert {cell.id for cell in own} == set(expected)
+    for cell in own:
+        assert cell.quality == expected[cell.id].quality
+        assert cell.as_query == expected[cell.id].as_query
+        assert cell.loss == pytest.approx(expected[cell.id].loss)
+    assert len(shards[0].cross_depth) == len(whole.cross_depth) > 0
+    assert not shards[1].cross_depth

@@ -83,8 +83,8 @@ def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet
     tasks = tasks_of(options.pop("evaluation"), options.pop("mteb"))
     texts = texts_of(options.pop("calibration")) or calibration_texts()
     fitted = texts_to_align(True, options.pop("align_texts"))
-    quick, shard = options["quick"], options.pop("shard")
-    sweep = {name: options.pop(name) for name in SWEEP}
+    quick, shard, cluster = (options.pop(name) for name in ("quick", "shard", "cluster"))
+    sweep = {"quick": quick, **{name: options.pop(name) for name in SWEEP}}
     checkpoint = open_model(model, options)
     plans, targets = plans_of(checkpoint, sweep)
     course = Course(
@@ -93,6 +93,7 @@ def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet
         targets=targets,
         parts=parts,
         shard=shard,
+        cluster=cluster,
         on_quality=print_grid(tasks) if quick and not quiet else lambda *_: None,
         say=(lambda _: None) if quiet else partial(click.echo, err=True),
     )

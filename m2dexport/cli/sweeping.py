@@ -87,10 +87,10 @@ class _Shard(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), int(match[2])
 
 
-#: The options that ``plans_of`` reads.
+#: The options that ``plans_of`` reads, besides ``quick``.
 SWEEP = (
     *("targets", "engines", "layers", "dims", "weights", "vectors", "shapes", "align", "threads"),
-    *("quick", "thorough"),
+    "thorough",
 )
 _ENGINES = tuple(name for name, engine in ENGINES.items() if engine.encodes)
 
@@ -129,6 +129,13 @@ course_options = together(
         "--shard",
         type=_Shard(),
         help="Measure one part of several, such as 2/3; profile merge joins them.",
+    ),
+    click.option(
+        "--ray",
+        "cluster",
+        metavar="ADDRESS",
+        help='Measure on a Ray cluster, such as "auto"; what a target costs on nodes with its '
+        "resource, such as m2dexport:edge-cpu.",
     ),
     click.option("--fresh", is_flag=True, help="Drop what an interrupted sweep measured before."),
     click.option(
@@ -237,7 +244,8 @@ def print_grid(
                     else "-"
                     for name in names
                 ]
-                table.add_row(f"{layers}-aligned" if align == "full" else str(layers), *means)
+                if set(means) != {"-"}:
+                    table.add_row(f"{layers}-aligned" if align == "full" else str(layers), *means)
         console = Console(highlight=False)
         console.print(f"Quality in {one.weights}, float32 vectors, mean of {', '.join(mains)}:")
         console.print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from m2dexport.profile.crossing import read_index
 from m2dexport.profile.found import INDEX, RANKINGS, read_rankings
 from m2dexport.profile.grid import Pass, index_pass
 from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps, read_maps, write_maps
-from m2dexport.profile.parts import Parts
+from m2dexport.profile.parts import Parts, unpack
 from m2dexport.profile.passes import Basis, Beside, measure_pass
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import corpus_of, loaded_runner
@@ -106,11 +106,19 @@ class Work:
     @cached_property
     def maps(self) -> Maps:
         """The maps of all depths and dims, fitted on the first engine."""
-        sweep = self.sweep
-        if not sweep.aligned:
-            return NO_MAPS
-        inputs = [sweep.aligned, sweep.dims, _settings(sweep.plans[0])]
-        return read_maps(self.parts.files("maps", inputs, self._fit))
+        return read_maps(self.maps_folder()) if self.sweep.aligned else NO_MAPS
+
+    def maps_folder(self) -> Path:
+        """Return the folder of the maps, which are fitted unless they were before."""
+        return self.parts.files("maps", self._of_maps(), self._fit)
+
+    def keep_maps(self, fit: Callable[[], Mapping[str, bytes]]) -> None:
+        """Keep the files of the maps that were fitted elsewhere, unless they are there."""
+        self.parts.files("maps", self._of_maps(), lambda folder: unpack(fit(), folder))
+
+    def _of_maps(self) -> list[Any]:
+        """Return what decides the maps."""
+        return [self.sweep.aligned, self.sweep.dims, _settings(self.sweep.plans[0])]
 
     @cached_property
     def basis(self) -> Basis:
@@ -126,6 +134,19 @@ class Work:
     def measured(self, one: Pass) -> Path:
         """Return the folder of a pass, which is measured unless it was before."""
         return self.parts.files("quality", self._inputs(one), lambda path: self._measure(one, path))
+
+    def keep(self, one: Pass, measure: Callable[[], Mapping[str, bytes]]) -> None:
+        """Keep the files of a pass that was measured elsewhere, unless they are there."""
+        inputs = self._inputs(one)
+        self.parts.files("quality", inputs, lambda folder: unpack(measure(), folder))
+
+    def needed_by(self, one: Pass) -> list[Path]:
+        """Return the folders that a pass needs, of those that are there."""
+        others = (self._first(one), index_pass(one, self.sweep.passes))
+        found = {self.folder_of(each) for each in others if each is not None}
+        if self.sweep.aligned:
+            found.add(self.parts.path("maps", self._of_maps()))
+        return sorted(found)
 
     def _measure(self, one: Pass, folder: Path) -> None:
         sweep, leading, first = self.sweep, index_pass(one, self.sweep.passes), self._first(one)
@@ -146,8 +167,12 @@ class Work:
         others = [each for each in (self._first(one), index_pass(one, self.sweep.passes)) if each]
         grid = [plan.layers, plan.dims, plan.vectors, plan.align, plan.compared_with]
         own = [one.weights, *grid, sorted(one.wanted), one.leads, one.crosses, _settings(plan)]
-        maps = [self.sweep.aligned, self.sweep.dims, _settings(self.sweep.plans[0])]
-        return [own, maps, sorted(self.sweep.wanted), [self._inputs(each) for each in others]]
+        return [
+            own,
+            self._of_maps(),
+            sorted(self.sweep.wanted),
+            [self._inputs(each) for each in others],
+        ]
 
     def _fit(self, folder: Path) -> None:
         """Fit the maps, and count how rare each token is, where depth 0 is measured."""

@@ -1,4 +1,4 @@
-"""How long a sweep will take, from what there is to do and how long one batch takes."""
+"""How long a sweep will take, from what there is to do and how long a few batches take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2dexport.profile.passes import Basis
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import loaded_runner
 
-_SAMPLE, _BATCH = 64, 32
+_BATCH = 16
 #: Seconds, as measured on the checkpoint that ships: to time a graph at a shape, and for the memory
 #: of a process of its own.
 _TIMED, _MEMORY = 0.5, 1.6
@@ -22,7 +22,7 @@ _LOW, _HIGH = 0.7, 2.0
 
 
 def estimate(basis: Basis, passes: Sequence[Pass], plans: Sequence[Plan]) -> str:
-    """Return a sentence on how long what is missing will take; one batch is run to find out.
+    """Return a sentence on how long what is missing will take; a few batches are run for it.
 
     Args:
         basis: what is measured.
@@ -30,13 +30,15 @@ def estimate(basis: Basis, passes: Sequence[Pass], plans: Sequence[Plan]) -> str
         plans: all of the sweep.
     """
     ids = sorted(basis.corpus.ids, key=len)
-    sample = ids[:: max(1, len(ids) // _SAMPLE)]
+    size = min(_BATCH, len(ids))
+    places = [int(share * (len(ids) - size)) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
     source = basis.sources[passes[0].plan.engine]
     run = loaded_runner(source.graph, passes[0].plan)
-    encode_tokens(run, sample[:_BATCH], source.pad_id, _BATCH)
+    encode_tokens(run, ids[:size], source.pad_id, size)
     start = time.perf_counter()
-    encode_tokens(run, sample, source.pad_id, _BATCH)
-    seconds = (time.perf_counter() - start) / len(sample)
+    for place in places:  # batches of one length, as they will be
+        encode_tokens(run, ids[place : place + size], source.pad_id, size)
+    seconds = (time.perf_counter() - start) / (len(places) * size)
     texts = len(ids)
     graphs: set[tuple[str, Graph]] = set()
     timed = 0.0
@@ -46,7 +48,7 @@ def estimate(basis: Basis, passes: Sequence[Pass], plans: Sequence[Plan]) -> str
         timed += len(found) * (_TIMED * len(target[0].shapes) + _MEMORY)
     whole = seconds * texts * len(passes) * _SCORED + timed
     return (
-        f"About {_minutes(_LOW * whole)} to {_minutes(_HIGH * whole)} minutes, going by one batch: "
+        f"About {_minutes(_LOW * whole)} to {_minutes(_HIGH * whole)} minutes by a few batches: "
         f"{texts:,} texts in {len(passes)} passes, then {len(graphs)} graphs to time."
     )
 

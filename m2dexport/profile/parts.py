@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ STORE = ".sweep"
 _UNFINISHED = "unfinished"
 #: What a full disk says; numpy says nothing but that it wrote too little.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, None)
-_DIGITS = 24  # of a hash in a name
+_FEW_DIGITS, _DIGITS = 8, 24  # of the hashes in a name: of the sweep, of the part
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,19 @@ class Parts:
         return self.folder / self._name(step, inputs)
 
     def count(self, step: str = "") -> int:
-        """Return how many parts there are, of one step or of all."""
-        return len(list(self.folder.glob(f"{step}*-*")))
+        """Return how many parts of this sweep there are, of one step or of all."""
+        return len(list(self.folder.glob(f"{step}*-{self._own}-*")))
+
+    @property
+    def _own(self) -> str:
+        return sha256_of_json(self.decides)[:_FEW_DIGITS]
 
     def deciding(self, decides: Any) -> Parts:
         """Return the same parts for a sweep that something (JSON) decides as a whole."""
         return Parts(self.folder, sha256_of_json(decides))
 
     def _name(self, step: str, inputs: Any) -> str:
-        return f"{step}-{sha256_of_json([self.decides, inputs])[:_DIGITS]}"
+        return f"{step}-{self._own}-{sha256_of_json([self.decides, inputs])[:_DIGITS]}"
 
     @contextmanager
     def _kept(self, path: Path) -> Iterator[Path]:
@@ -119,7 +123,7 @@ def open_parts(folder: Path, *, fresh: bool = False) -> Iterator[Parts]:
             yield parts
         except BaseException as error:
             _remove(folder / _UNFINISHED)
-            if not parts.count():
+            if not _held(folder):
                 _remove_folders(made)
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 raise _full(error, parts) from error
@@ -135,13 +139,21 @@ def passing_parts() -> Iterator[Parts]:
         yield Parts(scratch)
 
 
+def unpack(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write files, by their path in a folder, which need not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 def measure_anew(_step: str, _inputs: Any, measure: Callable[[], Any]) -> Any:
     """Measure without keeping anything."""
     return measure()
 
 
 def _full(error: OSError, parts: Parts) -> M2DError:
-    count = parts.count()
+    count = _held(parts.folder)
     counted = f"{count} part{'s' * (count > 1)}"
     kept = f"what was measured, {counted}, is kept" if count else "nothing was measured"
     return M2DError(
@@ -156,6 +168,11 @@ def _remove_folders(folders: Iterable[Path]) -> None:
         (each / LOCK).unlink(missing_ok=True)
         with suppress(OSError):
             each.rmdir()
+
+
+def _held(folder: Path) -> int:
+    """Return how many parts a folder holds, of whatever sweep."""
+    return sum(path.name not in (LOCK, _UNFINISHED) for path in folder.iterdir())
 
 
 def _clear(folder: Path) -> None:

@@ -14,13 +14,14 @@ from m2dexport.build.source import tool_versions
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
 from m2dexport.errors import ParityError
-from m2dexport.measure.machine import read_machine
+from m2dexport.measure.machine import Machine, read_machine
 from m2dexport.measure.size import size_parts
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile import schema
 from m2dexport.profile.basis import Sweep, Work
 from m2dexport.profile.cells import GraphFacts, Measured, failures_of, join_cells
-from m2dexport.profile.costs import Costs, Texts, measure_costs
+from m2dexport.profile.cluster import Graphs, connected, measure_graphs, measure_passes
+from m2dexport.profile.costs import Costs, Texts
 from m2dexport.profile.estimate import estimate
 from m2dexport.profile.found import Found, read_found
 from m2dexport.profile.grid import (
@@ -55,6 +56,7 @@ class Course:
     targets: Mapping[str, Target] = field(default_factory=dict)  # of the plans, by name
     parts: Parts | None = None  # what was measured before; None: nothing is kept
     shard: tuple[int, int] | None = None  # (number, parts): measure one part of the passes
+    cluster: str | None = None  # address of a Ray cluster that measures; None: this process does
     say: Callable[[str], None] = lambda _: None  # called with what the user should know
     #: Called with every pass and the quality of its cells, as soon as that is there.
     on_quality: Callable[[Pass, Mapping[str, Mapping[str, Score]]], None] = lambda *_: None
@@ -96,25 +98,37 @@ def profile_checkpoint(
     wanted = frozenset(name for each in whole for name in each.wanted)
     texts = texts_or_shipped(plans[0].align_texts)
     sweep = Sweep(checkpoint, tuple(tasks), calibration, texts, plans, passes, wanted, on_progress)
-    with nullcontext(course.parts) if course.parts else passing_parts() as parts:
+    cluster = connected(course.cluster, list(asked)) if course.cluster else nullcontext()
+    with nullcontext(course.parts) if course.parts else passing_parts() as parts, cluster:
         measured = _measure(Work(sweep, parts.deciding(sweep.decides())), course)
     return _profile(sweep, measured, asked, course)
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What was measured of one target."""
+
+    measured: Measured
+    costs: Costs
+    machine: Machine
+
+
 def _profile(
     sweep: Sweep,
-    measured: Mapping[str, tuple[Measured, Costs]],
+    measured: Mapping[str, _Target],
     asked: Mapping[str, Sequence[tuple[int, int]]],
     course: Course,
 ) -> Profile:
     """Join what was measured of each target; ``asked`` are its shapes before they were cut."""
-    checkpoint, (first, _) = sweep.checkpoint, next(iter(measured.values()))
+    checkpoint, first = sweep.checkpoint, next(iter(measured.values())).measured
     targets = {target[0].target: target for target in by_target(sweep.plans)}
     cells = {
-        name: join_cells(measured[name][0], target, sweep.tasks, checkpoint.trained)
+        name: join_cells(measured[name].measured, target, sweep.tasks, checkpoint.trained)
         for name, target in targets.items()
     }
-    failures = [each for name in targets for each in failures_of(measured[name][0], targets[name])]
+    failures = [
+        each for name in targets for each in failures_of(measured[name].measured, targets[name])
+    ]
     tools = {name: v for plan in sweep.plans for name, v in tool_versions(plan.engine).items()}
     return Profile(
         format=schema.FORMAT,
@@ -128,7 +142,7 @@ def _profile(
         shard=None if course.shard is None else "{}/{}".format(*course.shard),
         seconds=first.seconds,
         targets=tuple(
-            _target_info(target, cells[name], asked[name], measured[name][1], course)
+            _target_info(target, cells[name], asked[name], measured[name], course)
             for name, target in targets.items()
         ),
         cells=tuple(cell for found in cells.values() for cell in found),
@@ -141,16 +155,17 @@ def _target_info(
     plans: Sequence[Plan],
     cells: Sequence[schema.Cell],
     asked: Sequence[tuple[int, int]],
-    costs: Costs,
+    found: _Target,
     course: Course,
 ) -> schema.TargetInfo:
+    costs = found.costs
     target = course.targets.get(plans[0].target)
     limits = target.budget.limits() if target else {}
     return schema.TargetInfo(
         name=plans[0].target,
         description=target.description if target else "",
         engines=tuple(plan.engine for plan in plans),
-        machine=schema.Machine(**vars(read_machine())),
+        machine=schema.Machine(**vars(found.machine)),
         noise=schema.Noise(**vars(costs.noise)) if costs.noise else None,
         shapes=_shapes(plans[0].shapes),
         asked=_shapes(asked),
@@ -195,7 +210,7 @@ def _task_info(task: Task) -> schema.TaskInfo:
     )
 
 
-def _measure(work: Work, course: Course) -> dict[str, tuple[Measured, Costs]]:
+def _measure(work: Work, course: Course) -> dict[str, _Target]:
     """Return what was measured of every target, by its name."""
     sweep = work.sweep
     seconds: dict[str, float] = {}
@@ -206,20 +221,23 @@ def _measure(work: Work, course: Course) -> dict[str, tuple[Measured, Costs]]:
             f"Going on: {done} of {len(sweep.passes)} passes and {kept - done} other parts were "
             "measured before."
         )
-    if missing:
+    if course.cluster is not None:
+        with _timed(seconds, "cluster"):
+            measure_passes(work)
+    elif missing:
         with _timed(seconds, "export"):
             work.sources  # noqa: B018
     with _timed(seconds, "align"):
         maps = work.maps
-    if missing:
+    if missing and course.cluster is None:
         course.say(estimate(work.basis, missing, sweep.plans))
-    found = []
+    found, cluster = [], course.cluster is not None
     with _timed(seconds, "quality"):
         for one in sweep.passes:
             found.append(read_found(work.measured(one)))
             course.on_quality(one, found[-1].quality)
     return {
-        target[0].target: _of_target(target, found, maps, work, seconds)
+        target[0].target: _of_target(target, found, maps, work, seconds, cluster)
         for target in by_target(sweep.plans)
     }
 
@@ -230,7 +248,8 @@ def _of_target(
     maps: Maps,
     work: Work,
     seconds: dict[str, float],
-) -> tuple[Measured, Costs]:
+    cluster: bool,
+) -> _Target:
     """Measure what the graphs of a target cost; return that, and all of the target."""
     sweep, places = work.sweep, places_of(target)
     written = {graph: each for one in reversed(found) for graph, each in one.graphs.items()}
@@ -239,15 +258,18 @@ def _of_target(
         for place in places.values()
         if (each := written.get(place.graph)) is not None
     }
-    costs = measure_costs(
+    asked = Graphs(
         graphs,
         {name: each for one in found for name, each in one.samples.items() if name in places},
         Texts(sweep.calibration, sweep.prompt, _text(found[0].tokenizer), maps.tokenizer_json),
         target[0],
         sweep.checkpoint.vocab_size,
-        work.parts.remember,
-        sweep.on_progress,
     )
+    if cluster:
+        costs, machine = measure_graphs(asked, work.parts)
+    else:
+        costs = asked.cost(work.parts.remember, sweep.on_progress)
+        machine = read_machine()
     for step, taken in costs.seconds.items():
         seconds[step] = seconds.get(step, 0.0) + taken
     failures = {graph: each for one in found for graph, each in one.failures.items()}
@@ -267,7 +289,7 @@ def _of_target(
         seconds=seconds,
         elsewhere=sweep.wanted - {n for one in sweep.passes if one.own for n in one.wanted},
     )
-    return measured, costs
+    return _Target(measured, costs, machine)
 
 
 def _added(

@@ -1,0 +1,134 @@
+"""Measure what the quality surface costs: a whole pass, as a ratio to one full-depth encode.
+
+A pass gives every depth and dim, plain and aligned, in every vector precision, queries of each
+depth against documents of each (in the first weights), intervals of all figures, and the files of
+every graph. The encode is what a user of the full depth alone would run: the same texts, batches
+and device. Making the weights (calibration, rounding) is apart: its cost does not grow with texts.
+
+    python tools/bench_sweep.py                                # the checkpoint and tasks that ship
+    python tools/bench_sweep.py --texts 100000 --weights fp32  # memory, on made-up retrieval
+
+Prints a Markdown table. The memory is the most that the process had up to then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import page
+
+from m2dexport.align.texts import align_texts
+from m2dexport.batches import encode_tokens
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.cores import threads_for
+from m2dexport.data import calibration_texts
+from m2dexport.engines import Device, engine_maker
+from m2dexport.profile.basis import Sweep, Work
+from m2dexport.profile.grid import Pass, passes_of
+from m2dexport.profile.parts import passing_parts
+from m2dexport.profile.plan import default_plan, settled
+from m2dexport.profile.surface import loaded_runner
+from m2dexport.quantize.activations import CalibrationTokens
+from m2dexport.vectors.retrieval import RetrievalTask
+from m2dexport.vectors.tasks import Task, default_tasks, load_task
+
+_BATCH = 32
+_QUERIES = 1000
+_HEAD = (
+    *("weights", "engine", "make, s", "encode, s", "pass, s", "(pass - make) / encode", "cells"),
+    "peak MB",
+)
+
+
+def made_up(texts: int) -> RetrievalTask:
+    """Return a retrieval task of texts of 3 to 30 words, whose queries are parts of documents."""
+    words = sorted({word for text in calibration_texts() for word in text.split()})
+    chance = np.random.default_rng(0)
+    documents = tuple(
+        f"{number} {' '.join(chance.choice(words, chance.integers(3, 30)))}"
+        for number in range(texts)
+    )
+    queries = tuple(" ".join(text.split()[:4]) for text in documents[:_QUERIES])
+    relevance = tuple({number: 1.0} for number in range(len(queries)))
+    return RetrievalTask("made-up", queries, documents, relevance, "0" * 64)
+
+
+def encode_seconds(work: Work, one: Pass) -> tuple[float, float]:
+    """Return the seconds of making the weights, and of encoding all texts at the full depth."""
+    source, corpus, plan = work.sources[one.plan.engine], work.basis.corpus, one.plan
+    calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
+    start = time.perf_counter()
+    graph = engine_maker(plan.engine).quantize(source.graph, one.weights, calibration, plan.isa)
+    made = time.perf_counter() - start
+    run = loaded_runner(source.vectors_at(plan.compared_with[0], graph), plan)
+    encode_tokens(run, corpus.ids[:_BATCH], source.pad_id, _BATCH)
+    start = time.perf_counter()
+    encode_tokens(run, corpus.ids, source.pad_id, _BATCH)
+    return made, time.perf_counter() - start
+
+
+def row(work: Work, one: Pass) -> list[str]:
+    """Return a row of the table."""
+    page.say(f"{one.name}: {len(one.wanted)} cells")
+    made, encode = encode_seconds(work, one)
+    start = time.perf_counter()
+    work.measured(one)
+    whole = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10)
+    seconds = [f"{each:.1f}" for each in (made, encode, whole)]
+    ratio = f"{(whole - made) / encode:.2f}"
+    return [one.weights, one.plan.engine, *seconds, ratio, str(len(one.wanted)), f"{peak:.0f}"]
+
+
+def lines(given: argparse.Namespace) -> Iterator[str]:
+    """Yield the page."""
+    checkpoint = open_checkpoint(given.model)
+    tasks: tuple[Task, ...] = tuple(map(load_task, given.eval or ())) or default_tasks()
+    if given.texts:
+        tasks = (made_up(given.texts),)
+    device = Device(threads=given.threads)
+    base = replace(
+        settled(default_plan(checkpoint), checkpoint), weights=given.weights, device=device
+    )
+    plans = tuple(replace(base, engine=engine) for engine in given.engine)
+    passes = passes_of(plans)
+    wanted = frozenset(name for each in passes for name in each.wanted)
+    texts = align_texts(None)
+    sweep = Sweep(
+        checkpoint, tasks, calibration_texts(), texts, plans, passes, wanted, lambda *_: None
+    )
+    threads = f"{threads_for(given.threads)} threads"
+    yield from page.heading(threads, ("onnxruntime", "torch", "numpy"))
+    with passing_parts() as parts:
+        work = Work(sweep, parts)
+        yield from ("", f"{len(work.basis.corpus.ids):,} texts, {len(wanted)} cells:", "")
+        yield from page.table(_HEAD, (row(work, one) for one in passes))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return what an option such as "fp32,int8" says."""
+    return tuple(text.split(","))
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", type=Path, help="default: the checkpoint that ships")
+    parser.add_argument("--eval", type=Path, action="append", help="default: the tasks that ship")
+    parser.add_argument("--texts", type=int, help="so many made-up documents in place of tasks")
+    parser.add_argument("--weights", type=names, default="fp32,fp16,int8")
+    parser.add_argument("--engine", type=names, default="onnx,openvino")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    page.write(lines(given), given.out)
+
+
+if __name__ == "__main__":
+    main()
