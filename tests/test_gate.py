@@ -113,8 +113,10 @@ def test_what_does_not_compare_is_refused_in_a_sentence(change, message: str) ->
         check_profile(now, baseline)
     with pytest.raises(UsageError, match="other content than the baseline's"):
         check_profile(with_task(baseline, sha256="1" * 64), baseline)
-    with pytest.raises(UsageError, match="no cell 'x'"):
+    with pytest.raises(UsageError, match="the baseline has no cell 'x'"):
         check_profile(baseline, baseline, scope=Scope(cells=("x",)))
+    with pytest.raises(UsageError, match="leave one out"):
+        check_profile(baseline, baseline, scope=Scope(cells=(SMALL,), all_cells=True))
 
 
 @given(

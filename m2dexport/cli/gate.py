@@ -76,11 +76,12 @@ if TYPE_CHECKING:
 )
 @json_option
 def check(path: Path, baseline: Path, as_json: bool, **options: Any) -> None:
-    """Hold a profile against a baseline; exit with 1 where it fell behind.
+    """Hold a profile against a baseline; fail where it fell behind.
 
     A figure fails when it is worse by more than the limit and by more than noise: quality by
     paired resamples, latency as the ratio to each profile's own reference cell, so that two
-    machines compare. A cell that is missing now fails, too. (verify checks a bundle.)
+    machines compare. A cell that is missing now fails, too. The exit code is then 1. (verify
+    checks a bundle.)
 
     \b
     Examples:

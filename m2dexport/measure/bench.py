@@ -158,7 +158,7 @@ def _timed(
         time_shape(group, each.shape, conditions, None if number else {"": each})
         for number, each in enumerate(requests)
     ]
-    noise = noise_of(timed[0].reference_ms, [usage_since(start)])
+    noise = noise_of(timed[0].reference_ms, [usage_since(start)], "the encoder")
     return tuple(each.points[""] for each in timed), noise
 
 

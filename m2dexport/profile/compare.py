@@ -216,7 +216,7 @@ def quotient(
 
 
 def _bytes(kind: Literal["size", "memory"], old: int, new: int, noise: float) -> Figure:
-    factor = new / old
+    factor = max(new, 1) / max(old, 1)
     return Figure(kind, kind, old, new, factor, None, False, max(factor, 1 / factor) > noise)
 
 

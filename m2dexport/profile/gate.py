@@ -77,6 +77,7 @@ def check_profile(
     wanted = [t for t in baseline.targets if scope.target in (None, t.name)]
     if not wanted:
         baseline.target(scope.target)
+    _require_cells(baseline, wanted, scope)
     checks: list[Check] = []
     for target in wanted:
         _require_target(profile, target)
@@ -154,15 +155,28 @@ def _require_target(profile: Profile, target: TargetInfo) -> None:
         )
 
 
+def _require_cells(baseline: Profile, targets: Sequence[TargetInfo], scope: Scope) -> None:
+    if scope.cells and scope.all_cells:
+        raise UsageError("--cell names some cells and --all takes every one; leave one out.")
+    ids = {cell.id for target in targets for cell in baseline.of_target(target.name)}
+    for name in scope.cells:
+        if name not in ids:
+            raise UsageError(
+                f"the baseline has no cell {name!r}; ids look like {baseline.cells[0].id}, and "
+                "profile show lists them."
+            )
+
+
 def _cells_to_check(baseline: Profile, target: TargetInfo, scope: Scope) -> Sequence[Cell]:
+    cells = {cell.id: cell for cell in baseline.of_target(target.name)}
     if scope.all_cells:
-        return baseline.of_target(target.name)
+        return list(cells.values())
     told = target.recommended
     names = scope.cells or (
         *(target.reference, told.best, told.balanced, told.smallest),
         *([told.within_budget] if told.within_budget else []),
     )
-    return [baseline.cell(name, target.name) for name in dict.fromkeys(names)]
+    return [cells[name] for name in dict.fromkeys(names) if name in cells]
 
 
 def _missing(profile: Profile, old: Cell) -> Check:

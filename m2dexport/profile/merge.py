@@ -146,15 +146,15 @@ def _joined(shards: Sequence[Part]) -> Profile:
 
 
 def _joined_cells(profiles: Sequence[Profile]) -> tuple[Cell, ...]:
-    """Return all cells, each once, in the order of a sweep that was not split.
+    """Return all cells, each once: by engine, depth, alignment, weights, dim and vectors.
 
     Every shard measures the reference, also where it is not of its part; such a copy is flagged,
-    and counts only where no shard has the cell as its own.
+    and counts only where no shard has the cell as its own. It then stands first.
     """
     cells = [cell for profile in profiles for cell in profile.cells]
     own_first = sorted(cells, key=lambda cell: "reference" in cell.flags)
     layers, dims, vectors = (
-        list(dict.fromkeys(getattr(cell, name) for cell in cells))
+        list(dict.fromkeys(getattr(cell, name) for cell in own_first))
         for name in ("layers", "dim", "vectors")
     )
     targets = [target.name for target in profiles[0].targets]
@@ -163,6 +163,7 @@ def _joined_cells(profiles: Sequence[Profile]) -> tuple[Cell, ...]:
     def place(cell: Cell) -> tuple[object, ...]:
         return (
             targets.index(cell.target),
+            "reference" not in cell.flags,
             engines.index(cell.engine) if cell.engine in engines else 0,  # depth 0 has its own
             layers.index(cell.layers),
             cell.align == "full",
