@@ -104,9 +104,8 @@ def bench(
 
     Args:
         path: the archive or the folder.
-        device: what to run it on; what it leaves open is as the artifact says.
-        shapes: (texts, tokens); longer ones are cut to the maximum length. The first is that of
-            the first vector and of text to vector.
+        device: what to run it on; the rest is as the artifact says.
+        shapes: (texts, tokens), cut to the maximum length; the first is also timed from text.
         repeats: timed rounds of each shape; None: by the time that they take.
         name: of the machine; None: its host name.
 
@@ -122,9 +121,7 @@ def bench(
     cut = tuple(dict.fromkeys((batch, min(size, spec.max_length)) for batch, size in shapes))
     requests = [_requests(encoder, shape) for shape in cut]
     settings = _settings(encoder, device.or_else(spec.device))
-    tokenization = tuple(time_tokenization(each) for each in requests)
     latency, noise = _timed(encoder, requests, settings, repeats)
-    parts = _parts_of(path, spec)
     del encoder
     footprint = measure_encoder(path, spec.engine, device, cut, requests[0].texts[0][:1])
     return Bench(
@@ -135,13 +132,13 @@ def bench(
         size_bytes=_size(path),
         spec=spec,
         device=settings,
-        parts=parts,
+        parts=_parts_of(path, spec),
         machine=read_machine(),
         versions=_versions(spec.engine),
         asked=tuple(shapes),
         shapes=cut,
         latency=latency,
-        tokenization=tokenization,
+        tokenization=tuple(time_tokenization(each) for each in requests),
         **asdict(footprint),
         noise=noise,
     )

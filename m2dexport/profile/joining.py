@@ -8,7 +8,7 @@ from typing import TypeVar
 from m2dexport.profile.flags import judged
 from m2dexport.profile.recommend import recommend
 from m2dexport.profile.schema import Cell, Noise, Profile, TargetInfo
-from m2dexport.profile.target import Budget
+from m2dexport.profile.target import budget_of
 
 _VERDICTS = ("quiet", "noisy", "very noisy")
 
@@ -38,7 +38,7 @@ def _advised(target: TargetInfo, cells: Mapping[str, Sequence[Cell]]) -> TargetI
     """Return a target with the recommendation that follows from its cells, if they are given."""
     if target.name not in cells:
         return target
-    budget = Budget.model_validate(target.budget) if target.budget else None
+    budget = budget_of(target.budget) if target.budget else None
     return target.model_copy(update={"recommended": recommend(cells[target.name], budget)})
 
 

@@ -165,7 +165,8 @@ def select_cell(
     chosen, freely = take(pool, open_to), take(pool, asked)
     if chosen is None or freely is None:
         raise M2DError(_nothing_fits(pool, open_to, budget.metric))
-    whole = profile.reference_cell(target) if wrote is None else wrote
+    # A device that was added need not have measured the full cell; quality is the same on any.
+    whole = profile.reference_cell() if wrote is None else wrote
     full = _quality(profile, whole, budget.metric, wrote)
     assert full is not None  # that of a cell's own vectors
     selection = _selection(pool, open_to, chosen, full, budget.metric)
@@ -243,7 +244,8 @@ def budget_for(
 
 
 def _index_cell(profile: Profile, name: str, target: str) -> Cell:
-    wrote = profile.cell(name, target)
+    held = {cell.id for cell in profile.of_target(target)}
+    wrote = profile.cell(name, target if name in held else None)  # it may be another machine's
     full = profile.checkpoint.layers
     if wrote.layers != full:
         raise UsageError(
