@@ -223,6 +223,13 @@ def test_a_profile_that_lacks_what_is_optional_is_shown_all_the_same() -> None:
     card_section(bare, "card.png")
 
 
+def test_one_cell_of_a_device_is_a_profile_that_can_be_shown() -> None:
+    alone = profile(cell(2, 64, "int8", vectors="ubinary", align="full"))
+    assert "It is the reference." in page_of(alone)
+    for plot in (plot_frontier, plot_maps, plot_tasks, plot_size):
+        plot(alone).draw_without_rendering()
+
+
 def test_every_flag_of_a_profile_has_its_meaning_on_the_page() -> None:
     from typing import get_args
 

@@ -25,7 +25,7 @@ def report(path: Path, out: Path | None, force: bool) -> None:
     from m2dexport.report.write import write_views
 
     written = write_views(read_profile(path), out or path.parent, force=force)
-    click.echo("Wrote " + ", ".join(str(each) for each in written))
+    click.echo(f"Wrote {written[0]}, and pictures beside it")
 
 
 @profile.command()

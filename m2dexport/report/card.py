@@ -28,7 +28,7 @@ def card_section(profile: Profile, picture: str, target: str | None = None) -> s
         "",
         "This is a 2D Matryoshka model: its leading layers and leading dims are embedding models "
         "of their own. Cells are named layers x dim - weights - vectors; the first row is the "
-        "whole, unquantized model.",
+        "reference that the others are held against.",
         "",
         *_table(profile, info),
         "",
@@ -59,8 +59,8 @@ def card_section(profile: Profile, picture: str, target: str | None = None) -> s
 def _table(profile: Profile, target: TargetInfo) -> list[str]:
     mains = main_metrics(profile)
     quality = [*(["mean"] if len(mains) > 1 else []), *map(_escaped, mains)]
-    head = ["cell", "", *quality, "of the whole", "p50 ms", "MB", "B/vector"]
-    rows = [(profile.reference_cell(target.name), "the whole")]
+    head = ["cell", "", *quality, "of the reference", "p50 ms", "MB", "B/vector"]
+    rows = [(profile.reference_cell(target.name), "reference")]
     rows += [
         (pick.cell, ", ".join(facts.ROLES[role] for role in pick.roles))
         for pick in facts.picks(profile, target)

@@ -127,10 +127,7 @@ def _columns(profile: Profile, mains: Sequence[str]) -> dict[str, Any]:
             f"{c.device.provider}, {c.device.threads} thread{'s' * (c.device.threads != 1)}"
             for c in cells
         ],
-        "parts": [
-            [_short(part / 1e6) for part in size_parts(cell)] if cell.vectors == "float32" else None
-            for cell in cells
-        ],
+        "parts": [[_short(part / 1e6) for part in size_parts(cell)] for cell in cells],
         "collapsed": _collapsed(profile, mains),
         "build": [facts.build_command(profile, cell) for cell in cells],
         "bundle": [facts.bundle_command(profile, cell) for cell in cells],

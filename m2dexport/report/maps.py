@@ -74,7 +74,7 @@ def plot_tasks(profile: Profile) -> Any:
     groups = [group for group in groups if group]
     longest = max(map(len, groups))
     width = (1.6 + 0.62 * len(metrics)) * len(groups)
-    figure = Figure(figsize=(max(width, 5), 2.2 + 0.24 * longest), layout="constrained")
+    figure = Figure(figsize=(max(width, 5), max(4, 2.2 + 0.24 * longest)), layout="constrained")
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         shares = np.array([[_retained(cell, reference, m) for m in metrics] for cell in group])
         axes.imshow(shares, cmap=SCALE, vmin=0, vmax=100, aspect="auto")

@@ -90,7 +90,9 @@ def _target(profile: Profile, target: TargetInfo) -> dict[str, Any]:
 
 def _target_facts(profile: Profile, target: TargetInfo) -> list[tuple[str, str]]:
     machine, noise = target.machine, target.noise
-    pairs = itertools.zip_longest(target.shapes, target.asked[: len(target.shapes)])
+    # Shapes that the maximum length made the same are one; what each was is then not known.
+    known = target.asked if len(target.asked) == len(target.shapes) else ()
+    pairs = itertools.zip_longest(target.shapes, known)
     shapes = "; ".join(facts.shape_words(shape, asked) for shape, asked in pairs)
     found = [
         ("processor", f"{machine.cpu}, {machine.cores} cores ({' '.join(machine.flags)})"),

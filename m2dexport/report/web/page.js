@@ -214,7 +214,8 @@ function ticks(values) { // 1, 2 and 5 of every power of ten, written out; fewer
   const low = Math.floor(Math.log10(Math.min(...some))), high = Math.ceil(Math.log10(Math.max(...some)));
   const leads = narrow() && high - low > 1 ? [1] : [1, 2, 5], found = [];
   for (let power = low; some.length && power <= high; power += 1) found.push(...leads.map((lead) => Number(`${lead}e${power}`)));
-  return { tickvals: found, ticktext: found.map(String) };
+  const seen = found.filter((value) => value >= Math.min(...some) && value <= Math.max(...some));
+  return seen.length < 2 ? {} : { tickvals: found, ticktext: found.map(String) };
 }
 
 function scatter() {
@@ -338,8 +339,9 @@ function collapse() {
 
 function parts() {
   const widest = Math.max(...rows().map((i) => C.dim[i])), seen = new Set();
-  const list = rows().filter((i) => C.dim[i] === widest && C.parts[i])
-    .sort((a, b) => (C.align[a] < C.align[b] ? 1 : -1))
+  const last = (i) => (C.align[i] === "full" ? 2 : 0) + (C.vectors[i] === "float32" ? 0 : 1);
+  const list = rows().filter((i) => C.dim[i] === widest)
+    .sort((a, b) => last(a) - last(b))
     .filter((i) => !seen.has(`${C.weights[i]} ${C.layers[i]}`) && seen.add(`${C.weights[i]} ${C.layers[i]}`))
     .sort((a, b) => Object.keys(DATA.colours).indexOf(C.weights[a]) - Object.keys(DATA.colours).indexOf(C.weights[b])
       || C.layers[a] - C.layers[b]);
