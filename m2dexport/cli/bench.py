@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,36 +10,17 @@ import click
 
 from m2dexport.cli.console import print_json
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, device_options, json_option
+from m2dexport.cli.options import PATH, SHAPES, device_options, json_option
 
 if TYPE_CHECKING:
     from m2dexport.measure.bench import Bench
-
-
-class _Shapes(click.ParamType):  # type: ignore[type-arg]
-    """Texts x tokens, one or several: "1x16,16x32"."""
-
-    name = "TEXTSxTOKENS[,...]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[tuple[int, int], ...]:
-        if isinstance(value, tuple):
-            return value
-        found = []
-        for part in str(value).split(","):
-            match = re.fullmatch(r"\s*([0-9]{1,9})x([0-9]{1,9})\s*", part)
-            if match is None:
-                self.fail(f"{value!r} is not a list of shapes such as 1x16,16x32.", param, ctx)
-            found.append((int(match[1]), int(match[2])))
-        return tuple(found)
 
 
 @cli.command()
 @click.argument("bundle_path", type=PATH, metavar="BUNDLE|ARTIFACT")
 @click.option(
     "--shapes",
-    type=_Shapes(),
+    type=SHAPES,
     default="1x16,1x64,16x32",
     show_default=True,
     help="What to time; the first is what limits on latency mean.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,7 +46,27 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(dict.fromkeys(numbers) if self.distinct else numbers)
 
 
+class _Shapes(click.ParamType):  # type: ignore[type-arg]
+    """Texts x tokens, one or several: "1x16,16x32"."""
+
+    name = "TEXTSxTOKENS[,...]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[int, int], ...]:
+        if isinstance(value, tuple):
+            return value
+        found = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"\s*([1-9][0-9]{0,5})x([1-9][0-9]{0,5})\s*", part)
+            if match is None:
+                self.fail(f"{value!r} is not a list of shapes such as 1x16,16x32.", param, ctx)
+            found.append((int(match[1]), int(match[2])))
+        return tuple(dict.fromkeys(found))
+
+
 NUMBERS = _Numbers()
+SHAPES = _Shapes()
 PER_LAYER = _Numbers(distinct=False)
 PATH = click.Path(path_type=Path)
 

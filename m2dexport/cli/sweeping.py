@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dexport.cli.options import NUMBERS, together
+from m2dexport.cli.options import NUMBERS, SHAPES, together
 from m2dexport.cores import granted_threads
 from m2dexport.data import shipped_targets
 from m2dexport.engines import DEFAULT_ENGINE, ENGINES
@@ -52,25 +52,6 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
         return names
 
 
-class _Shapes(click.ParamType):  # type: ignore[type-arg]
-    """Texts x tokens, one or several: "1x16,16x32"."""
-
-    name = "TEXTSxTOKENS[,...]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[tuple[int, int], ...]:
-        if isinstance(value, tuple):
-            return value
-        found = []
-        for part in str(value).split(","):
-            match = re.fullmatch(r"\s*([1-9][0-9]{0,5})x([1-9][0-9]{0,5})\s*", part)
-            if match is None:
-                self.fail(f"{value!r} is not a list of shapes such as 1x16,16x32.", param, ctx)
-            found.append((int(match[1]), int(match[2])))
-        return tuple(dict.fromkeys(found))
-
-
 class _Shard(click.ParamType):  # type: ignore[type-arg]
     """One of several parts: "2/3"."""
 
@@ -96,7 +77,7 @@ _ENGINES = tuple(name for name, engine in ENGINES.items() if engine.encodes)
 
 #: The options that say what is measured where no target does, or otherwise than it says.
 grid_options = together(
-    click.option("--shapes", type=_Shapes(), help="What to time; limits mean the first."),
+    click.option("--shapes", type=SHAPES, help="What to time; limits mean the first."),
     click.option(
         "--align",
         type=click.Choice(("none", "both")),

@@ -24,7 +24,6 @@ Ids = NDArray[np.int64]
 Run = Callable[[Ids, Ids], Any]
 Key = TypeVar("Key", bound=Hashable)
 
-QUICK, THOROUGH = 30, 500  # timed rounds, for ``Conditions.repeats``
 
 _SEED = 0
 #: Ids and mask of one text, enough work to wake every thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +25,7 @@ Each = NDArray[np.bool_]  # (cells,)
 #: What the graph or the plan says, and no comparison of figures: these are kept.
 GIVEN: tuple[Flag, ...] = ("reference", "batch_dependent", "mixed_precision")
 #: As a cell names them.
-ORDER: tuple[Flag, ...] = (
-    "reference",
-    "untrained",
-    "collapsed",
-    "below_shallower",
-    "below_static",
-    "slower_than_fp32",
-    "not_significant",
-    "batch_dependent",
-    "mixed_precision",
-)
+ORDER: tuple[Flag, ...] = get_args(Flag)
 #: A cell that has less than this share of a smaller one's points has collapsed.
 COLLAPSED_SHARE = 0.5
 
