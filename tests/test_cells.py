@@ -12,7 +12,7 @@ from tiny import small_checkpoint
 from tiny_profile import made_up
 
 from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.cli.tables import print_profile
+from m2dexport.cli.cell_tables import View, print_cells
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device, engine_runner
 from m2dexport.engines.onnxruntime import make
@@ -68,7 +68,7 @@ def test_a_precision_that_misses_its_gate_is_recorded_and_the_rest_is_measured(p
 
 
 def test_a_failed_cell_is_shown_and_asking_for_it_says_why(profile, capsys) -> None:
-    print_profile(profile)
+    print_cells(profile, View())
     assert "Failed, 2 cells: depth 1 in int4-weight-only has" in capsys.readouterr().out
     with pytest.raises(UsageError, match="1x64-int4-weight-only-int8 failed when measured: depth"):
         profile.cell("1x64-int4-weight-only-int8")

@@ -90,9 +90,10 @@ def test_from_checkpoint_to_vectors(tmp_path, monkeypatch, evaluation, target) -
     assert "frontier.png" in measured.stdout
     assert measured.stderr == ""  # no bars into a pipe
     chosen = json.loads(succeeds("select", "p/profile.json", "--size-mb", 90, "--json").output)
-    assert chosen["cell"]["id"] == "2x64-fp32-float32"
+    cheaper = "2x64-fp32-ubinary"  # as good, within the noise of 60 pairs
+    assert chosen["cell"]["id"] == cheaper
     assert "Next: m2dexport bundle" in succeeds("select", "p/profile.json", "--size-mb", 90).output
-    name = ["--cell", chosen["cell"]["id"]]
+    name = ["--cell", "2x64-fp32-float32"]
     assert "space " in succeeds("bundle", "p/profile.json", *name, "--out", "edge.m2d").output
     assert succeeds("verify", "edge.m2d").output
     Path("texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cores import usable_cores
 from m2dexport.data import align_texts_path, calibration_texts, read_texts
 from m2dexport.engines import ENGINES, Device
-from m2dexport.profile.manifest import read_profile
+from m2dexport.profile.manifest import read_profile, write_profile
 from m2dexport.profile.schema import MEAN, Profile
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.archive import open_bundle
@@ -54,7 +54,6 @@ INDEX = "2x96-fp32-int8"
 @dataclass(frozen=True)
 class Profiled:
     folder: Path
-    printed: str
     profile: Profile
     sts: StsTask
     retrieval: RetrievalTask
@@ -93,11 +92,12 @@ def profiled(tmp_path_factory: pytest.TempPathFactory, few_texts: Path) -> Profi
         *("--eval", folder / "sts.tsv", "--eval", folder / "beir"),
         *("--calibration", folder / "calibration.txt", "--align-texts", few_texts),
     )
+    succeeded(measured)
     sts, retrieval = load_task(folder / "sts.tsv"), load_task(folder / "beir")
     assert isinstance(sts, StsTask)
     assert isinstance(retrieval, RetrievalTask)
     profile = read_profile(folder / "p" / "profile.json")
-    return Profiled(folder, succeeded(measured), profile, sts, retrieval)
+    return Profiled(folder, profile, sts, retrieval)
 
 
 def _write_tasks(folder: Path) -> None:
@@ -280,7 +280,8 @@ def test_queries_are_measured_on_an_index_in_the_weights_of_the_reference_and_in
 
 
 def test_the_printed_profile_has_a_table_of_queries_by_depth(profiled: Profiled) -> None:
-    lines = profiled.printed.splitlines()
+    shown = m2d("profile", "show", profiled.folder / "p" / "profile.json")
+    lines = succeeded(shown).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Queries of each depth"))
     assert "index of depth 2, beir/ndcg@10, fp32 weights, float32 vectors" in lines[start]
     table = [line.split() for line in lines[start + 1 : start + 6]]
@@ -325,3 +326,20 @@ def test_an_index_of_other_codes_is_refused(
     sentence = refused(profiled.bundle("0x96-aligned-fp16-ubinary", *options))
     assert "holds vectors=int8" in sentence
     assert not any(tmp_path.iterdir())
+
+
+def test_a_cell_whose_vectors_depend_on_the_batch_is_bundled_with_consent_only(
+    profiled: Profiled, tmp_path: Path
+) -> None:
+    name = "2x32-int8-int8"
+    cells = tuple(
+        cell.model_copy(update={"flags": ("batch_dependent",)}) if cell.id == name else cell
+        for cell in profiled.profile.cells
+    )
+    path, out = tmp_path / "profile.json", tmp_path / "b.m2d"
+    write_profile(profiled.profile.model_copy(update={"cells": cells}), path)
+    texts = ("--calibration", profiled.folder / "calibration.txt")
+    asked = ("bundle", path, "--cell", name, *texts, "--out", out)
+    assert "depends on the texts beside it; accept that by --allow" in refused(m2d(*asked))
+    succeeded(m2d(*asked, "--allow-batch-dependent"))
+    assert out.exists()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tiny_profile import cell, profile, target
 
-from m2dexport.cli.tables import print_profile, print_selection
+from m2dexport.cli.cell_tables import View, print_cells
+from m2dexport.cli.choices import print_selection
 from m2dexport.profile.plot import plot_frontier, write_report
 from m2dexport.profile.select import select_cell
 from m2dexport.profile.target import Budget
@@ -17,17 +18,6 @@ CELLS = (
     cell(2, 64, "int8", quality=70.0, p50_ms=1.0),
     cell(1, 64, "int8", quality=60.0, p50_ms=2.0, on_frontier=False),
 )
-
-
-def test_the_table_has_the_frontier_best_first_and_says_where_the_rest_is(capsys) -> None:
-    print_profile(profile(*CELLS))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(
-        "a processor (avx2), up to 2 threads; latency of 1 text of 16 tokens"
-    )
-    assert [line.split()[0] for line in lines[2:5]] == [c.id for c in CELLS[:3]]
-    assert "untrained" in lines[3]
-    assert lines[5].startswith("3 of 4 cells are on the Pareto frontier")
 
 
 def test_a_selection_names_cell_limit_and_next_command(capsys) -> None:
@@ -101,7 +91,7 @@ def test_the_threads_that_are_told_are_those_of_the_transformers(capsys) -> None
     many = {"provider": "CPU", "threads": 64, "spin_us": 0, "workers": 1}
     static = cell(0, 64, "int8", align="full", engine="static", device=many)
     measured = profile(static, *CELLS, targets=[target(CELLS[0], "local")])
-    print_profile(measured)
+    print_cells(measured, View())
     assert capsys.readouterr().out.startswith("a processor (avx2), up to 2 threads;")
     assert ", up to 2 threads," in plot_frontier(measured).axes[0].get_xlabel()
 

@@ -10,15 +10,19 @@ import pytest
 from command_line import m2d
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_profile import cell, profile
+from tiny_profile import TIMED, cell, profile, steady, target
 
 from m2dexport.errors import M2DError, UsageError
-from m2dexport.profile.frontier import frontier
+from m2dexport.profile.frontier import frontier, frontier_line, relations
+from m2dexport.profile.limits import fits, standings
 from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.measured_for import measured_otherwise, require_measured_for
+from m2dexport.profile.recommend import reasons, recommend
 from m2dexport.profile.schema import Cell, Profile
-from m2dexport.profile.select import select_cell
+from m2dexport.profile.select import budget_for, select_cell
 from m2dexport.profile.target import Budget, Target, load_target
+
+ANY = Budget.model_validate({})
 
 
 def test_the_best_cell_within_the_limits_is_selected_and_the_binding_limit_named() -> None:
@@ -93,6 +97,206 @@ def test_no_cell_of_the_frontier_is_dominated_and_every_other_one_is(costs) -> N
     assert any(c.id in best for c in rivals)
 
 
+def noisy(points: float, spread: float, seed: int) -> dict[str, object]:
+    """Return the quality of a cell whose figure moves with the data by itself."""
+    return {"quality": points, "replicates": {"sts/spearman": steady(points, spread, seed)}}
+
+
+def test_a_difference_that_other_data_could_reverse_is_none() -> None:
+    sure, other = cell(6, **noisy(61, 1, 1), p50_ms=9), cell(5, **noisy(60, 1, 1))
+    assert frontier([sure, other]) == {sure.id, other.id}
+    unsure = cell(6, **noisy(61, 1, 2), p50_ms=9)
+    assert frontier([unsure, other]) == {other.id}
+
+
+def test_latencies_whose_intervals_meet_are_alike() -> None:
+    def timed(layers: int, p50_ms: float, low: float, high: float) -> Cell:
+        latency = {**TIMED, "p50_ms": p50_ms, "p50_interval": {"low": low, "high": high}}
+        return cell(layers, p50_ms=p50_ms, latency=[latency], quality=80.0 + layers)
+
+    fast, slow = timed(2, 1.0, 0.9, 1.1), timed(6, 2.0, 1.8, 2.2)
+    assert frontier([fast, slow]) == {fast.id, slow.id}
+    assert frontier([fast, timed(6, 2.0, 1.05, 2.2)]) == {"6x64-fp32-float32"}
+
+
+def test_where_noise_lets_cells_beat_each_other_in_a_circle_the_best_stays() -> None:
+    first = cell(1, quality=60.0, p50_ms=1.0, size_bytes=10_000_000)
+    second = cell(2, quality=60.15, p50_ms=1.04, size_bytes=10_099_000)
+    third = cell(3, quality=60.06, p50_ms=0.965, size_bytes=10_199_000)
+    assert frontier([first, second, third]) == {second.id}
+
+
+def test_the_line_of_a_picture_is_the_frontier_of_latency_and_quality() -> None:
+    cells = [
+        cell(6, quality=90.0, p50_ms=6.0),
+        cell(6, 32, quality=85.0, p50_ms=6.0, bytes_per_vector=8),
+        cell(2, quality=70.0, p50_ms=1.0),
+        cell(2, 32, quality=70.05, p50_ms=1.02),
+        cell(1, quality=60.0, p50_ms=2.0, on_frontier=False),
+    ]
+    assert [each.id for each in frontier_line(cells)] == [cells[2].id, cells[0].id]
+    assert frontier_line([]) == ()
+
+
+def test_a_cell_that_is_measured_for_comparison_beats_none_and_is_never_chosen() -> None:
+    full = cell(6, quality=90.0, flags=("reference",))
+    asked = cell(2, quality=80.0)
+    assert frontier([full, asked]) == {asked.id}
+    found = select_cell(profile(full, asked), ANY)
+    assert (found.cell, found.best[0].loss, found.next_better) == (asked, 10.0, None)
+
+
+def test_within_noise_the_smaller_and_faster_cell_is_chosen() -> None:
+    """Figures of the shipped checkpoint."""
+    fp32 = cell(6, 384, vectors="int8", quality=60.78, p50_ms=6.68, size_bytes=56_600_000)
+    int8 = cell(6, 384, "int8", vectors="int8", quality=60.75, p50_ms=4.56, size_bytes=14_800_000)
+    shallow = cell(1, 384, "int8", vectors="int8", quality=57.42, p50_ms=0.38, size_bytes=6_100_000)
+    found = select_cell(profile(fp32, int8, shallow), Budget(vector_bytes=384))
+    assert found.cell == int8
+    assert [choice.cell for choice in found.best] == [int8, shallow]
+
+
+_LIMITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "p50_ms": st.floats(0.5, 60),
+        "p95_ms": st.floats(0.5, 60),
+        "size_mb": st.floats(1, 100),
+        "vector_bytes": st.sampled_from([31, 64, 128, 2000]),
+        "min_quality": st.floats(0, 100),
+    },
+)
+
+
+@given(st.lists(_COSTS, min_size=1, max_size=12), _LIMITS, st.floats(0, 3))
+def test_whatever_the_limits_the_choice_is_on_the_frontier(costs, limits, spread) -> None:
+    cells = [
+        cell(n + 1, p50_ms=p, p95_ms=p * 1.5, size_bytes=s, bytes_per_vector=b, **quality)
+        for n, (q, p, s, b) in enumerate(costs)
+        for quality in [noisy(q, spread, n)]
+    ]
+    budget = Budget.model_validate(limits)
+    on = frontier(cells)
+    fitting = [each for each in cells if fits(standings(each, each.mean_quality, budget))]
+    if not fitting:
+        with pytest.raises(M2DError, match="no cell fits the budget; the nearest is "):
+            select_cell(profile(*cells), budget)
+        return
+    found = select_cell(profile(*cells), budget)
+    assert found.cell in fitting
+    among = [each for each in fitting if each.id in on] or fitting
+    assert found.cell in among
+    assert (found.beaten_by is None) == (found.cell.id in on)
+    compared = relations(cells)
+    chosen = cells.index(found.cell)
+    for rival in (cells.index(each) for each in among if each.id in on):
+        assert not compared.better[rival, chosen]
+        cheaper = compared.dearer[chosen, rival] and not compared.dearer[rival, chosen]
+        assert compared.better[chosen, rival] or not cheaper
+
+
+def test_a_cell_that_depends_on_its_batch_is_chosen_with_consent_only(tmp_path: Path) -> None:
+    mixing = cell(6, weights="int8-dynamic", quality=90.0, flags=("batch_dependent",))
+    other = cell(6, quality=89.0)
+    assert frontier([mixing, other]) == {mixing.id, other.id}
+    found = select_cell(profile(other, mixing), ANY)
+    assert (found.cell, found.without_consent) == (other, mixing)
+    found = select_cell(profile(other, mixing), ANY, allow_batch_dependent=True)
+    assert (found.cell, found.without_consent) == (mixing, None)
+    write_profile(profile(other, mixing), tmp_path / "p.json")
+    asked = ("select", tmp_path / "p.json", "--p95-ms", 5)
+    assert f"{mixing.id} would be chosen, but" in m2d(*asked).stdout
+    assert f"--cell {mixing.id} --allow-batch" in m2d(*asked, "--allow-batch-dependent").stdout
+
+
+def test_the_loss_is_that_against_the_full_cell_with_the_interval_of_pairs() -> None:
+    full = cell(6, 384, **noisy(61, 1, 1))
+    small = cell(6, 128, **noisy(60, 1, 1), size_bytes=1_000_000, bytes_per_vector=128)
+    (choice,) = select_cell(profile(full, small), Budget(size_mb=5)).best
+    assert choice.loss == pytest.approx(1)
+    assert choice.loss_interval == pytest.approx((1, 1), abs=0.05)
+
+
+def test_how_near_a_limit_is_against_noise_is_said() -> None:
+    latency = {**TIMED, "p95_ms": 4.8, "p95_interval": {"low": 4.5, "high": 5.3}}
+    near = cell(6, p95_ms=4.8, latency=[latency])
+    (first, second) = select_cell(profile(near), Budget(p95_ms=5, size_mb=20)).best[0].standings
+    assert first.sentence() == "p95 4.8 of 5 ms, within its noise"
+    assert second.sentence() == "size 10 of 20 MB"
+
+
+def test_what_one_raised_limit_would_allow_is_said_when_nothing_fits() -> None:
+    poor = cell(2, quality=30.0, p95_ms=5.2, size_bytes=10_000_000)
+    good = cell(6, quality=90.0, p95_ms=7.8123, size_bytes=19_000_000, p50_ms=2.0)
+    both = cell(12, quality=95.0, p95_ms=9.0, size_bytes=90_000_000, p50_ms=3.0)
+    with pytest.raises(M2DError) as caught:
+        select_cell(profile(both, good, poor), Budget(p95_ms=5, size_mb=20))
+    assert str(caught.value) == (
+        f"no cell fits the budget; the nearest is {poor.id}: p95_ms is 5.2 where 5 is allowed; "
+        f"raise p95_ms to 7.82 for {good.id} with mean 90.00."
+    )
+
+
+def test_a_cell_off_the_frontier_is_chosen_only_where_none_of_it_fits_and_that_is_said() -> None:
+    beaten = cell(5, quality=80.0, p50_ms=2.0, p95_ms=3.0)
+    winner = cell(6, quality=90.0, p50_ms=2.0, p95_ms=9.0)
+    found = select_cell(profile(winner, beaten), Budget(p95_ms=5))
+    assert (found.cell, found.beaten_by) == (beaten, winner)
+    small = cell(1, quality=50.0, p50_ms=1.0, p95_ms=1.0)
+    found = select_cell(profile(winner, beaten, small), Budget(p95_ms=5))
+    assert (found.cell, found.beaten_by) == (small, None)
+    assert found.passed_over is not None
+    assert found.passed_over.cell == beaten
+
+
+def of_targets(**budgets: dict[str, float]) -> Profile:
+    """Return a profile whose targets have the same two cells, at other latencies."""
+    cells = [
+        cell(layers, quality=70.0 + layers, p95_ms=layers * (place + 1.0), target=name)
+        for place, name in enumerate(budgets)
+        for layers in (6, 2)
+    ]
+    targets = [target(cells[0], name, budget=budget) for name, budget in budgets.items()]
+    return profile(*cells, targets=targets)
+
+
+def test_a_target_that_the_profile_holds_has_its_own_cells_and_budget(tmp_path: Path) -> None:
+    held = of_targets(local={}, pi={"p95_ms": 9.0, "vector_bytes": 256.0})
+    name, budget = budget_for(held, "pi")
+    assert (name, budget) == ("pi", Budget(p95_ms=9.0, vector_bytes=256))
+    assert select_cell(held, budget, target="pi").cell.layers == 2
+    assert select_cell(held, budget, target="local").cell.layers == 6
+    name, budget = budget_for(held, "edge-cpu", p95_ms=7.0)
+    assert (name, budget.p95_ms) == ("local", 7.0)
+    path = tmp_path / "p.json"
+    write_profile(held, path)
+    assert (
+        "several targets; name one by --target: local, pi."
+        in m2d("select", path, "--p95-ms", 5).stderr
+    )
+    assert "--target pi --out" in m2d("select", path, "--target", "pi").stdout
+
+
+def test_the_cells_worth_shipping_are_the_best_the_knee_and_the_smallest() -> None:
+    cells = [
+        cell(6, 384, quality=80.0, p50_ms=8.0, size_bytes=60_000_000),
+        cell(6, 384, "int8", quality=79.95, p50_ms=4.0, size_bytes=15_000_000),
+        cell(4, 384, "int8", quality=79.0, p50_ms=1.0, size_bytes=8_000_000),
+        cell(2, 384, "int8", quality=73.0, p50_ms=0.8, size_bytes=6_000_000),
+        cell(1, 384, "int8", quality=40.0, p50_ms=0.4, size_bytes=4_000_000),
+        cell(6, 32, "int8-dynamic", quality=90.0, flags=("batch_dependent",)),
+    ]
+    share = [each.model_copy(update={"retention": each.mean_quality / 80}) for each in cells]
+    found = recommend(share, Budget(p50_ms=0.5))
+    names = (found.best, found.balanced, found.smallest, found.within_budget)
+    assert names == tuple(cells[index].id for index in (1, 2, 3, 4))
+    assert reasons(found, share)["smallest"] == (
+        "it keeps 91% of the reference's quality in 6.0 MB"
+    )
+    assert recommend(share, Budget(p50_ms=0.1)).within_budget is None
+    assert recommend(share, Budget(p50_ms=9, metric="another/metric")).within_budget is None
+
+
 def test_noise_is_no_difference() -> None:
     quick = cell(6, quality=90.00, p50_ms=1.00)
     same = cell(5, quality=90.05, p50_ms=1.03)
@@ -158,7 +362,6 @@ def test_a_profile_that_spins_for_longer_than_a_target_allows_is_refused(tmp_pat
 INDEX = cell(6, vectors="int8", p50_ms=6.0).model_copy(
     update={"quality": {"sts/spearman": 80.0, "r/ndcg@10": 60.0, "r/recall@10": 70.0}}
 )
-ANY = Budget.model_validate({})
 
 
 def asking(layers: int, points: float, weights: str = "fp32", **values: object) -> Cell:
@@ -264,8 +467,16 @@ def test_the_encoders_of_an_index_are_printed_and_can_be_read_by_a_script(tmp_pa
         f"2x64-aligned-fp32-int8: mean 50.00 as a query encoder of {INDEX.id}, whose own queries "
         "have 60.00, p50 2.00 ms"
     )
-    assert rest[1] == f"p50_ms binds: without it, {INDEX.id} is better."
-    assert "--cell 2x64-aligned-fp32-int8 --index INDEX.m2d --out" in rest[2]
+    best = [row.split()[:3] for row in rest[2:4]]
+    assert best == [
+        ["2x64-aligned-fp32-int8", "50.00", "10.00"],
+        ["0x64-aligned-fp32-int8", "40.00", "20.00"],
+    ]
+    assert rest[4:6] == [
+        "Limits: p50 2 of 3 ms.",
+        f"p50_ms binds: without it, {INDEX.id} is better.",
+    ]
+    assert "--cell 2x64-aligned-fp32-int8 --index INDEX.m2d --out" in rest[6]
     told = json.loads(m2d(*chosen, "--json").stdout)
     assert told["cell"]["id"] == "2x64-aligned-fp32-int8"
     assert {key: told[key] for key in ("points", "native", "binding", "index_cell")} == {

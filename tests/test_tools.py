@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tiny_profile import cell, profile
+from tiny_profile import cell, profile, target
 
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts
@@ -184,7 +184,7 @@ def test_the_readme_tells_the_threads_of_the_transformers_and_the_best_of_aligne
         cell(2, 64, "int8", vectors="int8", quality=60.0),
         cell(2, 64, "int8", quality=70.0, **values),
     ]
-    measured = profile(*cells, reference=cells[1].id)
+    measured = profile(*cells, targets=[target(cells[1], "local")])
     write_profile(measured, tmp_path / "profile.json")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- profile -->\n")

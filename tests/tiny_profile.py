@@ -28,9 +28,9 @@ TIMED = {
 }
 
 
-def steady(points: float, spread: float = 0.0) -> Replicates:
-    """Return replicates of a figure: the same noise for every cell, so that pairs have none."""
-    noise = np.random.default_rng(0).normal(scale=spread, size=REPLICATES)
+def steady(points: float, spread: float = 0.0, seed: int = 0) -> Replicates:
+    """Return replicates of a figure; cells of one seed have the same noise, and pairs none."""
+    noise = np.random.default_rng(seed).normal(scale=spread, size=REPLICATES)
     return replicates_of(Score(points, points + noise))
 
 

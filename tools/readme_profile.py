@@ -7,6 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
+from m2dexport.cli.cell_tables import shape_words
 from m2dexport.profile.manifest import read_profile
 from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import select_cell
@@ -24,10 +25,12 @@ def rows(profile: Profile) -> list[Cell]:
     int8 and with one-bit vectors.
     """
     best: dict[tuple[int, str], Cell] = {}
-    for cell in sorted(profile.cells, key=lambda cell: -cell.mean_quality):
+    for cell in sorted(profile.of_target(), key=lambda cell: -cell.mean_quality):
         if cell.weights == "int8" and cell.vectors != "float32":
             best.setdefault((cell.layers, cell.vectors), cell)
-    bundled = select_cell(profile, load_target("edge-cpu").budget).cell
+    bundled = select_cell(
+        profile, load_target("edge-cpu").budget, target=profile.target().name
+    ).cell
     first = {cell.id: cell for cell in (profile.reference_cell(), bundled)}
     rest = [best[key] for key in sorted(best, reverse=True)]
     return [*first.values(), *(cell for cell in rest if cell.id not in first)]
@@ -59,7 +62,7 @@ def section(profile: Profile) -> str:
         "vectors.\n\n"
         + "\n".join(lines)
         + f"\n\n{machine.cpu}, up to {profile.threads()} threads ({' '.join(machine.flags)});\n"
-        f"latency of {shape.batch} text of {shape.sequence} tokens, without tokenization."
+        f"latency of {shape_words(shape)}, without tokenization."
     )
 
 

@@ -53,8 +53,9 @@ def print_profile(profile: Profile, path: Path) -> None:
         cells = profile.of_target(target.name)
         _print_heading(profile, target)
         _print_cells(profile, _recommended(profile, target), View(target.name))
-        for cell, why in reasons(target.recommended, cells).items():
-            say(f"{cell}: {why}.")
+        chosen = dict(target.recommended)
+        for name, why in reasons(target.recommended, cells).items():
+            say(f"{name.replace('_', ' ').capitalize()}: {chosen[name]}, since {why}.")
         on = sum(cell.on_frontier for cell in cells)
         costs = "quality, p50, size, bytes per vector"
         say(f"{on} of {len(cells)} cells are on the frontier ({costs}).")
@@ -74,10 +75,13 @@ def print_cells(profile: Profile, view: View) -> None:
     Raises:
         UsageError: when the profile lacks the target or a column.
     """
+    named_columns(columns_of(profile, {}), [*view.columns, *([view.sort] if view.sort else [])])
     for target in profile.targets if view.target is None else (profile.target(view.target),):
         cells = _shown(profile, target, view)
         _print_heading(profile, target)
-        _print_cells(profile, cells, view)
+        if not _print_cells(profile, cells, view):
+            notes = _notes(target)
+            say("; ".join(f"{why}: {cell}" for cell, why in notes.items()) + ".")
         every = profile.of_target(target.name)
         if not view.every:
             what = "those recommended, then the frontier; --all shows the rest"
@@ -150,18 +154,18 @@ def _print_heading(profile: Profile, target: TargetInfo) -> None:
         say(f"The machine was {target.noise.verdict}: {' '.join(target.noise.reasons)}")
 
 
-def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> None:
-    notes = _notes(profile.target(cells[0].target))
-    columns = columns_of(profile, notes)
+def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
+    """Print a table; say whether what cells are recommended for is in it, or was not asked for."""
+    columns = columns_of(profile, _notes(profile.target(cells[0].target)))
     if view.columns:
         print_rows(named_columns(columns, view.columns), cells)
-        return
+        return True
     tasks = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
-    names = [*_MATTERS, *tasks, "flags", "kept", "peak"]
-    chosen = fitting(columns, names, cells, terminal_width())
+    sort = [column.name for column in named_columns(columns, [view.sort] if view.sort else [])]
+    names = dict.fromkeys(["cell", *sort, *_MATTERS, *tasks, "flags", "kept", "peak"])
+    chosen = fitting(columns, list(names), cells, terminal_width())
     print_rows(chosen, cells)
-    if columns["for"] not in chosen:
-        say("; ".join(f"{why}: {cell}" for cell, why in notes.items()) + ".")
+    return columns["for"] in chosen
 
 
 def _notes(target: TargetInfo) -> dict[str, str]:

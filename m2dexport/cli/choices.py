@@ -11,7 +11,7 @@ from m2dexport.cli.columns import give, print_table, say, terminal_width
 if TYPE_CHECKING:
     from m2dexport.profile.select import Choice, Selection
 
-_LEFT = ("cell", "query encoder")
+_LEFT = ("fits best", "query encoder")
 
 
 def print_selection(selection: Selection, profile_path: Path, target: str | None = None) -> None:
@@ -36,8 +36,7 @@ def print_selection(selection: Selection, profile_path: Path, target: str | None
         f"peak memory {cell.peak_memory_bytes / 1e6:.0f} MB, {cell.bytes_per_vector} bytes per "
         "vector" + (f" [{' '.join(cell.flags)}]" if cell.flags else "")
     )
-    if index is None:
-        _print_best(selection)
+    _print_best(selection)
     limits = [each.sentence(selection.metric) for each in selection.best[0].standings]
     if limits:
         say(f"Limits: {'; '.join(limits)}.")
@@ -91,8 +90,10 @@ def _remarks(selection: Selection) -> list[str]:
     if selection.next_better is None:
         found.append("No limit binds: no cell of the frontier is better beyond noise.")
     else:
+        several = " and " in (selection.binding or "")
+        verb, it = ("bind", "them") if several else ("binds", "it")
         found.append(
-            f"{selection.binding} binds: without it, {selection.next_better.id} is better."
+            f"{selection.binding} {verb}: without {it}, {selection.next_better.id} is better."
         )
     if selection.beaten_by is not None:
         found.append(
@@ -115,7 +116,7 @@ def _remarks(selection: Selection) -> list[str]:
 
 def _print_best(selection: Selection) -> None:
     """Print the choice and the best others that fit, with what each loses."""
-    titles = ["cell", selection.metric, "loss, 95%", "p50 ms", "p95 ms", "MB", "B/vec"]
+    titles = ["fits best", selection.metric, "loss, 95%", "p50 ms", "p95 ms", "MB", "B/vec"]
     rows = [
         [
             choice.cell.id,

@@ -113,13 +113,13 @@ def fitting(
         cells: the rows.
         width: characters of a line; None: there is no end to it.
     """
-    left = width
     chosen = {names[0]}
-    for name in names:
-        needed = _width(columns[name], cells) + (0 if name == names[0] else _GAP)
-        if left is None or needed <= left:
+    used = _width(columns[names[0]], cells)
+    for name in names[1:]:
+        needed = _GAP + _width(columns[name], cells)
+        if width is None or used + needed <= width:
             chosen.add(name)
-            left = None if left is None else left - needed
+            used += needed
     return [column for name, column in columns.items() if name in chosen]
 
 
@@ -142,9 +142,8 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: Sequ
         table.add_column(title, justify="left" if is_left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    width = max(Console(width=_ENDLESS).measure(table).maximum, 1)
-    console = Console(highlight=False)
-    console.print(table, width=width, crop=False, soft_wrap=False)
+    needed = Console(width=_ENDLESS).measure(table).maximum
+    Console(highlight=False, width=needed).print(table)
 
 
 def print_csv(columns: Sequence[Column], cells: Sequence[Cell]) -> None:

@@ -124,7 +124,7 @@ def show(
     \b
     Examples:
       m2dexport profile show profile/profile.json
-      m2dexport profile show profile/profile.json --all --sort p95 --columns cell,p95,mean
+      m2dexport profile show profile/profile.json --columns cell,p95,mean
       m2dexport profile show profile/profile.json --all --csv > cells.csv
     """
     from m2dexport.cli.cell_tables import View, print_cells, print_cells_as_csv

@@ -122,7 +122,8 @@ def unbeaten(beats: Pairs, points: Sequence[float]) -> NDArray[np.bool_]:
 
     Args:
         beats: which cell beats which.
-        points: their quality: where noise lets cells beat each other in a circle, the best stays.
+        points: their quality: where noise lets cells beat each other in a circle, the best stays,
+            and what it beats and what beats it goes.
     """
     on = np.zeros(len(beats), dtype=bool)
     left = ~on
@@ -131,7 +132,7 @@ def unbeaten(beats: Pairs, points: Sequence[float]) -> NDArray[np.bool_]:
         if not free.any():
             free[max(np.flatnonzero(left).tolist(), key=lambda index: points[index])] = True
         on |= free
-        left &= ~free & ~beats[free].any(axis=0)
+        left &= ~free & ~beats[free].any(axis=0) & ~beats[:, free].any(axis=1)
     return on
 
 

@@ -53,6 +53,8 @@ class Standing:
         """Return the limit that the cell would keep, rounded to three digits in its favour."""
         if self.key == "min_quality":
             return f"lower {self.key} to {_rounded(self.value, up=False):g}"
+        if self.key == "vector_bytes":
+            return f"raise {self.key} to {self.value:g}"
         return f"raise {self.key} to {_rounded(self.value, up=True):g}"
 
 

@@ -48,32 +48,32 @@ def recommend(cells: Sequence[Cell], budget: Budget | None = None) -> Recommende
 
 
 def reasons(recommended: Recommended, cells: Sequence[Cell]) -> dict[str, str]:
-    """Return the ids of recommended cells -> why, in a sentence each, best first.
+    """Return why cells are recommended, by what for ("best", ...): the end of a sentence each.
 
     Args:
         recommended: the ids.
         cells: all cells of the target.
     """
-    by_id = {cell.id: cell for cell in cells}
-    why = {
-        "best": "the highest quality; of cells as good within noise, the cheapest",
-        "balanced": "the knee: what is dearer adds little quality, what is cheaper loses much",
-        "smallest": f"the smallest file worth shipping: {_worth(by_id[recommended.smallest])}",
-        "within_budget": "the best within the target's budget",
+    smallest = next(cell for cell in cells if cell.id == recommended.smallest)
+    found = {
+        "best": "no cell is better beyond noise, and of those as good it is the cheapest",
+        "balanced": "dearer cells add little quality for what they cost, cheaper ones lose much",
+        "smallest": _why_smallest(smallest, cells),
     }
-    found: dict[str, str] = {}
-    for name, reason in why.items():
-        chosen = getattr(recommended, name)
-        if chosen is not None:
-            said = f"{name.replace('_', ' ')}: {reason}"
-            found[chosen] = f"{found[chosen]}; {said}" if chosen in found else said
+    if recommended.within_budget is not None:
+        found["within_budget"] = "it is the best within the target's budget"
     return found
 
 
-def _worth(cell: Cell) -> str:
-    if cell.retention is None or cell.retention < KEPT_SHARE:
-        return "it is better than depth 0"
-    return f"it keeps {cell.retention:.0%} of the reference's quality"
+def _why_smallest(cell: Cell, cells: Sequence[Cell]) -> str:
+    static = [each.mean_quality for each in cells if each.layers == 0]
+    size = f"in {cell.size_bytes / 1e6:.1f} MB"
+    if cell.retention is None or cell.retention >= KEPT_SHARE:
+        kept = "the" if cell.retention is None else f"{cell.retention:.0%} of the reference's"
+        return f"it keeps {kept} quality {size}"
+    if cell.layers > 0 and static and cell.mean_quality > max(static):
+        return f"it is better than depth 0 {size}"
+    return f"it is the best, and no cell keeps {KEPT_SHARE:.0%} of the reference's quality"
 
 
 def _usable(pool: Pool) -> list[int]:

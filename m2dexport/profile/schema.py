@@ -169,7 +169,7 @@ class Cell(Model):
     used_memory_bytes: int = Field(description="its peak after 1,000 requests of mixed shapes")
     bytes_per_vector: int
     flags: tuple[Flag, ...]
-    on_frontier: bool = Field(description="no cell of the target beats it (see select)")
+    on_frontier: bool = Field(description="no cell of the frontier beats it")
 
 
 class Recommended(Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,28 +165,36 @@ def select_cell(
     chosen, freely = take(pool, open_to), take(pool, asked)
     if chosen is None or freely is None:
         raise M2DError(_nothing_fits(pool, open_to, budget.metric))
-    on = [i for i in open_to if pool.on[i]]
     whole = profile.reference_cell(target) if wrote is None else wrote
     full = _quality(profile, whole, budget.metric, wrote)
     assert full is not None  # that of a cell's own vectors
+    selection = _selection(pool, open_to, chosen, full, budget.metric)
+    if freely != chosen:
+        selection = replace(selection, without_consent=pool.cells[freely])
+    if wrote is None:
+        return selection
+    on = pool.best_first([i for i in open_to if pool.on[i]])
+    encoders = tuple((pool.cells[i], pool.found.points[i]) for i in on)
+    return replace(selection, index=wrote, native=points_of(full), encoders=encoders)
+
+
+def _selection(
+    pool: Pool, open_to: Sequence[int], chosen: int, full: Quality, metric: str
+) -> Selection:
+    """Return a choice, and what else there is to know of it; ``full`` is what it is compared to."""
+    on = [i for i in open_to if pool.on[i]]
     others = [i for i in pool.best_first(on) if fits(pool.standings[i]) and i != chosen]
     passed = pool.better([i for i in open_to if fits(pool.standings[i])], chosen)
     binding, better = _binding(pool, on, chosen)
     return Selection(
         cell=pool.cells[chosen],
         points=pool.found.points[chosen],
-        metric=budget.metric,
+        metric=metric,
         binding=binding,
         next_better=better,
         best=tuple(_as_choice(pool, i, full) for i in (chosen, *others)[:_SHOWN]),
         beaten_by=None if pool.on[chosen] else _beater(pool, chosen),
         passed_over=_as_choice(pool, passed[0], full) if passed else None,
-        without_consent=pool.cells[freely] if freely != chosen else None,
-        index=wrote,
-        native=points_of(full) if wrote else 0.0,
-        encoders=tuple((pool.cells[i], pool.found.points[i]) for i in pool.best_first(on))
-        if wrote
-        else (),
     )
 
 

@@ -165,14 +165,24 @@ def budget_from(
         UsageError: when a limit is not a positive number, or nothing is limited at all.
     """
     if isinstance(target, Mapping):
-        whole = {"vector_bytes": int(target["vector_bytes"])} if "vector_bytes" in target else {}
-        base = {**target, **whole}
+        base = budget_of(target).model_dump()
     else:
         base = load_target(target).budget.model_dump() if target else {}
     given = {key: value for key, value in limits.items() if value is not None}
     budget: Budget = _validated(Budget, {**base, **given}, "the budget")
     if not budget.limits() and not unlimited:
         raise UsageError("no limit is given; pass --target or a limit such as --p95-ms 5.")
+    return budget
+
+
+def budget_of(stored: Mapping[str, Any]) -> Budget:
+    """Return a budget that a profile holds, whose numbers all are floats.
+
+    Raises:
+        UsageError: when it is none.
+    """
+    whole = {"vector_bytes": int(stored["vector_bytes"])} if "vector_bytes" in stored else {}
+    budget: Budget = _validated(Budget, {**stored, **whole}, "the profile's budget")
     return budget
 
 
