@@ -30,7 +30,8 @@ DISTRIBUTIONS = {"click", "m2dexport", "numpy", "onnxruntime", "tokenizers"}
 #: What a device needs, in m2dexport/.
 MODULES = (
     *("*.py", "data/*.py", "vectors/codecs.py", "vectors/ranking.py", "engines/__init__.py"),
-    *("engines/onnxruntime/run.py", "runtime/*.py", "cli/*.py"),
+    *("engines/onnxruntime/run.py", "runtime/*.py", "measure/*.py"),
+    "cli/*.py",
 )
 #: Torch's, rich's, and the command line, which would run.
 NOT_NEEDED = {"latent.py", "tables.py", "__main__.py"}
@@ -165,7 +166,7 @@ def test_a_name_that_needs_the_toolchain_says_its_install_line(device) -> None:
 
 
 def test_every_command_works_on_a_device_or_is_known_to_need_the_toolchain() -> None:
-    assert set(cli.commands) == {*NEED_THE_TOOLCHAIN, "verify", "encode", "doctor"}
+    assert set(cli.commands) == {*NEED_THE_TOOLCHAIN, "verify", "encode", "bench", "doctor"}
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])

@@ -71,7 +71,7 @@ def test_a_shell_completes_commands() -> None:
         text=True,
         check=False,
     )
-    assert completed.stdout.split() == ["plain,build", "plain,bundle"]
+    assert completed.stdout.split() == ["plain,build", "plain,bundle", "plain,bench"]
 
 
 @posix

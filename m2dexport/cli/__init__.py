@@ -6,7 +6,7 @@ import signal
 import sys
 
 # Each of these adds its commands to the group.
-from m2dexport.cli import artifacts, bundles, checkpoints, doctor, profiles  # noqa: F401
+from m2dexport.cli import artifacts, bench, bundles, checkpoints, doctor, profiles  # noqa: F401
 from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli
 

@@ -14,7 +14,7 @@ from m2dexport.errors import M2DError, missing_toolchain, one_line
 #: The commands, in the order of work.
 _ORDER = (
     *("inspect", "slice", "build", "quantize", "profile", "select"),
-    *("bundle", "verify", "encode", "doctor"),
+    *("bundle", "verify", "encode", "bench", "doctor"),
 )
 #: What is typed out of habit -> the command that does it.
 _HABITS = {
@@ -23,7 +23,7 @@ _HABITS = {
     "optimize": "quantize",
     "prune": "slice",
     "truncate": "slice",
-    "benchmark": "profile",
+    "benchmark": "bench",
     "package": "bundle",
     "check": "verify",
     "embed": "encode",

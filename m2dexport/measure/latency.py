@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,6 @@ _WARM_UP_WINDOW = 5
 _STEADY = 1.1  # a window whose median is within 10% of the one before it
 #: Candidates are interleaved in groups whose graphs fit in this many bytes together.
 _GROUP_BYTES = 2 << 30
-_SECONDS = 0.3  # of timing for each candidate and shape, within the rounds that follow
 _LEAST, _LEAST_FIRST, _MOST = 30, 100, 300  # rounds; of the first shape, whose p95 is compared
 _RUNS_OF_P99 = 300
 _TEXT_EVERY = 3  # rounds: one in so many also goes from text to vector
@@ -60,9 +59,10 @@ class Conditions:
     """What is the same for all candidates of one run."""
 
     vocab_size: int  # token ids are drawn below this
-    #: Timed rounds per shape. None: as many as 0.3 s per candidate are enough for, from 30 (at the
-    #: first shape 100, fewer of which mean no p95) to 300 (from which a p99 is stated).
+    #: Timed rounds per shape. None: as many as there is time for, from 30 (at the first shape 100,
+    #: fewer of which mean no p95) to 300 (from which a p99 is stated).
     repeats: int | None = None
+    seconds: float = 0.3  # that there are for each candidate and shape
 
 
 def write_candidate(
@@ -179,20 +179,16 @@ def time_shape(
         _warm_up(run, *inputs)
     turns = _Turns(group)
     runs = {name: partial(run, *inputs) for name, run in group.runs.items()}
-    start = time.perf_counter()
-    turns.take(runs)  # which does not count, and says how many there is time for
-    least = _LEAST if requests is None else _LEAST_FIRST
-    rounds = conditions.repeats or _rounds(len(runs), time.perf_counter() - start, least)
     times: dict[Key, list[float]] = {name: [] for name in runs}
     texts: dict[Key, list[float]] = {name: [] for name in runs if name in (requests or {})}
-    for number in range(rounds):
+    least = _LEAST if requests is None else _LEAST_FIRST
+    for number in _rounds(conditions, least, len(runs), on_share):
         for name, taken in turns.take(runs).items():
             times[name].append(taken)
         if requests and number % _TEXT_EVERY == 0:
             whole = {name: _text_run(group.runs[name], requests[name], number) for name in texts}
             for name, taken in turns.take(whole).items():
                 texts[name].append(taken)
-        on_share((number + 1) / rounds)
     reference = times[group.reference] if group.reference is not None else None
     points = {
         name: _summary(shape, taken, reference, texts.get(name)) for name, taken in times.items()
@@ -291,9 +287,21 @@ class _Turns(Generic[Key]):
             self._group.runs[name](*_WAKE)
 
 
-def _rounds(candidates: int, seconds: float, least: int) -> int:
-    """Return how many rounds there is time for, where one takes so many seconds."""
-    return min(max(int(_SECONDS * candidates / seconds), least), _MOST)
+def _rounds(
+    conditions: Conditions, least: int, candidates: int, on_share: Callable[[float], None]
+) -> Iterator[int]:
+    """Yield the numbers of the rounds for which there is time."""
+    done, start = 0, time.perf_counter()
+    while True:
+        spent = (time.perf_counter() - start) / (conditions.seconds * max(candidates, 1))
+        share = min(done / least, max(done / _MOST, spent))
+        if conditions.repeats is not None:
+            share = done / conditions.repeats
+        on_share(min(share, 1))
+        if share >= 1:
+            return
+        yield done
+        done += 1
 
 
 def _text_run(run: Run, requests: Requests, number: int) -> Callable[[], object]:

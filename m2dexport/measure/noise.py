@@ -84,7 +84,7 @@ def usage_since(start: Moment, stat: Path = _STAT) -> Usage:
     )
 
 
-def noise_of(times: Sequence[float], usages: Iterable[Usage]) -> Noise:
+def noise_of(times: Sequence[float], usages: Iterable[Usage], name: str = "the reference") -> Noise:
     """Judge how quiet the machine was; the worst of four signs decides.
 
     ==========================================  ==========  ===============
@@ -106,6 +106,7 @@ def noise_of(times: Sequence[float], usages: Iterable[Usage]) -> Noise:
     Args:
         times: milliseconds of the reference at one shape, in the order in which they were taken.
         usages: of the processor while latency was measured.
+        name: what the sentences call the reference.
     """
     p50, p95 = np.percentile(times, (50, 95))
     spread, drift = float(p95 / p50), _drift(times)
@@ -114,7 +115,7 @@ def noise_of(times: Sequence[float], usages: Iterable[Usage]) -> Noise:
     stolen = sum(each.stolen for each in found) / total if total > 0 else None
     busy = sum(each.others for each in found) / seconds if total > 0 and seconds > 0 else None
     signs = (
-        (spread, _SPREAD, f"the reference's p95 is {spread:.2f} times its p50"),
+        (spread, _SPREAD, f"{name}'s p95 is {spread:.2f} times its p50"),
         (drift, _DRIFT, f"its slowest quarter took {drift:.2f} times its fastest"),
         (stolen, _STOLEN, f"the host took {100 * (stolen or 0):.1f}% of the time"),
         (busy, _BUSY, f"other processes kept {busy or 0:.2f} cores busy"),

@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import Any
 
 from m2dexport.cores import usable_cores
-from m2dexport.engines import Device
+from m2dexport.engines import Device, engine_version
 from m2dexport.errors import M2DError
 from m2dexport.files import sha256_of
 from m2dexport.measure.footprint import Footprint, measure_footprint
@@ -326,7 +326,7 @@ def _identity(candidate: Candidate) -> dict[str, Any]:
     files = {name: _sha256(path, path.stat().st_mtime_ns) for name, path in candidate.files.items()}
     return {
         "files": files,
-        "engine": candidate.engine,
+        "engine": [candidate.engine, *engine_version(candidate.engine)],
         "isa": candidate.isa,
         "device": _stored(candidate.device),
     }

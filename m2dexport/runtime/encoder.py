@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
@@ -101,6 +102,16 @@ class Encoder:
         """
         spec = self.spec
         return Codec(spec.vectors, spec.dim, self.ranges, spec.bit_order)
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """Its tokenizer, which truncates and does not pad."""
+        return self._tokenizer
+
+    @property
+    def default_prompt(self) -> str:
+        """The text that goes before every text when no prompt is named."""
+        return self._prompt(None)
 
     @property
     def vocab_size(self) -> int:
