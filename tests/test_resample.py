@@ -112,10 +112,11 @@ def test_v_measure_of_clear_clusters_is_that_of_sklearn_for_the_texts_drawn() ->
     expected = 100 * metrics.v_measure_score(task.topics, clusters)
     assert 40 < expected < 90
     assert found.points == pytest.approx(expected)
-    for replicate in FEW:
-        rows = drawn(task.weights, replicate)
-        expected = 100 * metrics.v_measure_score(np.array(task.topics)[rows], clusters[rows])
-        assert found.replicates[replicate] == pytest.approx(expected)
+    drawn_rows = [drawn(task.weights, replicate) for replicate in range(REPLICATES)]
+    told = np.array(task.topics)
+    lifted = np.array([100 * metrics.v_measure_score(told[r], clusters[r]) for r in drawn_rows])
+    assert lifted.mean() > found.points  # by texts that are there twice, which is taken off
+    np.testing.assert_allclose(found.replicates, lifted - lifted.mean() + found.points)
 
 
 def test_vectors_without_structure_find_no_topics() -> None:

@@ -22,7 +22,7 @@ from m2dexport.profile.schema import CrossDepth, depth_name
 from m2dexport.profile.surface import Corpus, Surface
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
-from m2dexport.vectors.quality import comparable, ranking_scores
+from m2dexport.vectors.quality import BRIEF, comparable, ranking_scores
 from m2dexport.vectors.ranking import rank
 from m2dexport.vectors.resample import Score
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
@@ -205,5 +205,5 @@ def cross_depth(side: Side) -> tuple[CrossDepth, ...]:
 
 def _scores(task: RetrievalTask, queries: Floats, documents: Floats) -> _Scores:
     own = np.array(task.own, dtype=np.intp) if task.own else None
-    scores = ranking_scores(task, rank(queries, documents, TOP, own))
+    scores = ranking_scores(task, rank(queries, documents, TOP, own), only=BRIEF)
     return {f"{task.name}/{metric}": score for metric, score in scores.items()}

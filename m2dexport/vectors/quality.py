@@ -5,7 +5,7 @@ All metrics are in points, 0 to 100, and each has its bootstrap replicates (``re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,8 @@ Floats = NDArray[np.float32]
 
 _MULTIPLIER = 4  # times as many candidates are rescored
 _PAIR_BLOCK = 256  # pairs whose vectors stay in the processor's cache
-_RESCORED = (f"ndcg@{TOP}", f"recall@{TOP}")  # metrics that rescored rankings have
+#: Metrics of rankings beside a cell's own: rescored ones, and those of other cells' queries.
+BRIEF = (f"ndcg@{TOP}", f"recall@{TOP}")
 
 
 def evaluate(
@@ -78,8 +79,9 @@ def scores_of(
         candidates = rank(first, second, _MULTIPLIER * TOP, _own(task))
         documents_by = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
         for name, documents in documents_by.items():
-            found = ranking_scores(task, rescore(floats[0], documents, candidates, TOP))
-            scores |= {f"{key}+{name}x{_MULTIPLIER}": found[key] for key in _RESCORED}
+            rescored = rescore(floats[0], documents, candidates, TOP)
+            found = ranking_scores(task, rescored, only=BRIEF)
+            scores |= {f"{key}+{name}x{_MULTIPLIER}": value for key, value in found.items()}
     return scores
 
 
@@ -147,7 +149,10 @@ def score_ranking(
 
 
 def ranking_scores(
-    task: RetrievalTask, ranking: Rows, reference: Rows | None = None
+    task: RetrievalTask,
+    ranking: Rows,
+    reference: Rows | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Score]:
     """Return the metrics of rankings of ten documents, each a mean over queries.
 
@@ -164,14 +169,16 @@ def ranking_scores(
         task: the queries and what answers them.
         ranking: (queries, 10) rows of documents, best first, or ``NO_ROW``.
         reference: the ``ranking_of`` the reference cell.
+        only: metrics to return; None: all.
     """
     figures = _per_query(task, ranking, reference)
+    figures = {name: each for name, each in figures.items() if only is None or name in only}
     values = np.stack(list(figures.values()))
     scores = means_of_items(values, draws(task.sha256, len(ranking)))
     return dict(zip(figures, scores, strict=True))
 
 
-def _per_query(task: RetrievalTask, ranking: Rows, reference: Rows | None) -> Mapping[str, Doubles]:
+def _per_query(task: RetrievalTask, ranking: Rows, reference: Rows | None) -> dict[str, Doubles]:
     """Return metric -> points of each query."""
     judged, places = task.judged, ranking.shape[1]
     gains = judged.gains(ranking)

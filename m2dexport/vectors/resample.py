@@ -204,7 +204,7 @@ def _mid_ranks(counts: Singles) -> Singles:
 def _cumulated(counts: Singles) -> Singles:
     """Return ``np.cumsum(counts, axis=0)`` of whole numbers, which float32 holds up to 2^24.
 
-    Adding whole rows, of several stretches at once, takes a seventh of its time.
+    Adding whole rows, of several stretches at once, is several times as fast.
     """
     groups, replicates = counts.shape
     stretches = -(-groups // _STRETCH)
