@@ -72,7 +72,7 @@ def test_every_cell_of_the_plan_is_measured(profile: Profile) -> None:
         ranking = {"limit-small/ndcg@10", "limit-small/recall@10"}
         if cell.vectors == "ubinary":
             ranking |= {f"{name}+{by}x4" for name in ranking for by in ("ubinary", "int8")}
-        ranking |= {f"limit-small/{name}@10" for name in ("mrr", "map", "complete")}
+        ranking |= {f"limit-small/{name}@10" for name in ("mrr", "map", "complete", "overlap")}
         assert set(cell.quality) == {"sts/spearman", "sts/pearson"} | ranking
         assert 0 < cell.p50_ms <= cell.p95_ms
         assert [(p.batch, p.sequence) for p in cell.latency] == [(1, 8), (2, 12)]
