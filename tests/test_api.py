@@ -13,7 +13,18 @@ import m2dexport
 
 ROOT = Path(__file__).parent.parent
 NAMES = {
-    *("Basis", "Budget", "Checkpoint", "Cut", "Device", "Encoder", "M2DError", "Plan", "Recipe"),
+    *(
+        "Basis",
+        "Budget",
+        "Checkpoint",
+        "Course",
+        "Cut",
+        "Device",
+        "Encoder",
+        "M2DError",
+        "Plan",
+        "Recipe",
+    ),
     *("open_checkpoint", "slice_checkpoint", "build_artifact", "quantize_artifact"),
     *("load_task", "profile_checkpoint", "read_profile", "write_profile", "select_cell"),
     *("open_profiled", "bundle_cell", "write_bundle", "verify_bundle", "load"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +22,17 @@ SMALL = replace(PLAN, layers=(1,), dims=(32,), weights=("fp16",), align=("none",
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A cluster with one node that stands for the target edge."""
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    context = ray.init(
-        num_cpus=2,
-        resources={"m2dexport:edge": 1},
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
-    yield context.address_info["address"]
-    ray.shutdown()
+    """The address of a cluster with one node, which stands for the target edge."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # it would write a token to the home folder
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 2, "resources": {"m2dexport:edge": 1}, "include_dashboard": False}
+        started = Cluster(initialize_head=True, head_node_args=node)
+        yield started.address
+        ray.shutdown()
+        started.shutdown()
 
 
 def test_a_cluster_measures_what_one_process_does(cluster: str, tmp_path: Path) -> None:
@@ -64,7 +63,6 @@ def test_latency_is_measured_on_nodes_of_the_targets_kind_alone(cluster: str, be
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(bert: Path) -> None:
-    ray.shutdown()
     with pytest.raises(M2DError, match=r"there is no Ray cluster at 127\.0\.0\.1:1: "):
         course = Course(cluster="127.0.0.1:1")
         profile_checkpoint(open_checkpoint(bert), TASKS, calibration_texts(), SMALL, course)

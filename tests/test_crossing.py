@@ -112,7 +112,8 @@ def test_a_depth_against_itself_and_against_the_full_one_is_what_its_cells_say(
     assert len(cells) == 7
     for cell in cells:
         name = f"{cell.layers}-aligned" if cell.align == "full" else str(cell.layers)
-        assert found[cell.dim, name, name] == pytest.approx(dict(cell.quality))
+        own = found[cell.dim, name, name]
+        assert own == pytest.approx({metric: cell.quality[metric] for metric in own})
         if cell.layers < 2:
             on_index = cell.as_query[f"2x{cell.dim}-fp32-float32"]
             assert found[cell.dim, name, "2"] == pytest.approx(dict(on_index))
@@ -144,7 +145,7 @@ def test_a_grid_without_the_full_depth_has_aligned_cells_no_index_and_the_refere
         "1x32-fp32-float32",
         "1x32-aligned-fp32-float32",
     ]
-    assert found.reference_cell().flags == ("reference",)
+    assert "reference" in found.reference_cell().flags
     assert [cell.id for cell in found.cells if "reference" in cell.flags] == [found.cells[0].id]
     assert all(not cell.as_query for cell in found.cells)
 

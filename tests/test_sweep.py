@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed import TASKS
 from scipy.stats import spearmanr
 from tiny import small_checkpoint
 
@@ -18,6 +19,8 @@ from m2dexport.data import align_texts_path, calibration_texts, default_task_pat
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as onnxruntime
 from m2dexport.errors import UsageError
+from m2dexport.measure.footprint import Footprint
+from m2dexport.profile import costs
 from m2dexport.profile.plan import Plan, default_plan, plan_for
 from m2dexport.profile.schema import Profile
 from m2dexport.profile.surface import compute_surface, corpus_of
@@ -69,7 +72,7 @@ def test_every_cell_of_the_plan_is_measured(profile: Profile) -> None:
         ranking = {"limit-small/ndcg@10", "limit-small/recall@10"}
         if cell.vectors == "ubinary":
             ranking |= {f"{name}+{by}x4" for name in ranking for by in ("ubinary", "int8")}
-        ranking |= {f"limit-small/{name}@10" for name in ("mrr", "map", "complete")}
+        ranking |= {f"limit-small/{name}@10" for name in ("mrr", "map", "complete", "overlap")}
         assert set(cell.quality) == {"sts/spearman", "sts/pearson"} | ranking
         assert 0 < cell.p50_ms <= cell.p95_ms
         assert [(p.batch, p.sequence) for p in cell.latency] == [(1, 8), (2, 12)]
@@ -205,7 +208,9 @@ def test_untrained_cells_are_flagged(profile: Profile) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny checkpoint, whose graphs' memory is not measured: that takes a process for each."""
+    monkeypatch.setattr(costs, "measure_footprint", lambda *_: Footprint(1, 2, 3.0, 4.0))
     return small_checkpoint(tmp_path / "tiny", "bert")
 
 
@@ -221,7 +226,7 @@ TINY = Plan(
 )
 
 
-def test_targets_and_engines_are_measured_in_one_sweep(tiny: Path, tasks) -> None:
+def test_targets_and_engines_are_measured_in_one_sweep(tiny: Path) -> None:
     plans = [
         replace(TINY, target="edge"),
         replace(TINY, target="edge", engine="openvino", weights=("fp32",)),
@@ -229,7 +234,7 @@ def test_targets_and_engines_are_measured_in_one_sweep(tiny: Path, tasks) -> Non
     ]
     edge, other = (load_target(name) for name in ("edge-cpu", "browser"))
     course = Course(targets={"edge": edge, "other": other})
-    found = profile_checkpoint(open_checkpoint(tiny), tasks, CALIBRATION, plans, course)
+    found = profile_checkpoint(open_checkpoint(tiny), TASKS, CALIBRATION, plans, course)
     assert [(each.name, each.engines) for each in found.targets] == [
         ("edge", ("onnx", "openvino")),
         ("other", ("onnx",)),
@@ -253,10 +258,10 @@ def test_targets_and_engines_are_measured_in_one_sweep(tiny: Path, tasks) -> Non
     assert [len(cell.latency) for cell in same] == [2, 1]
 
 
-def test_shards_measure_what_the_whole_does(tiny: Path, tasks) -> None:
+def test_shards_measure_what_the_whole_does(tiny: Path) -> None:
     def measured(shard: tuple[int, int] | None) -> Profile:
         course = Course(shard=shard)
-        return profile_checkpoint(open_checkpoint(tiny), tasks, CALIBRATION, TINY, course)
+        return profile_checkpoint(open_checkpoint(tiny), TASKS, CALIBRATION, TINY, course)
 
     whole, *shards = (measured(shard) for shard in (None, (1, 2), (2, 2)))
     assert [each.shard for each in (whole, *shards)] == [None, "1/2", "2/2"]

@@ -216,6 +216,14 @@ def test_search_finds_all_with_exact_vectors_and_most_with_rescored_ones(capsys)
     assert found["ubinary"][1] < found["ubinary, x10 rescored by float32"][1] <= 1
 
 
+def test_the_cost_of_a_surface_is_a_ratio_to_encoding_the_texts_once(small, capsys) -> None:
+    run("bench_sweep", "--model", small("bert"), "--texts", 40, "--weights", "fp32", "--threads", 1)
+    page = capsys.readouterr().out
+    assert "texts, " in page
+    assert [row[:2] for row in rows(page)] == [["fp32", "onnx"], ["fp32", "openvino"]]
+    assert all(float(row[5]) > 0 and int(row[6]) > 0 for row in rows(page))
+
+
 def test_a_pruned_vocabulary_is_measured_beside_the_whole_one(small, tasks, capsys) -> None:
     cut = ("--eval", tasks[0], "--sizes", 150, "--cells", "1x32")
     run("bench_vocabulary", "--model", small("bert"), *cut)

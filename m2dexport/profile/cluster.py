@@ -6,6 +6,7 @@ node, and gives back the files of one part, which the driver keeps. So a sweep g
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from m2dexport.strict import sha256_of_json
 _Files = dict[str, bytes]  # by their path in a folder
 #: The custom resource of nodes where the latency of a target may be measured.
 RESOURCE = "m2dexport:{}"
+_PATIENCE = 10  # seconds that a head node may take to accept a connection
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def connected(address: str, targets: Sequence[str]) -> Iterator[None]:
     """
     ray = _ray()
     try:
+        _require_listener(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise M2DError(f"there is no Ray cluster at {address}: {one_line(error)}") from error
     try:
         there = ray.cluster_resources()
@@ -183,6 +186,17 @@ def _needed(folder: Path) -> _Files:
 def _packed(folder: Path) -> _Files:
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def _require_listener(address: str) -> None:
+    """Refuse an address that nothing listens at; ray would try again for minutes.
+
+    Raises:
+        OSError: with the reason.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
 def _require_checkpoint(sweep: Sweep) -> None:

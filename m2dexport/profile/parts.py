@@ -123,10 +123,11 @@ def open_parts(folder: Path, *, fresh: bool = False) -> Iterator[Parts]:
             yield parts
         except BaseException as error:
             _remove(folder / _UNFINISHED)
-            if not _held(folder):
+            count = _held(folder)
+            if not count:
                 _remove_folders(made)
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                raise _full(error, parts) from error
+                raise _full(error, folder, count) from error
             raise
         _clear(folder)
         _remove_folders([folder])
@@ -152,12 +153,11 @@ def measure_anew(_step: str, _inputs: Any, measure: Callable[[], Any]) -> Any:
     return measure()
 
 
-def _full(error: OSError, parts: Parts) -> M2DError:
-    count = _held(parts.folder)
+def _full(error: OSError, folder: Path, count: int) -> M2DError:
     counted = f"{count} part{'s' * (count > 1)}"
     kept = f"what was measured, {counted}, is kept" if count else "nothing was measured"
     return M2DError(
-        f"the sweep cannot write to {parts.folder}: {error.strerror or error}; {kept}; make room, "
+        f"the sweep cannot write to {folder}: {error.strerror or error}; {kept}; make room, "
         "and run the same command again."
     )
 
