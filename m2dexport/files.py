@@ -255,7 +255,7 @@ def _beside(path: Path) -> Iterator[Path]:
             yield folder / path.name
     except OSError as error:
         raise M2DError(
-            f"{path} could not be written: {error.strerror or error}; nothing was kept."
+            f"{path} could not be written: {error.strerror or error}; nothing of it was kept."
         ) from error
 
 

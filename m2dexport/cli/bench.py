@@ -65,8 +65,9 @@ def _lines(found: Bench) -> Iterator[str]:
         f"{found.path}: {spec.layers} layers, {spec.dim} dims, weights={spec.weights}, "
         f"vectors={spec.vectors}, {spec.engine}"
     )
+    threads = found.device["threads"]
     where = f", {machine.virtualisation}" if machine.virtualisation else ""
-    yield f"{found.name}: {machine.cpu}, {found.device['threads']} threads{where}"
+    yield f"{found.name}: {machine.cpu}, {threads} thread{'s' * (threads > 1)}{where}"
     yield "texts x tokens  p50 ms  p95 ms  p99 ms  tokenization ms  runs"
     for point, tokens in zip(found.latency, found.tokenization, strict=True):
         p99 = "" if point.p99_ms is None else f"{point.p99_ms:.2f}"
@@ -74,6 +75,8 @@ def _lines(found: Bench) -> Iterator[str]:
             f"{f'{point.batch}x{point.sequence}':<14}  {point.p50_ms:6.2f}  {point.p95_ms:6.2f}  "
             f"{p99:>6}  {tokens.p50_ms:15.2f}  {point.runs:4}"
         )
+    if found.asked != found.shapes:
+        yield "Longer shapes were cut to the maximum length."
     first = found.latency[0]
     yield (
         f"text to vector {first.text_p50_ms:.2f} ms, load {found.load_ms:.0f} ms, first vector "

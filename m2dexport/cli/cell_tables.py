@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: The columns that a table has room for first.
 _MATTERS = ("cell", "mean", "p50", "size", "bytes", "p95", "for", "loss")
+_ENOUGH_RUNS = 100  # for a p95: five of them are slower
 _LONG_TAIL = 10  # times the p50
 _NAMED = 3
 
@@ -80,7 +81,7 @@ def print_cells(profile: Profile, view: View) -> None:
         cells = _shown(profile, target, view)
         _print_heading(profile, target)
         if not _print_cells(profile, cells, view):
-            notes = _notes(target)
+            notes = _notes(profile, target)
             say("; ".join(f"{why}: {cell}" for cell, why in notes.items()) + ".")
         every = profile.of_target(target.name)
         if not view.every:
@@ -132,12 +133,13 @@ def print_cross_depth(profile: Profile) -> None:
 def _print_heading(profile: Profile, target: TargetInfo) -> None:
     from m2dexport.report.facts import shape_words
 
-    machine = target.machine
+    machine, threads = target.machine, profile.threads(target.name)
     named = f"{target.name}: " if len(profile.targets) > 1 else ""
     asked = target.asked[0] if target.asked else None
     say(
-        f"{named}{machine.cpu} ({' '.join(machine.flags)}), up to {profile.threads(target.name)} "
-        f"threads; latency of {shape_words(target.shapes[0], asked)}, without tokenization"
+        f"{named}{machine.cpu} ({' '.join(machine.flags)}), up to {threads} "
+        f"thread{'s' * (threads > 1)}; latency of {shape_words(target.shapes[0], asked)}, without "
+        "tokenization"
     )
     if target.noise is not None and target.noise.verdict != "quiet":
         say(f"The machine was {target.noise.verdict}: {' '.join(target.noise.reasons)}")
@@ -145,7 +147,7 @@ def _print_heading(profile: Profile, target: TargetInfo) -> None:
 
 def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
     """Print a table; say whether what cells are recommended for is in it, or was not asked for."""
-    columns = columns_of(profile, _notes(profile.target(cells[0].target)))
+    columns = columns_of(profile, _notes(profile, profile.target(cells[0].target)))
     if view.columns:
         print_rows(named_columns(columns, view.columns), cells)
         return True
@@ -157,19 +159,21 @@ def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
     return columns["for"] in chosen
 
 
-def _notes(target: TargetInfo) -> dict[str, str]:
-    """Return cell id -> what it is recommended for."""
+def _notes(profile: Profile, target: TargetInfo) -> dict[str, str]:
+    """Return cell id -> what it is recommended for; a device may lack the whole reference."""
+    is_whole = profile.cell(target.reference, target.name).loss == 0
     found: dict[str, list[str]] = {}
     for name, cell in target.recommended:
         if cell is not None:
             found.setdefault(cell, []).append(name.replace("within_budget", "budget"))
-    found.setdefault(target.reference, []).append("reference")
+    if is_whole:
+        found.setdefault(target.reference, []).append("reference")
     return {cell: ", ".join(names) for cell, names in found.items()}
 
 
 def _recommended(profile: Profile, target: TargetInfo) -> list[Cell]:
     """Return the recommended cells and the reference."""
-    return [profile.cell(name, target.name) for name in _notes(target)]
+    return [profile.cell(name, target.name) for name in _notes(profile, target)]
 
 
 def _shown(profile: Profile, target: TargetInfo, view: View) -> list[Cell]:
@@ -181,7 +185,7 @@ def _shown(profile: Profile, target: TargetInfo, view: View) -> list[Cell]:
     ]
     if view.sort is None:
         return [*first, *sorted(rest, key=lambda cell: -cell.mean_quality)]
-    (column,) = named_columns(columns_of(profile, _notes(target)), [view.sort])
+    (column,) = named_columns(columns_of(profile, _notes(profile, target)), [view.sort])
     return sorted_by(column, [*first, *rest])
 
 
@@ -191,7 +195,13 @@ def _print_failures(profile: Profile) -> None:
 
 
 def _print_tails(cells: Sequence[Cell]) -> None:
-    """Comment on p95 that are ten times their p50; cells of one graph share both."""
+    """Comment on p95 of few runs, and on those that are ten times their p50.
+
+    Cells of one graph share both.
+    """
+    runs = min(cell.latency[0].runs for cell in cells)
+    if runs < _ENOUGH_RUNS:
+        say(f"p95 is of {runs} runs, too few to mean much; without --quick it is of more.")
     graphs = {(cell.p50_ms, cell.p95_ms): cell for cell in reversed(cells)}
     long = [cell for cell in graphs.values() if cell.p95_ms >= _LONG_TAIL * cell.p50_ms]
     if long:

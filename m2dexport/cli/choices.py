@@ -11,6 +11,13 @@ from m2dexport.cli.columns import give, print_table, say, terminal_width
 if TYPE_CHECKING:
     from m2dexport.profile.select import Choice, Selection
 
+_OF_ANY_METRIC = (
+    "untrained",
+    "collapsed",
+    "slower_than_fp32",
+    "batch_dependent",
+    "mixed_precision",
+)
 _LEFT = ("fits best", "query encoder")
 
 
@@ -23,6 +30,8 @@ def print_selection(selection: Selection, profile_path: Path, target: str | None
         target: the name of the target, where the profile has several.
     """
     cell, index = selection.cell, selection.index
+    # The others compare means, which is not what is chosen by here.
+    flags = [each for each in cell.flags if selection.metric == "mean" or each in _OF_ANY_METRIC]
     if index is not None:
         _print_encoders(selection)
     say(
@@ -34,7 +43,7 @@ def print_selection(selection: Selection, profile_path: Path, target: str | None
         )
         + f", p50 {cell.p50_ms:.2f} ms, p95 {cell.p95_ms:.2f} ms, {cell.size_bytes / 1e6:.1f} MB, "
         f"peak memory {cell.peak_memory_bytes / 1e6:.0f} MB, {cell.bytes_per_vector} bytes per "
-        "vector" + (f" [{' '.join(cell.flags)}]" if cell.flags else "")
+        "vector" + (f" [{' '.join(flags)}]" if flags else "")
     )
     _print_best(selection)
     limits = [each.sentence(selection.metric) for each in selection.best[0].standings]
@@ -99,6 +108,11 @@ def _remarks(selection: Selection) -> list[str]:
         found.append(
             f"No cell of the frontier fits: {selection.beaten_by.id} beats this one, and misses a "
             "limit."
+        )
+    if selection.best[0].loss_interval is None:
+        found.append(
+            f"{selection.metric} has no replicates, which main metrics have alone: noise is not "
+            "known, and any difference above 0.1 points counts."
         )
     passed = selection.passed_over
     if passed is not None:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 _GAP = 2  # characters between columns
 _ENDLESS = 100_000
+#: What CSV calls the columns that have a unit.
+_CSV_NAMES = {
+    **{name: f"{name}_ms" for name in ("p50", "p95", "p99", "load", "first")},
+    **{name: f"{name}_mb" for name in ("size", "peak", "used")},
+    "text": "text_p50_ms",
+    "bytes": "vector_bytes",
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ def print_csv(columns: Sequence[Column], cells: Sequence[Cell]) -> None:
     """Print cells as CSV, their figures unrounded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
+    writer.writerow([_CSV_NAMES.get(column.name, column.name) for column in columns])
     writer.writerows([column.value(cell) for column in columns] for cell in cells)
     click.echo(out.getvalue(), nl=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,9 @@ from m2dexport.cli.options import (
     texts_to_align,
 )
 from m2dexport.cli.sweeping import SWEEP, course_options, grid_options, plans_of, print_grid
+from m2dexport.errors import M2DError
+
+_INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
 if TYPE_CHECKING:
     from m2dexport.profile.parts import Parts
@@ -61,18 +66,37 @@ def profile(
     if ctx.invoked_subcommand is not None:
         return
     from m2dexport.cli.cell_tables import print_profile
-    from m2dexport.profile.parts import STORE, open_parts
+    from m2dexport.profile.manifest import profile_text
+    from m2dexport.profile.parts import STORE, WRITING, open_parts
     from m2dexport.report.write import require_report_folder, write_report
 
+    # A sweep that was interrupted while it wrote them left some of the files.
+    force = force or (out / STORE / WRITING).exists()
     require_report_folder(out, force=force)
-    with open_parts(out / STORE, fresh=options.pop("fresh")) as parts:
+    with open_parts(out / STORE, fresh=options.pop("fresh")) as parts, _going_on():
         result = _measured(model, parts, options, quiet=as_json)
+        parts.begin_writing()
         written = write_report(result, out, force=force)
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        click.echo(profile_text(result), nl=False)
     else:
         print_profile(result, written[0])
         click.echo(f"Wrote {written[0]} and {written[1]}, and pictures beside them")
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Say after Ctrl-C, and where the profile cannot be written, that nothing is lost."""
+    again = "what was measured is kept: run the same command again to go on"
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nInterrupted; {again}.", err=True)
+        raise SystemExit(_INTERRUPTED) from None
+    except M2DError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise M2DError(f"{str(error).removesuffix('.')}; {again}.") from error
 
 
 def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet: bool) -> Profile:
@@ -95,10 +119,10 @@ def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet
         shard=shard,
         cluster=cluster,
         on_quality=print_grid(tasks) if quick and not quiet else lambda *_: None,
-        say=(lambda _: None) if quiet else partial(click.echo, err=True),
+        say=partial(click.echo, err=True),
     )
     plans = tuple(replace(plan, align_texts=fitted) for plan in plans)
-    with progress(log=not quiet) as on_progress:
+    with progress(log=True) as on_progress:
         return profile_checkpoint(checkpoint, tasks, texts, plans, course, on_progress)
 
 

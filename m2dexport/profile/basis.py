@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from m2dexport.profile.crossing import read_index
 from m2dexport.profile.found import INDEX, RANKINGS, read_rankings
 from m2dexport.profile.grid import Pass, index_pass
 from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps, read_maps, write_maps
-from m2dexport.profile.parts import Parts, unpack
+from m2dexport.profile.parts import STORE, Parts, unpack
 from m2dexport.profile.passes import Basis, Beside, measure_pass
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import corpus_of, loaded_runner
@@ -32,6 +33,9 @@ from m2dexport.vectors.tasks import Task
 
 #: What of a checkpoint's folder, besides its weights, decides a vector.
 _DECIDING = (".json", ".txt", ".model", ".py")
+#: Packages, besides an artifact's, whose version decides what is measured.
+_ALSO_DECIDING = ("numpy", "onnx-ir", "scipy", "tokenizers")
+_PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Sweep:
     def decides(self) -> dict[str, Any]:
         """Return what decides all that is measured, as JSON."""
         checkpoint = self.checkpoint
-        files = sorted(p for p in checkpoint.path.rglob("*") if p.suffix in _DECIDING)
+        files = sorted(_deciding_files(checkpoint.path))
         tools = {name: v for plan in self.plans for name, v in tool_versions(plan.engine).items()}
+        tools |= {name: version(name) for name in _ALSO_DECIDING}
         return {
             "weights": checkpoint.weights_sha256,
             "files": [(p.relative_to(checkpoint.path).as_posix(), sha256_of(p)) for p in files],
@@ -77,8 +82,18 @@ class Sweep:
             "calibration": texts_sha256(self.calibration),
             "align_texts": sha256_of_texts(self.align_texts) if self.aligned else None,
             "tools": tools,
+            "code": [sha256_of(path) for path in sorted(_PACKAGE.rglob("*.py"))],
             "processor": astuple(read_processor()),
         }
+
+
+def _deciding_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a checkpoint that decide a vector, but not profiles that lie in it."""
+    for path in folder.rglob("*"):
+        beside = [each for each in path.parents if folder in each.parents]
+        ours = any((each / STORE).exists() or (each / "profile.json").exists() for each in beside)
+        if path.suffix in _DECIDING and not ours:
+            yield path
 
 
 @dataclass(frozen=True)

@@ -98,23 +98,19 @@ def frontier(cells: Sequence[Cell], qualities: Sequence[Quality] | None = None) 
 
 
 def frontier_line(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Return the cells to draw a line through, fastest first: the frontier of p50 and quality.
+    """Return the cells to draw a line through, fastest first: each has more points than the last.
 
-    They are those of the frontier that none beats in these two; of cells that are alike in both,
-    the fastest. (A cell off the frontier is beaten by one of it, also in these two.)
+    The frontier has others, too, which are ahead in size or bytes per vector.
 
     Args:
         cells: all cells of one target, or those of its frontier.
     """
-    on = sorted((cell for cell in cells if cell.on_frontier), key=lambda c: (c.p50_ms, c.id))
-    if not on:
-        return ()
-    found = relations(on)
-    line: list[int] = []
-    for index in np.flatnonzero(on_frontier(replace(found, dearer=found.slower))):
-        if not line or found.better[index, line[-1]]:
-            line.append(int(index))
-    return tuple(on[index] for index in line)
+    line: list[Cell] = []
+    on = (cell for cell in cells if cell.on_frontier)
+    for cell in sorted(on, key=lambda c: (c.p50_ms, -c.mean_quality, c.id)):
+        if not line or cell.mean_quality > line[-1].mean_quality:
+            line.append(cell)
+    return tuple(line)
 
 
 def unbeaten(beats: Pairs, points: Sequence[float]) -> NDArray[np.bool_]:

@@ -24,9 +24,14 @@ def write_profile(profile: Profile, path: str | Path, *, force: bool = False) ->
     Raises:
         UsageError: when ``path`` exists and ``force`` does not say that it is to be replaced.
     """
-    text = json.dumps(_rounded(profile.model_dump(mode="json")), indent=2, sort_keys=True)
     with atomic_file(Path(path), force=force) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(profile_text(profile), encoding="utf-8")
+
+
+def profile_text(profile: Profile) -> str:
+    """Return profile.json: what it holds does not depend on the order in which it was measured."""
+    stored = _rounded(profile.model_dump(mode="json"))
+    return json.dumps(stored, indent=2, sort_keys=True) + "\n"
 
 
 def read_profile(path: str | Path) -> Profile:

@@ -10,17 +10,22 @@ from m2dexport.profile.schema import Profile
 from m2dexport.profile.target import Target
 
 
-def require_measured_for(profile: Profile, target: Target) -> None:
+def require_measured_for(profile: Profile, target: Target, held: str | None = None) -> None:
     """Refuse to choose for a target that a profile was not measured for; warn of more threads.
+
+    Args:
+        profile: the profile.
+        target: what is asked for.
+        held: the name of a target of the profile, to compare with; None: the first.
 
     Raises:
         UsageError: when the profile's engine, provider or isa is not the target's, or its threads
             spin for longer than the target allows.
     """
-    reason = _unlike(profile, target)
+    reason = _unlike(profile, target, held)
     if reason is not None:
         raise UsageError(f"{reason}; profile with that target first.")
-    reason = _more_threads(profile, target)
+    reason = _more_threads(profile, target, held)
     if reason is not None:
         warnings.warn(f"{reason}.", stacklevel=2)
 

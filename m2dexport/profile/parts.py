@@ -28,6 +28,9 @@ Remember = Callable[[str, Any, Callable[[], Any]], Any]
 #: The folder of a sweep's parts, in that of its profile.
 STORE = ".sweep"
 
+#: In that folder while the profile's files are written.
+WRITING = "writing"
+
 _UNFINISHED = "unfinished"
 #: What a full disk says; numpy says nothing but that it wrote too little.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, None)
@@ -54,7 +57,10 @@ class Parts:
             text = json.dumps(measure())
             with self._kept(path) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
-        return json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise M2DError(f"{path} is damaged; start over with --fresh.") from error
 
     def files(self, step: str, inputs: Any, make: Callable[[Path], None]) -> Path:
         """Return the folder of a step that makes files: made before, or now.
@@ -78,6 +84,10 @@ class Parts:
     def count(self, step: str = "") -> int:
         """Return how many parts of this sweep there are, of one step or of all."""
         return len(list(self.folder.glob(f"{step}*-{self._own}-*")))
+
+    def begin_writing(self) -> None:
+        """Note that the profile's files are being written: some may be there already."""
+        (self.folder / WRITING).touch()
 
     @property
     def _own(self) -> str:
@@ -172,7 +182,7 @@ def _remove_folders(folders: Iterable[Path]) -> None:
 
 def _held(folder: Path) -> int:
     """Return how many parts a folder holds, of whatever sweep."""
-    return sum(path.name not in (LOCK, _UNFINISHED) for path in folder.iterdir())
+    return sum(path.name not in (LOCK, WRITING, _UNFINISHED) for path in folder.iterdir())
 
 
 def _clear(folder: Path) -> None:

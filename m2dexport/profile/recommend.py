@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.profile.frontier import SIZE_NOISE, mean_score, metric_score
+from m2dexport.profile.frontier import SIZE_NOISE, better_pairs, mean_score, metric_score
 from m2dexport.profile.schema import MEAN, Cell, Recommended
 from m2dexport.profile.select import Pool, cheapest_of_the_best, cost, needs_consent, pool_of, take
 from m2dexport.profile.target import Budget
@@ -54,23 +54,45 @@ def reasons(recommended: Recommended, cells: Sequence[Cell]) -> dict[str, str]:
         recommended: the ids.
         cells: all cells of the target.
     """
-    smallest = next(cell for cell in cells if cell.id == recommended.smallest)
+    by_id = {cell.id: cell for cell in cells}
+    asked = [cell for cell in cells if "reference" not in cell.flags]
     found = {
-        "best": "no cell is better beyond noise, and of those as good it is the cheapest",
+        "best": "no cell of the grid is better beyond noise, and of those as good it is the "
+        "cheapest",
         "balanced": "dearer cells add little quality for what they cost, cheaper ones lose much",
-        "smallest": _why_smallest(smallest, cells),
+        "smallest": _why_smallest(by_id[recommended.smallest], cells),
     }
+    if len(asked) == 1:
+        found = dict.fromkeys(found, "it is the only cell of the grid")
     if recommended.within_budget is not None:
         found["within_budget"] = "it is the best within the target's budget"
-    return found
+    return {
+        role: why + _losses(by_id[dict(recommended)[role]], cells) for role, why in found.items()
+    }
+
+
+def _losses(cell: Cell, cells: Sequence[Cell]) -> str:
+    """Return on which tasks a cell is worse than the widest, deepest one, whatever its mean is.
+
+    A mean hides a loss on one task behind a gain on another.
+    """
+    whole = max(cells, key=lambda c: (c.layers, c.dim, c.weights == "fp32", c.vectors == "float32"))
+    lost = [
+        f"{whole.quality[metric] - cell.quality[metric]:.1f} points on {metric}"
+        for metric in cell.replicates
+        if metric in whole.quality
+        and better_pairs([metric_score(whole, metric), metric_score(cell, metric)])[0, 1]
+    ]
+    return f", though it loses {' and '.join(lost)}" if lost else ""
 
 
 def _why_smallest(cell: Cell, cells: Sequence[Cell]) -> str:
     static = [each.mean_quality for each in cells if each.layers == 0]
     size = f"in {cell.size_bytes / 1e6:.1f} MB"
-    if cell.retention is None or cell.retention >= KEPT_SHARE:
-        kept = "the" if cell.retention is None else f"{cell.retention:.0%} of the reference's"
-        return f"it keeps {kept} quality {size}"
+    if cell.retention is None:
+        return f"no file is smaller, {size} (the reference has no quality to keep)"
+    if cell.retention >= KEPT_SHARE:
+        return f"it keeps {cell.retention:.0%} of the reference's quality {size}"
     if cell.layers > 0 and static and cell.mean_quality > max(static):
         return f"it is better than depth 0 {size}"
     return f"it is the best, and no cell keeps {KEPT_SHARE:.0%} of the reference's quality"

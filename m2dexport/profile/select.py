@@ -230,6 +230,10 @@ def budget_for(
         UsageError: when no target is named and there are several, the profile was not measured for
             the target that is, or nothing is limited.
     """
+    metric = limits.get("metric")
+    if metric is not None:
+        profile.metric(profile.cells[0], metric)  # refused where there is none of that name
+        unlimited = True
     if target is None:
         only = profile_target(profile, None)
         return only, budget_from(None, unlimited=unlimited, **limits)
@@ -239,6 +243,8 @@ def budget_for(
         require_measured_for(profile, load_target(target))
         return profile.targets[0].name, budget_from(target, unlimited=unlimited, **limits)
     from_file = target != name
+    if from_file:
+        require_measured_for(profile, load_target(target), name)
     base = target if from_file or (is_shipped(name) and not held.budget) else held.budget
     return name, budget_from(base, unlimited=unlimited, **limits)
 
