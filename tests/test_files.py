@@ -81,11 +81,9 @@ def test_an_exception_keeps_the_file_that_was_there(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     for atomic in (atomic_file, atomic_folder):
-        with pytest.raises(
-            M2DError, match=r"out.*No space left.*nothing of it was kept\."
-        ) as caught:  # noqa: E501, SIM117
-            with atomic(tmp_path / "out"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        said = r"out.*No space left.*nothing of it was kept\."
+        with pytest.raises(M2DError, match=said) as caught, atomic(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         assert caught.value.exit_code == 1
         assert names(tmp_path) == []
 

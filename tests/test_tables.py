@@ -130,9 +130,9 @@ def test_csv_has_every_figure_unrounded_and_json_the_whole_profile(tmp_path: Pat
     rows = list(csv.DictReader(io.StringIO(shown.stdout)))
     assert {row["cell"] for row in rows} == {each.id for each in CELLS}
     assert rows[0]["sts/spearman"] == "89.0"
-    assert rows[0]["text"] == ""
+    assert rows[0]["text_p50_ms"] == ""
     few = m2d("profile", "show", path, "--csv", "--columns", "cell, p95", "--sort", "p95").stdout
-    assert few.splitlines()[0] == "cell,p95"
+    assert few.splitlines()[0] == "cell,p95_ms"
     assert "replicates" in m2d("profile", "show", path, "--json").stdout
     refused = m2d("profile", "show", path, "--sort", "speed")
     assert (refused.exit_code, refused.stdout) == (2, "")

@@ -11,7 +11,7 @@ Behavior", 1944, section 4.5, call such a set a solution. Without noise, it is P
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
