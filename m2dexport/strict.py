@@ -30,6 +30,7 @@ from m2dexport.errors import M2DError, UsageError, one_line
 
 _VALUE = 60  # characters of a foreign value
 _MOST_INT = 1 << 63
+_MOST_NAME = 300  # characters of a name
 _MOST_TEXT = 1 << 22  # characters
 
 T = TypeVar("T")
@@ -209,6 +210,29 @@ def _keeps(rule: Within | Matching, value: Any) -> bool:
 def _require(holds: bool, value: Any, wanted: object, path: str) -> None:
     if not holds:
         raise _WrongValue(f"{path or 'the content'} is {shown(value)} where {wanted} is needed")
+
+
+def is_name(text: str) -> bool:
+    """Say whether a text can stand in a table, a report and a message: printable, not blank."""
+    return 0 < len(text) <= _MOST_NAME and text.isprintable() and not text.isspace()
+
+
+def require_name(text: str, what: str) -> str:
+    """Return a name that a user gave to something.
+
+    Args:
+        text: the name.
+        what: has it, in a message ("the target").
+
+    Raises:
+        UsageError: when it cannot be printed or is blank.
+    """
+    if not is_name(text):
+        raise UsageError(
+            f"{what} is named {shown(text)}; give it a name of 1 to {_MOST_NAME} printable "
+            "characters."
+        )
+    return text
 
 
 def is_unicode(text: str) -> bool:

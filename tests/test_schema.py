@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -57,6 +58,81 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change, message: str
     write_profile(profile(cell()), path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UsageError, match=message):
+        read_profile(path)
+
+
+def changed(value: Any, *path: Any) -> dict[str, Any]:
+    """Return a stored profile of two cells with one value replaced; ``path`` leads to it."""
+    stored = json.loads(profile(cell(6), cell(2)).model_dump_json())
+    *way, last = path
+    part = stored
+    for step in way:
+        part = part[step]
+    part[last] = value
+    return stored
+
+
+HUGE = 10**400
+CELL = ("cells", 1)
+FIRST = (*CELL, "latency", 0)
+CODES = (*CELL, "replicates", "sts/spearman", "codes")
+TOLD = ("targets", 0, "recommended")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((*CELL, "p50_ms"), -1, r"cells\.1\.p50_ms: Input should be greater than 0"),
+        ((*CELL, "size_bytes"), 0, r"cells\.1\.size_bytes: Input"),
+        ((*CELL, "size_bytes"), HUGE, r"cells\.1\.size_bytes: "),
+        ((*CELL, "peak_memory_bytes"), HUGE, "peak_memory_bytes: "),
+        ((*CELL, "bytes_per_vector"), HUGE, "bytes_per_vector: "),
+        ((*CELL, "ratio_interval", "low"), 0, "ratio_interval: should lie above 0"),
+        ((*CELL, "loss_interval", "low"), 99, "loss_interval: low should not be above high"),
+        ((*CELL, "replicates", "sts/spearman", "scale"), 1e308, "scale: Input"),
+        ((*CELL, "latency"), [], "latency: "),
+        ((*FIRST, "sequence"), 512, "first timed at 1x512 tokens, and its target local at 1x16"),
+        ((*FIRST, "p50_interval", "low"), 0, "p50_interval: should lie above 0"),
+        (CODES, "nope!", "codes: should be base64"),
+        (CODES, "", "has 0 replicates of sts/spearman, not 256"),
+        (CODES, "AAAA", "has 3 replicates of sts/spearman, not 256"),
+        ((*CELL, "quality"), {"sts/pearson": 1}, "2x64-fp32-float32 of local has no sts/spearman"),
+        ((*CELL, "quality", "\x1b"), 1, r"'\\x1b' is no metric"),
+        ((*CELL, "query_replicates", "x"), {"r/m": {"scale": 0, "codes": ""}}, "without the figu"),
+        ((*CELL, "target"), "edge", "is of the target edge, which is not there"),
+        ((*CELL, "layers"), 6, "the cell 6x64-fp32-float32 has the id '2x64-fp32-float32'"),
+        (("tasks",), [], "tasks: "),
+        (("targets", 0, "shapes"), [], "shapes: "),
+        (("targets", 0, "name"), "a\x1b[31m", "targets.0.name: should be a name that can be print"),
+        (("targets", 0, "name"), "", "targets.0.name: should be"),
+        (("tasks", 0, "name"), "a\nb", "tasks.0.name: should be a name"),
+        (("targets", 0, "reference"), "9x9", "target local names the cell '9x9', which is not th"),
+        ((*TOLD, "smallest"), "9x9", "target local names the cell '9x9', which is not there"),
+        ((*TOLD, "within_budget"), "9x9", "target local names the cell '9x9', which is not there"),
+        (("targets", 0, "engines"), ["openvino"], "local has no cell of its engine openvino"),
+        (("targets", 0, "budget"), {"p50_ms": -1}, "budget of the target local is none: "),
+        (("shard",), "1/99999999999", "shard: should be a shard such as 1/2"),
+        (("shard",), "0/0", "shard: should be a shard such as 1/2"),
+        (("shard",), "3/2", "shard: should be a shard such as 1/2"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_it_is_read(tmp_path, path, value, message: str) -> None:
+    name = tmp_path / "profile.json"
+    name.write_text(json.dumps(changed(value, *path)))
+    with pytest.raises(
+        UsageError, match=r"profile\.json is not a profile: .*" + message
+    ) as refused:
+        read_profile(name)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", ["cells", "tasks", "targets"])
+def test_what_is_there_twice_is_refused(tmp_path: Path, part: str) -> None:
+    stored = changed(None, "shard")
+    stored[part].append(stored[part][0])
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match=rf"is not a profile: the {part[:-1]} .* twice"):
         read_profile(path)
 
 

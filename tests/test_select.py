@@ -367,8 +367,9 @@ INDEX = cell(6, vectors="int8", p50_ms=6.0).model_copy(
 def asking(layers: int, points: float, weights: str = "fp32", **values: object) -> Cell:
     """Return a cell whose queries have these points on what INDEX wrote."""
     found = {INDEX.id: {"r/ndcg@10": points, "r/recall@10": points + 10}}
-    values = {"align": "none" if layers == 6 else "full", "p50_ms": float(layers), **values}
-    return cell(layers, weights=weights, vectors="int8", as_query=found, quality=99.0, **values)
+    values = {"align": "none" if layers == 6 else "full", "p50_ms": layers or 0.1, **values}
+    made = cell(layers, weights=weights, vectors="int8", as_query=found, quality=99.0, **values)
+    return made.model_copy(update={"quality": {**made.quality, **found[INDEX.id]}})
 
 
 def searched(*cells: Cell) -> Profile:

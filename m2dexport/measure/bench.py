@@ -30,6 +30,7 @@ from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import FULL_MODEL, RANGES, TOKENIZER, ArtifactSpec
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load
+from m2dexport.strict import is_name, require_name
 from m2dexport.vectors.codecs import bytes_per_vector
 
 FORMAT, KIND = 1, "bench"
@@ -110,12 +111,13 @@ def bench(
         name: of the machine; None: its host name.
 
     Raises:
-        UsageError: when there is nothing there, or a shape is impossible.
+        UsageError: when there is nothing there, or a shape or the name is impossible.
         BundleError: when the archive is damaged.
         M2DError: when it does not run.
     """
     path = Path(path)
     _require_shapes(shapes)
+    name = platform.node() if name is None else require_name(name, "this machine")
     encoder = load(path, device)
     spec = encoder.spec
     cut = tuple(dict.fromkeys((batch, min(size, spec.max_length)) for batch, size in shapes))
@@ -125,7 +127,7 @@ def bench(
     del encoder
     footprint = measure_encoder(path, spec.engine, device, cut, requests[0].texts[0][:1])
     return Bench(
-        name=name or platform.node() or "device",
+        name=name if is_name(name) else "device",
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         path=path,
         sha256=None if path.is_dir() else sha256_of(path),

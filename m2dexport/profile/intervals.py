@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from m2dexport.profile.bounds import Figure
 from m2dexport.vectors.resample import Score, interval
 
 _CODES = 127  # of a replicate, on either side of the figure itself
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
 
 class Model(BaseModel):
@@ -21,8 +24,24 @@ class Model(BaseModel):
 class Interval(Model):
     """Where a figure lies with 95% confidence."""
 
-    low: float
-    high: float
+    low: Figure
+    high: Figure
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Interval:
+        if self.low > self.high:
+            raise ValueError("low should not be above high")
+        return self
+
+
+def _positive(interval: Interval) -> Interval:
+    if interval.low <= 0:
+        raise ValueError("should lie above 0")
+    return interval
+
+
+#: Of what is above 0, such as a duration.
+PositiveInterval = Annotated[Interval, AfterValidator(_positive)]
 
 
 class Replicates(Model):
@@ -31,8 +50,13 @@ class Replicates(Model):
     Replicate i is the figure itself + ``scale`` x code i.
     """
 
-    scale: float
-    codes: str = Field(description="base64 of an int8 per replicate")
+    scale: float = Field(ge=0, le=1000)
+    codes: str = Field(pattern=_BASE64, description="base64 of an int8 per replicate")
+
+    @property
+    def count(self) -> int:
+        """How many replicates there are."""
+        return len(self.codes) // 4 * 3 - self.codes[-2:].count("=")
 
 
 def interval_of(score: Score) -> Interval:

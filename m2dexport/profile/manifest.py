@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from m2dexport import __version__
 from m2dexport.data import read_utf8
-from m2dexport.errors import UsageError
+from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_file
+from m2dexport.profile.consistency import contradictions
 from m2dexport.profile.schema import FORMAT, Profile
 from m2dexport.strict import parse_json, shown
 
@@ -70,7 +71,7 @@ def profile_from(stored: Any, path: Path) -> Profile:
         path: its file, for messages.
 
     Raises:
-        UsageError: when it is no profile, or of another format.
+        UsageError: when it is no profile, contradicts itself, or is of another format.
     """
     if (
         not isinstance(stored, dict)
@@ -84,11 +85,17 @@ def profile_from(stored: Any, path: Path) -> Profile:
     try:
         profile = Profile.model_validate(stored)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path} is not a profile: {where}: {first['msg']}.") from error
+        first = error.errors(include_url=False)[0]
+        where = one_line(".".join(str(part) for part in first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch":
+            said = "should be base64"
+        raise UsageError(f"{path} is not a profile: {where}: {said}.") from error
     if not profile.cells:
         raise UsageError(f"{path} holds no cells.")
+    wrong = next(contradictions(profile), None)
+    if wrong is not None:
+        raise UsageError(f"{path} is not a profile: {wrong}.")
     return profile
 
 

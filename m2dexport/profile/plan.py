@@ -21,6 +21,7 @@ from m2dexport.profile.schema import LOCAL
 from m2dexport.profile.settings import Optimize
 from m2dexport.profile.target import Target
 from m2dexport.quantize.recipes import require_precision
+from m2dexport.strict import require_name
 from m2dexport.vectors.tasks import Task, require_distinct
 
 _SMALLEST_DIM = 32
@@ -117,6 +118,7 @@ def require_plan(checkpoint: Checkpoint, plan: Plan, tasks: Sequence[Task]) -> N
         UsageError: naming what is wrong.
         MissingExtra: when the engine is not installed.
     """
+    require_name(plan.target, "the target")
     known = engine_maker(plan.engine).PRECISIONS
     for weights in plan.weights:
         require_precision(weights, plan.engine, known)

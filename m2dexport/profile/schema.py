@@ -10,7 +10,8 @@ from pydantic import Field
 from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
-from m2dexport.profile.intervals import Interval, Model, Replicates, score_from
+from m2dexport.profile.bounds import Count, Elapsed, Figure, Name, Natural, Points, Positive, Shard
+from m2dexport.profile.intervals import Interval, Model, PositiveInterval, Replicates, score_from
 from m2dexport.vectors.resample import Score, mean_of
 
 FORMAT = 5
@@ -34,10 +35,10 @@ Flag = Literal[
 class MeasuredOn(Model):
     """What a graph was run on."""
 
-    provider: str = Field(description="execution provider, or OpenVINO device")
-    threads: int = Field(description="that run one batch")
-    spin_us: int = Field(description="microseconds at most that an idle thread waits in a loop")
-    workers: int = Field(description="batches of a list that run at once")
+    provider: Name = Field(description="execution provider, or OpenVINO device")
+    threads: Natural = Field(description="that run one batch")
+    spin_us: Natural = Field(description="microseconds at most that an idle thread waits in a loop")
+    workers: Natural = Field(description="batches of a list that run at once")
 
 
 class Machine(Model):
@@ -45,8 +46,8 @@ class Machine(Model):
 
     cpu: str = Field(description="model name")
     flags: tuple[str, ...] = Field(description="instruction sets that decide speed and exactness")
-    cores: int = Field(description="that this process may use")
-    memory_bytes: int
+    cores: Natural = Field(description="that this process may use")
+    memory_bytes: Natural
     os: str
     python: str
     governor: str | None = Field(description="of the clock's frequency; null: unknown")
@@ -59,115 +60,115 @@ class Noise(Model):
 
     verdict: Literal["quiet", "noisy", "very noisy"]
     reasons: tuple[str, ...] = Field(description="a sentence each")
-    spread: float = Field(description="p95 over p50 of the reference cell")
-    drift: float = Field(description="the reference cell's slowest quarter over its fastest")
-    stolen: float | None = Field(description="share of time that the host took; null: unknown")
-    busy: float | None = Field(description="cores that others kept busy; null: unknown")
+    spread: Figure = Field(description="p95 over p50 of the reference cell")
+    drift: Figure = Field(description="the reference cell's slowest quarter over its fastest")
+    stolen: Figure | None = Field(description="share of time that the host took; null: unknown")
+    busy: Figure | None = Field(description="cores that others kept busy; null: unknown")
 
 
 class CheckpointInfo(Model):
     """Which checkpoint was profiled."""
 
     model: str | None = Field(description="as the user named it; null: the one that ships")
-    sha256: str = Field(description="hash of the weights by content")
+    sha256: Name = Field(description="hash of the weights by content")
     model_type: str
-    layers: int
-    dim: int
-    trained: tuple[tuple[int, int], ...] | None = Field(description="null: unknown")
+    layers: Natural
+    dim: Count
+    trained: tuple[tuple[Natural, Count], ...] | None = Field(description="null: unknown")
     pooling: str | None = Field(description="as declared by the user; null: as stored")
 
 
 class TaskInfo(Model):
     """One evaluation set."""
 
-    name: str
+    name: Name
     kind: Literal["sts", "retrieval", "pair_classification", "clustering"]
-    main_metric: str
-    texts: int
-    sha256: str
+    main_metric: Name
+    texts: Natural
+    sha256: Name
 
 
 class Shape(Model):
     """The input of one timed run: every token is real, none is padding."""
 
-    batch: int
-    sequence: int
+    batch: Count
+    sequence: Count
 
 
 class Latency(Model):
     """Latency at one shape, tokenization not included."""
 
-    batch: int
-    sequence: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float | None = Field(description="null: fewer than 300 runs")
-    p50_interval: Interval
-    p95_interval: Interval
-    runs: int
+    batch: Count
+    sequence: Count
+    p50_ms: Positive
+    p95_ms: Positive
+    p99_ms: Positive | None = Field(description="null: fewer than 300 runs")
+    p50_interval: PositiveInterval
+    p95_interval: PositiveInterval
+    runs: Count
 
 
 class Tokenization(Model):
     """How long it takes to make the token ids of one shape from texts."""
 
-    batch: int
-    sequence: int
-    p50_ms: float
-    p95_ms: float
+    batch: Count
+    sequence: Count
+    p50_ms: Elapsed
+    p95_ms: Elapsed
 
 
 class SizeParts(Model):
     """What the bytes of a cell's files are, in bytes."""
 
-    embeddings: int = Field(description="tables of token, position and type vectors")
-    layers: int
-    tokenizer: int
-    other: int = Field(description="structure of the graph, map, codec, ranges")
+    embeddings: Natural = Field(description="tables of token, position and type vectors")
+    layers: Natural
+    tokenizer: Natural
+    other: Natural = Field(description="structure of the graph, map, codec, ranges")
 
 
 class Cell(Model):
     """One point of the profile: what a (layers, dim, weights, vectors, engine) gives and costs."""
 
     id: str
-    target: str = Field(description="name of the target that it was measured for")
-    layers: int = Field(description="0: the static model, a table of token vectors")
-    dim: int
+    target: Name = Field(description="name of the target that it was measured for")
+    layers: Natural = Field(description="0: the static model, a table of token vectors")
+    dim: Count
     align: Align = Field(description="full: ends in a map into the full depth's space")
     weights: WeightPrecision
     vectors: VectorPrecision
-    engine: str
+    engine: Name
     device: MeasuredOn
     isa: Isa = Field(description="processors that int8 weights are made for")
-    quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
+    quality: Mapping[str, Points] = Field(description='"task/metric" -> points, 0 to 100')
     intervals: Mapping[str, Interval] = Field(description='"task/metric" -> its interval')
     replicates: Mapping[str, Replicates] = Field(description="of the tasks' main metrics")
-    as_query: Mapping[str, Mapping[str, float]] = Field(
+    as_query: Mapping[str, Mapping[str, Points]] = Field(
         description="index cell -> quality of this cell's queries on what that cell wrote"
     )
     query_replicates: Mapping[str, Mapping[str, Replicates]] = Field(
         description="index cell -> those of the retrieval tasks' main metrics"
     )
-    mean_quality: float = Field(description="unweighted mean of the tasks' main metrics, points")
+    mean_quality: Points = Field(description="unweighted mean of the tasks' main metrics, points")
     mean_interval: Interval
-    retention: float | None = Field(
+    retention: Figure | None = Field(
         description="mean_quality over that of the reference cell; null: that one has none"
     )
-    loss: float = Field(description="points of mean_quality below the reference cell")
+    loss: Points = Field(description="points of mean_quality below the reference cell")
     loss_interval: Interval = Field(description="of the loss, from paired replicates")
-    latency: tuple[Latency, ...]
-    p50_ms: float = Field(description="at the target's first shape")
-    p95_ms: float = Field(description="at the target's first shape")
-    p99_ms: float | None = Field(description="at the target's first shape; null: too few runs")
-    text_p50_ms: float | None = Field(description="p50_ms with tokenization; null: not measured")
-    ratio: float = Field(description="p50_ms over that of the target's reference cell")
-    ratio_interval: Interval = Field(description="from rounds in which both ran")
-    load_ms: float = Field(description="from file to a session that can run")
-    first_ms: float = Field(description="the first run after that, at the target's first shape")
-    size_bytes: int = Field(description="graph, tokenizer and ranges")
+    latency: tuple[Latency, ...] = Field(min_length=1)
+    p50_ms: Positive = Field(description="at the target's first shape")
+    p95_ms: Positive = Field(description="at the target's first shape")
+    p99_ms: Positive | None = Field(description="at the target's first shape; null: too few runs")
+    text_p50_ms: Positive | None = Field(description="p50_ms with tokenization; null: not measured")
+    ratio: Positive = Field(description="p50_ms over that of the target's reference cell")
+    ratio_interval: PositiveInterval = Field(description="from rounds in which both ran")
+    load_ms: Elapsed = Field(description="from file to a session that can run")
+    first_ms: Elapsed = Field(description="the first run after that, at the target's first shape")
+    size_bytes: Count = Field(description="graph, tokenizer and ranges")
     size_parts: SizeParts
-    peak_memory_bytes: int = Field(description="of a process of its own, at the largest shape")
-    used_memory_bytes: int = Field(description="its peak after 1,000 requests of mixed shapes")
-    bytes_per_vector: int
+    peak_memory_bytes: Natural = Field(description="of a process of its own, at the largest shape")
+    used_memory_bytes: Natural = Field(description="its peak after 1,000 requests of mixed shapes")
+    bytes_per_vector: Count
     flags: tuple[Flag, ...]
     on_frontier: bool = Field(description="no cell of the frontier beats it")
 
@@ -185,22 +186,24 @@ class SharedLatency(Model):
     """A cell that was timed by itself, since cells of one graph share their latency."""
 
     cell: str = Field(description="id")
-    p50_ms: float
-    shared_p50_ms: float = Field(description="of what it shares it with, timed beside it")
+    p50_ms: Positive
+    shared_p50_ms: Positive = Field(description="of what it shares it with, timed beside it")
 
 
 class TargetInfo(Model):
     """Where cells were measured, and what is to be had there."""
 
-    name: str
+    name: Name
     description: str
-    engines: tuple[str, ...]
+    engines: tuple[Name, ...] = Field(min_length=1)
     machine: Machine
     noise: Noise | None = Field(description="null: latency was not measured here")
-    shapes: tuple[Shape, ...] = Field(description="that were timed; limits mean the first")
+    shapes: tuple[Shape, ...] = Field(
+        min_length=1, description="that were timed; limits mean the first"
+    )
     asked: tuple[Shape, ...] = Field(description="the same, before the maximum length cut them")
     tokenization: tuple[Tokenization, ...]
-    budget: Mapping[str, float | str] = Field(description="limits by key, and their metric")
+    budget: Mapping[str, Figure | str] = Field(description="limits by key, and their metric")
     reference: str = Field(description="id of the deepest, widest, unquantized cell")
     recommended: Recommended
     samples: tuple[SharedLatency, ...]
@@ -210,7 +213,7 @@ class Failure(Model):
     """Cells that could not be measured, since their graph does not pass its checks."""
 
     engine: str
-    layers: int
+    layers: Natural
     align: Align
     weights: WeightPrecision
     reason: str
@@ -220,33 +223,33 @@ class Failure(Model):
 class CrossDepth(Model):
     """Queries of one depth against documents of another: the first weights, float32 vectors."""
 
-    dim: int
-    queries: str = Field(description='depth, as in "1" or "1-aligned"')
-    documents: str = Field(description="likewise")
-    quality: Mapping[str, float] = Field(description='"task/metric" -> points, 0 to 100')
+    dim: Count
+    queries: Name = Field(description='depth, as in "1" or "1-aligned"')
+    documents: Name = Field(description="likewise")
+    quality: Mapping[str, Points] = Field(description='"task/metric" -> points, 0 to 100')
 
 
 class AlignedWith(Model):
     """What the maps of aligned cells were fitted on."""
 
-    texts: int
-    sha256: str
+    texts: Natural
+    sha256: Name
 
 
 class Profile(Model):
     """profile.json."""
 
     format: int
-    created: str = Field(description="UTC, ISO 8601")
+    created: Name = Field(description="UTC, ISO 8601")
     tools: Mapping[str, str] = Field(description="name -> version")
     checkpoint: CheckpointInfo
-    tasks: tuple[TaskInfo, ...]
-    replicates: int = Field(description="bootstrap resamples behind every interval of quality")
+    tasks: tuple[TaskInfo, ...] = Field(min_length=1)
+    replicates: Count = Field(description="bootstrap resamples behind every interval of quality")
     calibration_sha256: str
     aligned_with: AlignedWith | None = Field(description="null: no cell is aligned")
-    shard: str | None = Field(description='"2/3": the second of three parts; null: the whole')
-    seconds: Mapping[str, float] = Field(description="step -> seconds it took")
-    targets: tuple[TargetInfo, ...]
+    shard: Shard | None = Field(description='"2/3": the second of three parts; null: the whole')
+    seconds: Mapping[str, Elapsed] = Field(description="step -> seconds it took")
+    targets: tuple[TargetInfo, ...] = Field(min_length=1)
     cells: tuple[Cell, ...]
     cross_depth: tuple[CrossDepth, ...]
     failures: tuple[Failure, ...]

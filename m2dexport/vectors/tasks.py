@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m2dexport.data import default_task_paths
 from m2dexport.errors import UsageError
-from m2dexport.strict import shown
+from m2dexport.strict import is_name, require_name, shown
 from m2dexport.vectors.classification import PairClassificationTask
 from m2dexport.vectors.clustering import ClusteringTask, clustering_columns, load_clusters
 from m2dexport.vectors.pairs import StsTask, load_pairs
@@ -84,13 +84,14 @@ def load_tasks(source: str | Path) -> tuple[Task, ...]:
 
 
 def require_distinct(tasks: Sequence[Task]) -> None:
-    """Refuse tasks that reports could not tell apart.
+    """Refuse tasks that reports could not tell apart, or not name.
 
     Raises:
-        UsageError: naming the name that two of them have.
+        UsageError: naming the name that two of them have, or that cannot be printed.
     """
     names = [task.name for task in tasks]
     for name in names:
+        require_name(name, "an evaluation set")
         if names.count(name) > 1:
             raise UsageError(
                 f"two evaluation sets are named {name!r}; give one another name, as in "
@@ -103,10 +104,10 @@ def _name_and_path(source: str) -> tuple[str | None, Path]:
     name, sign, rest = source.partition("=")
     if not sign or Path(source).exists() or "/" in name or "\\" in name:
         return None, Path(source)
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or not is_name(name):
         raise UsageError(
-            f"{shown(source)}: {shown(name)} is no name; write NAME=PATH, the name without spaces "
-            "and slashes."
+            f"{shown(source)}: {shown(name)} is no name; write NAME=PATH, the name printable, "
+            "without spaces and slashes."
         )
     if not rest:
         raise UsageError(f"{shown(source)} names no path; write NAME=PATH.")
