@@ -97,3 +97,9 @@ def test_a_shape_that_cannot_be_timed_is_refused(packed: Path, shape) -> None:
     with pytest.raises(UsageError, match=f"{shape[0]}x{shape[1]} cannot be timed; a shape is"):
         bench(packed, shapes=[shape])
     assert "is not a list of shapes such as 1x16" in m2d("bench", packed, "--shapes", "x").stderr
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\n", "\x1b[31m"])
+def test_a_name_that_cannot_be_printed_is_refused(packed: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"this machine is named '.*'; give it a name of 1 to 300"):
+        bench(packed, name=name)

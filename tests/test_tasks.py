@@ -81,6 +81,17 @@ def test_two_tasks_of_one_name_are_refused_with_how_to_name_one(tmp_path: Path) 
     assert "two evaluation sets are named 'dev'" in result.stderr
 
 
+def test_a_name_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dev.csv").write_text(PAIRS)
+    (tmp_path / "a\x1b[31m.csv").write_text(PAIRS)
+    with pytest.raises(UsageError, match="is no name; write NAME=PATH, the name printable"):
+        load_tasks(f"a\x1b[31m={tmp_path / 'dev.csv'}")
+    with pytest.raises(
+        UsageError, match=r"an evaluation set is named 'a\\x1b\[31m'; give it a name"
+    ):
+        require_distinct(load_tasks(tmp_path / "a\x1b[31m.csv"))
+
+
 def test_default_task_paths_are_in_the_package() -> None:
     assert all(path.exists() for path in default_task_paths())
 

@@ -115,9 +115,8 @@ def bench(
         BundleError: when the archive is damaged.
         M2DError: when it does not run.
     """
-    path = Path(path)
+    path, name = Path(path), _called(name)
     _require_shapes(shapes)
-    name = platform.node() if name is None else require_name(name, "this machine")
     encoder = load(path, device)
     spec = encoder.spec
     cut = tuple(dict.fromkeys((batch, min(size, spec.max_length)) for batch, size in shapes))
@@ -127,7 +126,7 @@ def bench(
     del encoder
     footprint = measure_encoder(path, spec.engine, device, cut, requests[0].texts[0][:1])
     return Bench(
-        name=name if is_name(name) else "device",
+        name=name,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         path=path,
         sha256=None if path.is_dir() else sha256_of(path),
@@ -144,6 +143,13 @@ def bench(
         **asdict(footprint),
         noise=noise,
     )
+
+
+def _called(name: str | None) -> str:
+    """Return what this machine is called; its host name may be none that can be printed."""
+    if name is not None:
+        return require_name(name, "this machine")
+    return platform.node() if is_name(platform.node()) else "device"
 
 
 def _timed(

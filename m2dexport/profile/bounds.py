@@ -32,7 +32,9 @@ Natural = Annotated[int, Field(ge=0, le=1 << 53)]
 Count = Annotated[int, Field(ge=1, le=1 << 53)]
 #: In points; correlations can be below 0.
 Points = Annotated[float, Field(ge=-1000, le=1000)]
-Figure = Annotated[float, Field(ge=-1e12, le=1e12)]
-#: A duration or a ratio of two.
-Positive = Annotated[float, Field(gt=0, le=1e12)]
+#: Holds whatever follows from two of the positive ones and their intervals.
+Figure = Annotated[float, Field(ge=-1e40, le=1e40)]
+#: What a duration in ms, or a ratio of two, may be.
+LEAST, MOST = 1e-6, 1e9
+Positive = Annotated[float, Field(ge=LEAST, le=MOST)]
 Elapsed = Annotated[float, Field(ge=0, le=1e12)]

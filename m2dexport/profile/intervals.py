@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from m2dexport.profile.bounds import Figure
+from m2dexport.profile.bounds import LEAST, MOST, Figure
 from m2dexport.vectors.resample import Score, interval
 
 _CODES = 127  # of a replicate, on either side of the figure itself
@@ -35,12 +35,12 @@ class Interval(Model):
 
 
 def _positive(interval: Interval) -> Interval:
-    if interval.low <= 0:
-        raise ValueError("should lie above 0")
+    if not LEAST <= interval.low <= interval.high <= MOST:
+        raise ValueError(f"should lie within {LEAST:g} and {MOST:g}")
     return interval
 
 
-#: Of what is above 0, such as a duration.
+#: Of what is above 0: a duration in ms, or a ratio of two.
 PositiveInterval = Annotated[Interval, AfterValidator(_positive)]
 
 
