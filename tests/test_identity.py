@@ -36,7 +36,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 def test_a_checkpoint_is_the_same_under_another_name_and_beside_other_files(folder, copy) -> None:
     edit_json(copy / "config.json", _name_or_path="x", transformers_version="9")
-    edit_json(copy / "tokenizer.json", padding=None, truncation={"max_length": 9})
+    cut = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    edit_json(copy / "tokenizer.json", padding=None, truncation=cut)
     (copy / "profile.json").write_text("{}")
     assert model_sha256(open_checkpoint(copy)) == model_sha256(open_checkpoint(folder))
 
