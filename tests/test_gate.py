@@ -13,7 +13,7 @@ import pytest
 from command_line import m2d
 from hypothesis import given
 from hypothesis import strategies as st
-from noisy_cells import scored, timed, with_task
+from noisy_cells import noisy, scored, timed, with_task
 from tiny_profile import cell, profile, target
 
 from m2dexport.errors import UsageError
@@ -22,6 +22,7 @@ from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Profile
 
 SMALL = cell(2).id
+ALL = Scope(all_cells=True)
 
 
 def failed(profile: Profile, baseline: Profile, **scope: Any) -> list[str | None]:
@@ -49,6 +50,66 @@ def test_quality_fails_beyond_the_limit_and_beyond_noise() -> None:
     verdict = check_profile(noise, baseline, scope=Scope(cells=(SMALL,)))
     assert not verdict.failures
     assert [check.figure.name for check in verdict.checks if check.within_noise] == ["sts/spearman"]
+
+
+def test_strict_limits_fail_what_is_too_noisy_to_tell() -> None:
+    baseline = profile(cell(6), scored(80))
+    few = {"replicates": {"sts/spearman": noisy(60, seed=1, spread=15.0)}}
+    slow = {"ratio": 1.5, "ratio_interval": {"low": 0.5, "high": 4}}
+    fell = profile(cell(6), cell(2, quality=60.0, **few, **slow))
+    lenient, strict = (
+        check_profile(fell, baseline, Limits(strict=each), Scope(cells=(SMALL,)))
+        for each in (False, True)
+    )
+    assert not lenient.failures
+    assert lenient.remarks[0].startswith(
+        "2 figures are worse than is allowed, and too noisy to tell, such as sts/spearman of 2x64-"
+    )
+    failures = [check.failure for check in strict.failures]
+    assert (
+        failures[0] == "sts/spearman fell by 20.00 points, and 0.5 are allowed, which may be noise"
+    )
+    assert failures[1].startswith("latency rose 1.50 times")
+    assert "too noisy" not in " ".join(strict.remarks)
+    same = check_profile(baseline, baseline, Limits(strict=True))
+    assert not same.failures
+
+
+def test_microseconds_of_a_token_table_fail_under_no_limits() -> None:
+    wide = {"low": 0.001, "high": 0.1}
+    slow = profile(cell(6), cell(2, ratio=0.015, ratio_interval=wide))
+    fast = profile(cell(6), cell(2, ratio=0.01, ratio_interval=wide))
+    verdict = check_profile(slow, fast, Limits(strict=True), Scope(all_cells=True))
+    assert not verdict.failures
+
+
+@pytest.mark.parametrize("limits", [{"quality_drop": "nan"}, {"slowdown": "inf"}, {"growth": 0.5}])
+def test_a_limit_that_limits_nothing_is_refused(limits: dict[str, Any]) -> None:
+    same = profile(cell(6))
+    (name, value), *_ = limits.items()
+    with pytest.raises(UsageError, match=f"--max-{name.replace('_', '-')} is {value}; it must be"):
+        check_profile(same, same, Limits(**{name: float(value)}))
+
+
+def test_a_cell_that_ran_by_other_threads_or_elsewhere_is_named() -> None:
+    device = cell(2).device
+    ran = [{"threads": 1}, {"provider": "CUDAExecutionProvider"}, {"spin_us": 10}]
+    now = [cell(2, device=device.model_copy(update=each).model_dump()) for each in ran]
+    baseline = profile(cell(6), cell(2))
+    said = [
+        [
+            r
+            for r in check_profile(profile(cell(6), each), baseline, scope=ALL).remarks
+            if " ran " in r
+        ]
+        for each in now
+    ]
+    before = f"local: {SMALL} ran on CPUExecutionProvider by 2 threads, and runs on "
+    assert said == [
+        [f"{before}CPUExecutionProvider by 1 threads."],
+        [f"{before}CUDAExecutionProvider by 2 threads."],
+        [],
+    ]
 
 
 def test_latency_fails_beyond_the_limit_and_beyond_noise() -> None:
@@ -90,6 +151,11 @@ def test_a_baseline_of_another_checkpoint_counts_when_that_is_the_point() -> Non
     verdict = check_profile(retrained, now, scope=Scope(other_checkpoint=True))
     assert not verdict.failures
     assert "The checkpoint is another" in verdict.remarks[0]
+    pooled = of_checkpoint(now, model_sha256="1" * 64)
+    with pytest.raises(UsageError, match="of the same weights with another tokenizer"):
+        check_profile(pooled, now)
+    verdict = check_profile(pooled, now, scope=Scope(other_checkpoint=True))
+    assert "The checkpoint has the same weights, and another tokenizer" in verdict.remarks[0]
     deeper = of_checkpoint(now, sha256="1" * 64, layers=12)
     with pytest.raises(UsageError, match="of 6 layers and 384 dims, and the profile of one of 12"):
         check_profile(deeper, now, scope=Scope(other_checkpoint=True))
@@ -163,6 +229,10 @@ def test_the_exit_code_says_what_became_of_the_gate(files: Path) -> None:
     assert "::error" not in fell.output
     assert check("slow.json", "--max-slowdown", 2).exit_code == 0
     assert check("slow.json", "--max-slowdown", 0.5).exit_code == 2
+    for option in ("--max-quality-drop", "--max-slowdown", "--max-growth"):
+        refused = check("slow.json", option, "nan")
+        assert refused.exit_code == 2
+        assert f"{option} is nan; it must be a finite number of" in refused.stderr
     assert check("missing.json").exit_code == 2
     facts = json.loads(check("slow.json", "--json").stdout)
     assert facts["passed"] is False

@@ -77,6 +77,10 @@ def elsewhere(**machine: Any) -> dict[str, Any]:
     return {"targets": [{**there, "machine": {**there["machine"], **machine}}]}
 
 
+def budgeted(**limits: float) -> dict[str, Any]:
+    return {"targets": [target(cell(6), "local", budget={**limits, "metric": "mean"})]}
+
+
 @pytest.mark.parametrize(
     ("profiles", "message"),
     [
@@ -84,9 +88,22 @@ def elsewhere(**machine: Any) -> dict[str, Any]:
         ([shards()[0]] * 2, "1.json and .*2.json are both the shard 1/2"),
         (shards(shard="2/3"), "sweeps in 2 and 3 parts"),
         (shards(tools={"m2dexport": "9"}), "measured by m2dexport 0.1.0 and 9"),
+        (shards(tools={"m2dexport": "0.1.0", "onnxruntime": "2"}), "by onnxruntime none and 2"),
         (shards(**elsewhere(cpu="another")), r"local on two machines \(a processor, 2 cores; ano"),
+        (
+            shards(**budgeted(p50_ms=5.0)),
+            "the target local at different shapes, .*budgets; measure",
+        ),
+        (shards(decided_by="1" * 64), "1.json and .*2.json are shards of different sweeps: their"),
+        (
+            [shards()[0], whole(cell(6, quality=30.0, flags=("reference",)), shard="2/2")],
+            "1.json and .*2.json have a reference cell of 80.00 and of 30.00 points for the target",
+        ),
     ],
-    ids=["missing", "twice", "of another split", "another version", "another machine"],
+    ids=[
+        *("missing", "twice", "of another split", "another version", "another tool"),
+        *("another machine", "another budget", "another sweep", "another reference"),
+    ],
 )
 def test_shards_that_are_no_whole_are_refused(tmp_path: Path, profiles, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -104,6 +121,7 @@ def test_targets_of_other_names_stand_beside_each_other(tmp_path: Path) -> None:
     assert merged.of_target("local") == here.cells
     assert merged.of_target("edge") == on_edge().cells
     assert merged.target("edge") == on_edge().target("edge")
+    assert merged.decided_by not in (here.decided_by, on_edge().decided_by)
 
 
 def changed(measured: Profile, part: str, **values: Any) -> Profile:
@@ -126,9 +144,21 @@ def changed(measured: Profile, part: str, **values: Any) -> Profile:
         (changed(on_edge(), "tasks", sha256="1" * 64), "have a task sts each, of different conten"),
         (changed(on_edge(), "tasks", name="more"), "have different tasks, sts/spearman and more/s"),
         (changed(on_edge(), "checkpoint", sha256="1" * 64), "1.json and .*2.json are of different"),
+        (
+            changed(on_edge(), "checkpoint", model_sha256="1" * 64),
+            "of the same weights with another",
+        ),
         (on_edge(calibration_sha256="1" * 64), "calibrated or aligned with different texts"),
     ],
-    ids=["two machines", "one target twice", "task", "tasks", "checkpoint", "calibration"],
+    ids=[
+        "two machines",
+        "one target twice",
+        "task",
+        "tasks",
+        "checkpoint",
+        "pooling",
+        "calibration",
+    ],
 )
 def test_what_does_not_go_together_is_refused_by_its_files(tmp_path, other, message) -> None:
     with pytest.raises(UsageError, match=message):
@@ -212,10 +242,18 @@ def test_results_from_a_device_answer_select_for_it(device: Path) -> None:
         ({"name": "local"}, "target local, which the profile has already; name another by --name"),
         ({"machine": target(cell(6), "x")["machine"]}, "measured the target pi5 on two machines"),
         ({"cell": {**result()["cell"], "checkpoint_sha256": "2" * 64}}, "of another checkpoint"),
+        (
+            {"cell": {**result()["cell"], "checkpoint_sha256": None}},
+            "does not say which checkpoint",
+        ),
+        ({"latency": [{**TIMED, "sequence": 512}]}, "has latency of other shapes than it names"),
         ({"cell": {**result()["cell"], "dim": 32}}, "2x32-int8-float32 of isa=portable, and the p"),
         ({"cell": result(6)["cell"]}, "6x64-int8-float32, which another file has for pi5"),
     ],
-    ids=["format", "value", "name", "machine", "checkpoint", "cell", "twice"],
+    ids=[
+        *("format", "value", "name", "machine", "checkpoint", "no checkpoint", "shapes"),
+        *("cell", "twice"),
+    ],
 )
 def test_a_result_that_does_not_fit_is_refused_by_its_file(device, change, message) -> None:
     Path("small.json").write_text(json.dumps(result(**change)))

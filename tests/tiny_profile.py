@@ -125,6 +125,7 @@ def profile(*cells: Cell, **values: Any) -> Profile:
             "checkpoint": {
                 "model": None,
                 "sha256": "0" * 64,
+                "model_sha256": "0" * 64,
                 "model_type": "bert",
                 "layers": 6,
                 "dim": 384,
@@ -143,6 +144,7 @@ def profile(*cells: Cell, **values: Any) -> Profile:
             "calibration_sha256": "0" * 64,
             "aligned_with": None,
             "replicates": REPLICATES,
+            "decided_by": "0" * 64,
             "shard": None,
             "seconds": {"export": 1.0},
             "targets": [target(cells[0], "local")],

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The baseline may be of another checkpoint of the same shape: the one before retraining.",
 )
+@click.option("--strict", is_flag=True, help="Fail beyond a limit also where that may be noise.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Write JUnit XML.")
 @click.option("--markdown", type=PATH, metavar="FILE", help="Write a summary in Markdown.")
 @click.option(
@@ -80,8 +81,8 @@ def check(path: Path, baseline: Path, as_json: bool, **options: Any) -> None:
 
     A figure fails when it is worse by more than the limit and by more than noise: quality by
     paired resamples, latency as the ratio to each profile's own reference cell, so that two
-    machines compare. A cell that is missing now fails, too. The exit code is then 1. (verify
-    checks a bundle.)
+    machines compare. With few data that is never sure: --strict fails what may be noise, too. So
+    does a cell that is missing now. The exit code is then 1. (verify checks a bundle.)
 
     \b
     Examples:
@@ -92,7 +93,8 @@ def check(path: Path, baseline: Path, as_json: bool, **options: Any) -> None:
     from m2dexport.profile.gate import Limits, Scope, check_profile
     from m2dexport.profile.manifest import read_profile
 
-    limits = Limits(options["max_quality_drop"], options["max_slowdown"], options["max_growth"])
+    named = ("max_quality_drop", "max_slowdown", "max_growth", "strict")
+    limits = Limits(*(options[name] for name in named))
     scope = Scope(*(options[name] for name in ("cells", "all_cells", "target", "other_checkpoint")))
     verdict = check_profile(read_profile(path), read_profile(baseline), limits, scope)
     if as_json:

@@ -89,7 +89,7 @@ def status_of(check: Check) -> str:
     """Return what became of a check in a word or two."""
     if check.failure is not None:
         return "FAILED"
-    return "in noise" if check.within_noise else "ok"
+    return "too noisy" if check.within_noise else "ok"
 
 
 def verdict_facts(verdict: Verdict) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def workflow_commands(verdict: Verdict) -> Iterator[str]:
         if check.failure is not None:
             yield f"::error title=m2dexport check::{_escaped(_sentence(check))}"
         elif check.within_noise and check.figure is not None:
-            said = f"{check.cell} ({check.target}): {_in_words(check.figure)}, within noise."
+            said = f"{check.cell} ({check.target}): {_in_words(check.figure)}, too noisy to tell."
             yield f"::warning title=m2dexport check::{_escaped(said)}"
 
 

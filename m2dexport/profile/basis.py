@@ -21,6 +21,7 @@ from m2dexport.processor import read_processor
 from m2dexport.profile.crossing import read_index
 from m2dexport.profile.found import INDEX, RANKINGS, read_rankings
 from m2dexport.profile.grid import Pass, index_pass
+from m2dexport.profile.identity import model_sha256, plans_as_json
 from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps, read_maps, write_maps
 from m2dexport.profile.parts import STORE, Parts, unpack
 from m2dexport.profile.passes import Basis, Beside, measure_pass
@@ -29,6 +30,7 @@ from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress
 from m2dexport.slice.slicing import slice_checkpoint
 from m2dexport.slice.write import UntrainedWarning
+from m2dexport.strict import sha256_of_json
 from m2dexport.vectors.tasks import Task
 
 #: What of a checkpoint's folder, besides its weights, decides a vector.
@@ -68,22 +70,52 @@ class Sweep:
         """The dims of all plans."""
         return tuple(sorted({dim for plan in self.plans for dim in plan.dims}))
 
+    @cached_property
+    def tools(self) -> dict[str, str]:
+        """The versions of what measures, by name."""
+        return {n: v for plan in self.plans for n, v in tool_versions(plan.engine).items()}
+
+    @cached_property
+    def model_sha256(self) -> str:
+        """A hash of all of the checkpoint that decides a vector."""
+        return model_sha256(self.checkpoint)
+
     def decides(self) -> dict[str, Any]:
         """Return what decides all that is measured, as JSON."""
         checkpoint = self.checkpoint
         files = sorted(_deciding_files(checkpoint.path))
-        tools = {name: v for plan in self.plans for name, v in tool_versions(plan.engine).items()}
-        tools |= {name: version(name) for name in _ALSO_DECIDING}
+        tools = {name: version(name) for name in _ALSO_DECIDING}
         return {
             "weights": checkpoint.weights_sha256,
             "files": [(p.relative_to(checkpoint.path).as_posix(), sha256_of(p)) for p in files],
             "checkpoint": repr((checkpoint.pooling, checkpoint.prompts, checkpoint.max_length)),
+            **self._data(),
+            "also": tools,
+            "code": [sha256_of(path) for path in sorted(_PACKAGE.rglob("*.py"))],
+            "processor": astuple(read_processor()),
+        }
+
+    def decided_by(self) -> str:
+        """Return a hash of what decides the figures of all shards, apart from the machine.
+
+        The checkpoint counts by content: what else lies in its folder, such as the profile of
+        another shard, does not.
+        """
+        decides = {
+            "model": self.model_sha256,
+            "trained": self.checkpoint.trained,  # which decides flags
+            **self._data(),
+            "plans": plans_as_json(self.plans),
+        }
+        return sha256_of_json(decides)
+
+    def _data(self) -> dict[str, Any]:
+        """Return the texts and tools, as JSON."""
+        return {
             "tasks": [(task.name, task.sha256) for task in self.tasks],
             "calibration": texts_sha256(self.calibration),
             "align_texts": sha256_of_texts(self.align_texts) if self.aligned else None,
-            "tools": tools,
-            "code": [sha256_of(path) for path in sorted(_PACKAGE.rglob("*.py"))],
-            "processor": astuple(read_processor()),
+            "tools": self.tools,
         }
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from m2dexport.profile.frontier import LATENCY_GRAIN_MS, LATENCY_NOISE, QUALITY_NOISE, SIZE_NOISE
 from m2dexport.profile.intervals import Interval, interval_of
-from m2dexport.profile.schema import MEAN, Cell, Machine, Profile, TargetInfo, TaskInfo
+from m2dexport.profile.schema import (
+    MEAN,
+    Cell,
+    Machine,
+    MeasuredOn,
+    Profile,
+    TargetInfo,
+    TaskInfo,
+)
 from m2dexport.vectors.resample import Score, difference, mean_of
 
 #: Peak memory of one graph differs by this factor between runs and systems.
@@ -30,6 +38,7 @@ class Figure:
     interval: Interval | None  # 95% confidence of the change; None: it has no noise that is known
     paired: bool  # whether both were measured on the same resamples, so that their noise cancels
     moved: bool  # beyond noise
+    below_grain: bool = False  # of latency: by less than a clock can tell, whatever the factor
 
 
 @dataclass(frozen=True)
@@ -79,14 +88,15 @@ def compare_profiles(before: Profile, after: Profile, target: str | None = None)
             each.target(target)
     both = [t.name for t in (*after.targets, *before.targets) if target in (None, t.name)]
     names = list(dict.fromkeys(both))
-    changes, came, went = [], [], []
+    changes, came, went, devices = [], [], [], []
     for name in names:
         old, new = _cells(before, name), _cells(after, name)
+        devices += remarks_on_devices([(old[id_], new[id_]) for id_ in new if id_ in old])
         changes += [compare_cell(before, after, old[id_], new[id_]) for id_ in new if id_ in old]
         came += [_one_sided(new[id_], before) for id_ in new if id_ not in old]
         went += [_one_sided(old[id_], after) for id_ in old if id_ not in new]
-    remarks = remarks_on(before, after, names)
-    return Comparison(tuple(changes), tuple(came), tuple(went), remarks)
+    remarks = [*devices, *remarks_on(before, after, names)]
+    return Comparison(tuple(changes), tuple(came), tuple(went), tuple(remarks))
 
 
 def compare_cell(before: Profile, after: Profile, old: Cell, new: Cell) -> CellChange:
@@ -192,13 +202,11 @@ def _score(profile: Profile, cell: Cell, tasks: Sequence[TaskInfo]) -> Score | N
 def _latency(old: Cell, new: Cell, reference: Cell) -> Figure:
     """Compare p50 over that of the reference; ``reference`` is that of the newer profile."""
     factor, interval = quotient(new.ratio, new.ratio_interval, old.ratio, old.ratio_interval)
-    expected_ms = old.ratio * reference.p50_ms
-    moved = (
-        max(factor, 1 / factor) > LATENCY_NOISE
-        and not interval.low <= 1 <= interval.high
-        and abs(new.ratio * reference.p50_ms - expected_ms) > LATENCY_GRAIN_MS
-    )
-    return Figure("latency", "latency", old.ratio, new.ratio, factor, interval, False, moved)
+    below_grain = abs(new.ratio - old.ratio) * reference.p50_ms <= LATENCY_GRAIN_MS
+    beyond = max(factor, 1 / factor) > LATENCY_NOISE and not interval.low <= 1 <= interval.high
+    ratios = old.ratio, new.ratio
+    moved = beyond and not below_grain
+    return Figure("latency", "latency", *ratios, factor, interval, False, moved, below_grain)
 
 
 def quotient(
@@ -226,11 +234,39 @@ def remarks_on(before: Profile, after: Profile, targets: Sequence[str]) -> tuple
     return (*found, *_remarks_on_targets(before, after, targets))
 
 
+def remarks_on_devices(cells: Iterable[tuple[Cell, Cell | None]]) -> list[str]:
+    """Say which cells of a target ran on another provider or by other threads, in a sentence.
+
+    Args:
+        cells: of one target, each before and now; None: it is not there now.
+    """
+    moved = [
+        (old, new)
+        for old, new in cells
+        if new is not None and _ran_on(old.device) != _ran_on(new.device)
+    ]
+    if not moved:
+        return []
+    old, new = moved[0]
+    more = f" (and {len(moved) - 1} more)" if len(moved) > 1 else ""
+    before, now = (f"{d.provider} by {d.threads} threads" for d in (old.device, new.device))
+    return [f"{old.target}: {old.id}{more} ran on {before}, and runs on {now}."]
+
+
+def _ran_on(device: MeasuredOn) -> tuple[str, int]:
+    return device.provider, device.threads
+
+
 def _remarks_on_texts(before: Profile, after: Profile) -> list[str]:
     found = []
     if before.checkpoint.sha256 != after.checkpoint.sha256:
         hashes = [each.checkpoint.sha256[:12] for each in (before, after)]
         found.append(f"The checkpoint is another: {hashes[0]} before, {hashes[1]} now.")
+    elif before.checkpoint.model_sha256 != after.checkpoint.model_sha256:
+        found.append(
+            "The checkpoint has the same weights, and another tokenizer, configuration, pooling, "
+            "prompts or maximum length."
+        )
     found += _remarks_on_tasks(before, after)
     if before.calibration_sha256 != after.calibration_sha256:
         found.append("The calibration texts are others.")

@@ -106,6 +106,9 @@ def result_from(stored: Any, path: Path) -> DeviceResult:
         raise UsageError(f"{path} is not a result of bench: {where}: {first['msg']}.") from error
     if not result.latency or not result.shapes:
         raise UsageError(f"{path} holds no latency; measure again.")
+    timed = [(each.batch, each.sequence) for each in result.latency]
+    if timed != [(each.batch, each.sequence) for each in result.shapes]:
+        raise UsageError(f"{path} has latency of other shapes than it names; measure again.")
     return result
 
 
@@ -183,7 +186,12 @@ def _cell(profile: Profile, target: str, path: Path, result: DeviceResult) -> Ce
     """Return the profile's cell with the costs of a result; ``_relative`` knows the rest."""
     measured, first = result.cell, result.latency[0]
     of = {measured.checkpoint_sha256, measured.full_model_sha256} - {None}
-    if of and profile.checkpoint.sha256 not in of:
+    if not of:
+        raise UsageError(
+            f"{path} does not say which checkpoint its bundle was made of; build the bundle again, "
+            "and measure that."
+        )
+    if profile.checkpoint.sha256 not in of:
         raise UsageError(f"{path} is of another checkpoint than the profile; profile that one.")
     alike = [c for c in profile.cells if (c.id, c.isa) == (measured.id, measured.isa)]
     if not alike:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m2dexport.errors import UsageError
-from m2dexport.profile.compare import Figure, compare_cell, failure_of, remarks_on
+from m2dexport.profile.compare import (
+    Figure,
+    compare_cell,
+    failure_of,
+    remarks_on,
+    remarks_on_devices,
+)
 from m2dexport.profile.schema import Cell, Profile, TargetInfo
 
 
@@ -17,6 +24,7 @@ class Limits:
     quality_drop: float = 0.5  # points at most, in the mean and in every task's main metric
     slowdown: float = 1.1  # factor at most, of p50 over that of the reference cell
     growth: float = 1.02  # factor at most, of the files' size
+    strict: bool = False  # what is beyond a limit fails also where that may be noise
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,9 @@ class Verdict:
 class Scope:
     """What is held against the baseline."""
 
-    cells: tuple[str, ...] = ()  # ids; none: the baseline's reference and recommended cells
+    #: Ids; none: the baseline's reference, its recommended cells, and all layers and dims in every
+    #: weight precision.
+    cells: tuple[str, ...] = ()
     all_cells: bool = False  # all of the baseline's, then
     target: str | None = None  # name; None: every target of the baseline
     other_checkpoint: bool = False  # whether the baseline may be of another checkpoint
@@ -58,9 +68,10 @@ def check_profile(
 ) -> Verdict:
     """Hold a profile against a baseline.
 
-    A figure fails when it is worse by more than the limit and the 95% interval of the change
-    excludes no change; a cell that is missing now fails, too. Quality is compared over the
-    baseline's tasks, latency as the ratio to each profile's own reference cell.
+    A figure fails when it is worse by more than the limit and, unless the limits are strict, the
+    95% interval of the change excludes no change; a cell that is missing now fails, too. Quality
+    is compared over the baseline's tasks, latency as the ratio to each profile's own reference
+    cell.
 
     Args:
         profile: what was measured now.
@@ -69,28 +80,58 @@ def check_profile(
         scope: the cells and targets, and whether another checkpoint is expected.
 
     Raises:
-        UsageError: when the two cannot be compared: other evaluation data, a checkpoint of another
-            shape, or another one unless ``scope`` allows it; when one is a shard; or when a target
-            or cell is named that is not there.
+        UsageError: when a limit is not a finite number, or too low; when the two cannot be
+            compared: other evaluation data, a checkpoint of another shape, or another one unless
+            ``scope`` allows it; when one is a shard; or when a target or cell is named that is
+            not there.
     """
+    _require_limits(limits)
     require_comparable(profile, baseline, other_checkpoint=scope.other_checkpoint)
     wanted = [t for t in baseline.targets if scope.target in (None, t.name)]
     if not wanted:
         baseline.target(scope.target)
     _require_cells(baseline, wanted, scope)
     checks: list[Check] = []
+    remarks: list[str] = []
     for target in wanted:
         _require_target(profile, target)
         cells = {cell.id: cell for cell in profile.of_target(target.name)}
-        for old in _cells_to_check(baseline, target, scope):
-            new = cells.get(old.id)
+        pairs = [(old, cells.get(old.id)) for old in _cells_to_check(baseline, target, scope)]
+        remarks += remarks_on_devices(pairs)
+        for old, new in pairs:
             checks += (
                 [_missing(profile, old)]
                 if new is None
                 else _checks(baseline, profile, (old, new), limits)
             )
-    names = [target.name for target in wanted]
-    return Verdict(tuple(checks), remarks_on(baseline, profile, names))
+        checked = f"{len(pairs)} of {len(baseline.of_target(target.name))} cells"
+        remarks.append(f"{target.name}: {checked} of the baseline were checked.")
+    remarks += remarks_on(baseline, profile, [target.name for target in wanted])
+    return Verdict(tuple(checks), (*_remarks_on_noise(checks), *remarks))
+
+
+def _require_limits(limits: Limits) -> None:
+    """Refuse limits that limit nothing: of NaN, nothing is more."""
+    lowest = {"quality_drop": 0, "slowdown": 1, "growth": 1}
+    for name, low in lowest.items():
+        value = getattr(limits, name)
+        if not (math.isfinite(value) and value >= low):
+            option = f"--max-{name.replace('_', '-')}"
+            raise UsageError(f"{option} is {value}; it must be a finite number of {low} or more.")
+
+
+def _remarks_on_noise(checks: Sequence[Check]) -> list[str]:
+    unsure = [check for check in checks if check.within_noise and check.failure is None]
+    if not unsure:
+        return []
+    first = unsure[0]
+    figures, are = ("figure", "is") if len(unsure) == 1 else ("figures", "are")
+    named = f"{first.figure.name} of {first.cell} ({first.target})" if first.figure else first.cell
+    return [
+        f"{len(unsure)} {figures} {are} worse than is allowed, and too noisy to tell, such as "
+        f"{named}: measure again, with more texts or on a quieter machine, or let that fail by "
+        "--strict."
+    ]
 
 
 def require_comparable(profile: Profile, baseline: Profile, *, other_checkpoint: bool) -> None:
@@ -115,6 +156,11 @@ def require_comparable(profile: Profile, baseline: Profile, *, other_checkpoint:
         raise UsageError(
             f"the baseline is of another checkpoint ({old.sha256[:12]}, and here "
             f"{new.sha256[:12]}); pass --other-checkpoint to hold a retrained one against it."
+        )
+    if old.model_sha256 != new.model_sha256 and not other_checkpoint:
+        raise UsageError(
+            "the baseline is of the same weights with another tokenizer, configuration, pooling, "
+            "prompts or maximum length; pass --other-checkpoint if that is the point."
         )
     _require_tasks(profile, baseline)
 
@@ -172,9 +218,16 @@ def _cells_to_check(baseline: Profile, target: TargetInfo, scope: Scope) -> Sequ
     if scope.all_cells:
         return list(cells.values())
     told = target.recommended
+    reference = cells[target.reference]
+    whole = [
+        cell.id
+        for cell in cells.values()
+        if (cell.layers, cell.dim, cell.vectors) == (reference.layers, reference.dim, "float32")
+    ]
     names = scope.cells or (
         *(target.reference, told.best, told.balanced, told.smallest),
         *([told.within_budget] if told.within_budget else []),
+        *whole,
     )
     return [cells[name] for name in dict.fromkeys(names) if name in cells]
 
@@ -189,14 +242,19 @@ def _checks(
     baseline: Profile, profile: Profile, cells: tuple[Cell, Cell], limits: Limits
 ) -> list[Check]:
     change = compare_cell(baseline, profile, *cells)
+    # Intervals are of one run; what a busy machine does from run to run, they do not know.
+    busy = any(
+        each.noise is not None and each.noise.verdict == "very noisy"
+        for each in (baseline.target(cells[0].target), profile.target(cells[1].target))
+    )
     return [
-        _check(change.target, change.cell, figure, limits)
+        _check(change.target, change.cell, figure, limits, busy=busy and figure.kind == "latency")
         for figure in change.figures
         if figure.kind != "memory"
     ]
 
 
-def _check(target: str, cell: str, figure: Figure, limits: Limits) -> Check:
+def _check(target: str, cell: str, figure: Figure, limits: Limits, *, busy: bool) -> Check:
     if figure.kind == "quality":
         beyond = -figure.change > limits.quality_drop
         said = f"fell by {-figure.change:.2f} points, and {limits.quality_drop:g} are allowed"
@@ -206,11 +264,14 @@ def _check(target: str, cell: str, figure: Figure, limits: Limits) -> Check:
     else:
         beyond = figure.change > limits.growth
         said = f"grew {figure.change:.2f} times, and {limits.growth:g} are allowed"
-    sure = figure.moved or figure.kind == "size"
+    sure = (figure.moved and not busy) or figure.kind == "size"
+    unsure = beyond and not sure and not figure.below_grain
+    said += ", which may be noise" if unsure else ""
+    fails = (beyond and sure) or (unsure and limits.strict)
     return Check(
         target,
         cell,
         figure,
-        within_noise=beyond and not sure,
-        failure=f"{figure.name} {said}" if beyond and sure else None,
+        within_noise=unsure,
+        failure=f"{figure.name} {said}" if fails else None,
     )

@@ -11,9 +11,11 @@ from m2dexport.errors import UsageError
 from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.profile.compare import described, same_machine
 from m2dexport.profile.device_results import DeviceResult, add_results, is_result, result_from
+from m2dexport.profile.frontier import QUALITY_NOISE
 from m2dexport.profile.joining import noisiest, rejudged, unique
 from m2dexport.profile.manifest import profile_from, read_stored
 from m2dexport.profile.schema import Cell, Profile, TargetInfo
+from m2dexport.strict import sha256_of_json
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def merge_profiles(parts: Sequence[Part]) -> Profile:
     """Return one profile of several of one checkpoint.
 
     Raises:
-        UsageError: when they are of other checkpoints, evaluation data or texts; shards are missing
-            or there twice; or two have a target of one name.
+        UsageError: when they are of other checkpoints, evaluation data or texts; shards are
+            missing, there twice or of different sweeps; or two have a target of one name.
     """
     for part in parts[1:]:
         _require_alike(parts[0], part)
@@ -86,6 +88,11 @@ def _require_alike(first: Part, other: Part) -> None:
     one, two, files = first.profile, other.profile, f"{first.path} and {other.path}"
     if one.checkpoint.sha256 != two.checkpoint.sha256:
         raise UsageError(f"{files} are of different checkpoints; merge profiles of one.")
+    if one.checkpoint.model_sha256 != two.checkpoint.model_sha256:
+        raise UsageError(
+            f"{files} are of the same weights with another tokenizer, configuration, pooling, "
+            "prompts or maximum length; profile both alike."
+        )
     contents = {task.name: task.sha256 for task in one.tasks}
     for task in two.tasks:
         if contents.get(task.name, task.sha256) != task.sha256:
@@ -211,14 +218,15 @@ def _in_order(shards: Sequence[Part]) -> list[Part]:
 
 
 def _require_one_sweep(first: Part, other: Part) -> None:
-    """Refuse shards that were measured by another version, on another machine or otherwise."""
+    """Refuse shards that were measured by other versions, on another machine or otherwise."""
     one, two, files = first.profile, other.profile, f"{first.path} and {other.path}"
-    versions = [each.tools.get("m2dexport", "none") for each in (one, two)]
-    if versions[0] != versions[1]:
-        raise UsageError(
-            f"{files} were measured by m2dexport {versions[0]} and {versions[1]}; measure all "
-            "shards by one version."
-        )
+    for name in sorted({*one.tools, *two.tools}):
+        versions = [each.tools.get(name, "none") for each in (one, two)]
+        if versions[0] != versions[1]:
+            raise UsageError(
+                f"{files} were measured by {name} {versions[0]} and {versions[1]}; measure all "
+                "shards by one version."
+            )
     for old, new in zip(one.targets, two.targets, strict=True):
         if not same_machine(old.machine, new.machine):
             raise UsageError(
@@ -226,11 +234,29 @@ def _require_one_sweep(first: Part, other: Part) -> None:
                 f"({described(old.machine)}; {described(new.machine)}); measure all shards of a "
                 "target on machines of one kind."
             )
-        if (old.shapes, old.reference) != (new.shapes, new.reference):
+        options = [(t.shapes, t.asked, t.reference, t.budget) for t in (old, new)]
+        if options[0] != options[1]:
             raise UsageError(
-                f"{files} measured the target {old.name} at different shapes or against different "
-                "references; measure all shards with the same options."
+                f"{files} measured the target {old.name} at different shapes, against different "
+                "references or for different budgets; measure all shards with the same options."
             )
+    if one.decided_by != two.decided_by:
+        raise UsageError(
+            f"{files} are shards of different sweeps: their grids, threads, repeats or texts "
+            "differ; measure all shards with the same options."
+        )
+    for target in one.targets:
+        _require_one_reference(first, other, target.name)
+
+
+def _require_one_reference(first: Part, other: Part, target: str) -> None:
+    """Refuse shards whose copies of the reference have other quality, beyond rounding."""
+    points = [part.profile.reference_cell(target).mean_quality for part in (first, other)]
+    if abs(points[0] - points[1]) > QUALITY_NOISE:
+        raise UsageError(
+            f"{first.path} and {other.path} have a reference cell of {points[0]:.2f} and of "
+            f"{points[1]:.2f} points for the target {target}; measure the shards again."
+        )
 
 
 def _joined_target(parts: Sequence[TargetInfo]) -> TargetInfo:
@@ -251,6 +277,7 @@ def _united(first: Profile, other: Profile) -> Profile:
             "targets": (*first.targets, *other.targets),
             "cells": (*first.cells, *other.cells),
             **_shared([first, other]),
+            "decided_by": sha256_of_json([first.decided_by, other.decided_by]),
         }
     )
 

@@ -71,6 +71,9 @@ class CheckpointInfo(Model):
 
     model: str | None = Field(description="as the user named it; null: the one that ships")
     sha256: Name = Field(description="hash of the weights by content")
+    model_sha256: Name = Field(
+        description="hash of weights, config, tokenizer, pooling, head, prompts, maximum length"
+    )
     model_type: str
     layers: Natural
     dim: Count
@@ -247,6 +250,10 @@ class Profile(Model):
     replicates: Count = Field(description="bootstrap resamples behind every interval of quality")
     calibration_sha256: str
     aligned_with: AlignedWith | None = Field(description="null: no cell is aligned")
+    decided_by: Name = Field(
+        description="hash of all that decides the figures apart from the machine: weights, "
+        "tokenizer, prompts, pooling, evaluation data, texts, grid, tools; the same in all shards"
+    )
     shard: Shard | None = Field(description='"2/3": the second of three parts; null: the whole')
     seconds: Mapping[str, Elapsed] = Field(description="step -> seconds it took")
     targets: tuple[TargetInfo, ...] = Field(min_length=1)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from m2dexport.align.texts import sha256_of_texts, texts_or_shipped
-from m2dexport.build.source import tool_versions
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
 from m2dexport.errors import ParityError
@@ -129,16 +128,16 @@ def _profile(
     failures = [
         each for name in targets for each in failures_of(measured[name].measured, targets[name])
     ]
-    tools = {name: v for plan in sweep.plans for name, v in tool_versions(plan.engine).items()}
     return Profile(
         format=schema.FORMAT,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        tools=tools,
-        checkpoint=_checkpoint_info(checkpoint, course),
+        tools=sweep.tools,
+        checkpoint=_checkpoint_info(sweep, course),
         tasks=tuple(_task_info(task) for task in sweep.tasks),
         calibration_sha256=texts_sha256(sweep.calibration),
         aligned_with=_aligned_with(sweep),
         replicates=REPLICATES,
+        decided_by=sweep.decided_by(),
         shard=None if course.shard is None else "{}/{}".format(*course.shard),
         seconds=first.seconds,
         targets=tuple(
@@ -188,10 +187,12 @@ def _aligned_with(sweep: Sweep) -> schema.AlignedWith | None:
     return schema.AlignedWith(texts=count, sha256=sha256_of_texts(sweep.align_texts))
 
 
-def _checkpoint_info(checkpoint: Checkpoint, course: Course) -> schema.CheckpointInfo:
+def _checkpoint_info(sweep: Sweep, course: Course) -> schema.CheckpointInfo:
+    checkpoint = sweep.checkpoint
     return schema.CheckpointInfo(
         model=course.model,
         sha256=checkpoint.weights_sha256,
+        model_sha256=sweep.model_sha256,
         model_type=checkpoint.model_type,
         layers=checkpoint.layers,
         dim=checkpoint.dim,
