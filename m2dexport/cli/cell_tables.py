@@ -161,7 +161,8 @@ def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
 
 def _notes(profile: Profile, target: TargetInfo) -> dict[str, str]:
     """Return cell id -> what it is recommended for; a device may lack the whole reference."""
-    is_whole = profile.cell(target.reference, target.name).loss == 0
+    reference, whole = profile.cell(target.reference, target.name), profile.checkpoint
+    is_whole = (reference.layers, reference.dim) == (whole.layers, whole.dim)
     found: dict[str, list[str]] = {}
     for name, cell in target.recommended:
         if cell is not None:

@@ -109,7 +109,7 @@ def _remarks(selection: Selection) -> list[str]:
             f"No cell of the frontier fits: {selection.beaten_by.id} beats this one, and misses a "
             "limit."
         )
-    if selection.best[0].loss_interval is None:
+    if selection.index is None and selection.best[0].loss_interval is None:
         found.append(
             f"{selection.metric} has no replicates, which main metrics have alone: noise is not "
             "known, and any difference above 0.1 points counts."

@@ -93,6 +93,7 @@ def check_profile(
     _require_cells(baseline, wanted, scope)
     checks: list[Check] = []
     remarks: list[str] = []
+    counts: list[str] = []
     for target in wanted:
         _require_target(profile, target)
         cells = {cell.id: cell for cell in profile.of_target(target.name)}
@@ -104,10 +105,10 @@ def check_profile(
                 if new is None
                 else _checks(baseline, profile, (old, new), limits)
             )
-        checked = f"{len(pairs)} of {len(baseline.of_target(target.name))} cells"
-        remarks.append(f"{target.name}: {checked} of the baseline were checked.")
+        of = f"{len(pairs)} of {len(baseline.of_target(target.name))}"
+        counts.append(f"{target.name}: {of} cells of the baseline were checked.")
     remarks += remarks_on(baseline, profile, [target.name for target in wanted])
-    return Verdict(tuple(checks), (*_remarks_on_noise(checks), *remarks))
+    return Verdict(tuple(checks), (*_remarks_on_noise(checks), *remarks, *counts))
 
 
 def _require_limits(limits: Limits) -> None:
