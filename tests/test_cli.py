@@ -86,7 +86,7 @@ def test_from_checkpoint_to_vectors(tmp_path, monkeypatch, evaluation, target) -
     """profile, select, bundle, verify, encode; and the sub-model gives the same vectors."""
     monkeypatch.chdir(tmp_path)
     measured = succeeds("profile", "--eval", evaluation, "--target", target, "--out", "p")
-    assert "2x64-fp32-float32" in measured.stdout
+    assert "Next: m2dexport bundle" in measured.stdout
     assert "report.html" in measured.stdout
     assert measured.stderr == ""  # no bars into a pipe
     chosen = json.loads(succeeds("select", "p/profile.json", "--size-mb", 90, "--json").output)
@@ -332,7 +332,7 @@ def test_a_profiled_checkpoint_that_moved_is_named_again(
     (tmp_path / "small.toml").write_text(grid)
     measured = ["--eval", evaluation, "--target", tmp_path / "small.toml", "--trained", "2:32"]
     profiled = ["profile", "--model", old, "--allow-pickle", *measured, "--out", tmp_path / "p"]
-    assert len(json.loads(succeeds(*profiled, "--json").stdout)["cells"]) == 2
+    assert len(json.loads(succeeds(*profiled, "--json").stdout)["cells"]) == 3  # the reference, too
     old.rename(new)
     bundled = ["bundle", tmp_path / "p" / "profile.json", "--cell", "2x32-fp32-float32"]
     out = ["--out", tmp_path / "x.m2d"]

@@ -34,7 +34,8 @@ MODULES = (
     "cli/*.py",
 )
 #: Torch's, rich's, and the command line, which would run.
-NOT_NEEDED = {"latent.py", "tables.py", "__main__.py"}
+PRINT = {"cell_tables.py", "choices.py", "columns.py", "inspection.py", "tables.py", "verdicts.py"}
+NOT_NEEDED = {"latent.py", *PRINT, "__main__.py"}
 NEED_THE_TOOLCHAIN = {
     "inspect": (),
     "slice": ("--layers", "1"),
@@ -42,6 +43,7 @@ NEED_THE_TOOLCHAIN = {
     "quantize": ("artifact", "--out", "artifact-2"),
     "profile": (),
     "select": ("profile.json", "--p95-ms", "5"),
+    "check": ("profile.json", "--baseline", "profile.json"),
     "bundle": ("profile.json", "--cell", "2x64-fp32-float32", "--out", "cell.m2d"),
 }
 

@@ -93,8 +93,8 @@ def test_the_end_of_a_run_names_what_is_worth_shipping_and_why(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == [CELLS[1].id, CELLS[2].id, CELLS[0].id]
     assert lines[5] == (
-        f"Best: {CELLS[1].id}, since no cell of the grid is better beyond noise, and of those as good it is "
-        "the cheapest."
+        f"Best: {CELLS[1].id}, since no cell of the grid is better beyond noise, and of those as "
+        "good it is the cheapest."
     )
     assert lines[7].startswith(f"Smallest: {CELLS[2].id}, since it ")
     assert lines[-1] == (

@@ -7,11 +7,11 @@ import argparse
 import re
 from pathlib import Path
 
-from m2dexport.cli.cell_tables import shape_words
 from m2dexport.profile.manifest import read_profile
 from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import select_cell
 from m2dexport.profile.target import load_target
+from m2dexport.report.facts import shape_words
 
 README = Path(__file__).parent.parent / "README.md"
 MARK = "<!-- profile -->"
