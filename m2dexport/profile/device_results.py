@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from m2dexport.errors import UsageError
 from m2dexport.precisions import WEIGHT_PRECISIONS, Align, Isa, VectorPrecision, WeightPrecision
+from m2dexport.profile.bounds import Count, Elapsed, Name, Natural, Positive
 from m2dexport.profile.compare import described, quotient, same_machine
 from m2dexport.profile.joining import noisiest, rejudged
 from m2dexport.profile.schema import (
@@ -41,8 +42,8 @@ class _Table(BaseModel):
 class MeasuredCell(_Table):
     """What was measured."""
 
-    layers: int
-    dim: int
+    layers: Natural
+    dim: Count
     align: Align
     weights: WeightPrecision
     vectors: VectorPrecision
@@ -51,7 +52,7 @@ class MeasuredCell(_Table):
     device: MeasuredOn
     checkpoint_sha256: str | None
     full_model_sha256: str | None  # that of the model which an aligned cell is aligned with
-    size_bytes: int
+    size_bytes: Count
     size_parts: SizeParts
 
     @property
@@ -65,7 +66,7 @@ class DeviceResult(_Table):
 
     format: Literal[1]
     kind: Literal["bench"]
-    name: str  # of the device
+    name: Name  # of the device
     created: str
     cell: MeasuredCell
     machine: Machine
@@ -73,11 +74,11 @@ class DeviceResult(_Table):
     asked: tuple[Shape, ...]
     latency: tuple[Latency, ...]
     tokenization: tuple[Tokenization, ...]
-    text_p50_ms: float | None
-    load_ms: float
-    first_ms: float
-    peak_memory_bytes: int
-    used_memory_bytes: int
+    text_p50_ms: Positive | None
+    load_ms: Elapsed
+    first_ms: Elapsed
+    peak_memory_bytes: Natural
+    used_memory_bytes: Natural
     noise: Noise | None
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from m2dexport.errors import UsageError
 from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.profile.compare import described, same_machine
+from m2dexport.profile.consistency import contradictions
 from m2dexport.profile.device_results import DeviceResult, add_results, is_result, result_from
 from m2dexport.profile.frontier import QUALITY_NOISE
 from m2dexport.profile.joining import noisiest, rejudged, unique
 from m2dexport.profile.manifest import profile_from, read_stored
 from m2dexport.profile.schema import Cell, Profile, TargetInfo
-from m2dexport.strict import sha256_of_json
+from m2dexport.strict import require_name, sha256_of_json
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,13 @@ def merge_files(paths: Sequence[str | Path], name: str | None = None) -> Profile
         )
     if name is not None and not results:
         raise UsageError("--name names the target of results from a device, and there are none.")
-    return add_results(merge_profiles(parts), results, name) if results else merge_profiles(parts)
+    if name is not None:
+        require_name(name, "the target")
+    whole = merge_profiles(parts)
+    merged = add_results(whole, results, name) if results else whole
+    for reason in contradictions(merged):
+        raise UsageError(f"the files do not go together: {reason}.")
+    return merged
 
 
 def merge_profiles(parts: Sequence[Part]) -> Profile:
