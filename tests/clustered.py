@@ -33,7 +33,7 @@ def cluster() -> Iterator[str]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 2, "resources": {"m2dexport:edge": 1}, "include_dashboard": False}
+    node = {"num_cpus": 1, "resources": {"m2dexport:edge": 1}, "include_dashboard": False}
     started = Cluster(initialize_head=True, head_node_args=node)
     try:
         yield started.address

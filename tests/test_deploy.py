@@ -29,7 +29,7 @@ from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load
 from m2dexport.vectors.codecs import calibrate_ranges, truncate
 from m2dexport.vectors.pairs import StsTask
-from m2dexport.vectors.quality import comparable, score_pairs, score_ranking
+from m2dexport.vectors.quality import BRIEF, comparable, score_pairs, score_ranking
 from m2dexport.vectors.ranking import rank
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
 from m2dexport.vectors.search import Codec
@@ -149,7 +149,8 @@ def test_depths_below_the_full_one_are_measured_plain_and_aligned(profiled: Prof
     found = {(cell.layers, cell.align, cell.weights) for cell in cells}
     kinds = [(0, "full"), (1, "none"), (1, "full"), (2, "none")]
     assert found == {(*kind, weights) for kind in kinds for weights in ("fp32", "fp16", "int8")}
-    assert len(cells) == len(found) * 2 * 3
+    assert profiled.profile.reference_cell().id == "2x128-fp32-float32"
+    assert len(cells) == len(found) * 2 * 3 + 1  # the reference, whose dims no grid asks for
     assert not profiled.profile.failures
     engines = {(cell.engine, cell.device.provider) for cell in cells if cell.layers == 0}
     assert engines == {("static", "CPU")}
@@ -259,8 +260,8 @@ def test_queries_of_a_cell_are_measured_on_what_the_full_depth_wrote(
         queries = coded(task.queries, "query", cell.layers)
     expected = score_ranking(task, rank(queries, documents, TOP))
     found = cell.as_query[f"2x{cell.dim}-fp32-{cell.vectors}"]
-    for metric, points in expected.items():
-        assert found[f"beir/{metric}"] == pytest.approx(points, abs=0.05)
+    points = {f"beir/{metric}": expected[metric] for metric in BRIEF}
+    assert found == pytest.approx(points, abs=0.05)
 
 
 def test_queries_are_measured_on_an_index_in_the_weights_of_the_reference_and_in_their_own(
@@ -285,7 +286,7 @@ def test_the_printed_profile_has_a_table_of_queries_by_depth(profiled: Profiled)
     start = next(i for i, line in enumerate(lines) if line.startswith("Queries of each depth"))
     assert "index of depth 2, beir/ndcg@10, fp32 weights, float32 vectors" in lines[start]
     table = [line.split() for line in lines[start + 1 : start + 6]]
-    assert table[0] == ["queries", "of", "depth", "d=32", "d=96"]
+    assert table[0] == ["queries", "of", "depth", "d=32", "d=96", "d=128"]
     assert [row[0] for row in table[1:]] == ["0-aligned", "1", "1-aligned", "2"]
     aligned = profiled.profile.cell("1x96-aligned-fp32-float32").as_query["2x96-fp32-float32"]
     assert table[3][2] == f"{aligned['beir/ndcg@10']:.2f}"
