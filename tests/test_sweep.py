@@ -35,7 +35,7 @@ from m2dexport.vectors.quality import evaluate
 from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task, load_task
 
-CALIBRATION = calibration_texts()[:120]
+CALIBRATION = calibration_texts()[:100]
 PLAN = Plan(
     layers=(1, 2),
     dims=(32, 50),
@@ -50,7 +50,7 @@ PLAN = Plan(
 def tasks() -> tuple[Task, ...]:
     whole = load_task(default_task_paths()[0])
     assert isinstance(whole, StsTask)
-    keep = slice(0, 120)
+    keep = slice(0, 60)
     sts = StsTask(
         "sts", whole.sentences1[keep], whole.sentences2[keep], whole.scores[keep], whole.sha256
     )
