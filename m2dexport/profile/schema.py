@@ -88,7 +88,7 @@ class TaskInfo(Model):
     kind: Literal["sts", "retrieval", "pair_classification", "clustering"]
     main_metric: Name
     texts: Natural
-    sha256: Name
+    sha256: str
 
 
 class Shape(Model):
