@@ -20,6 +20,7 @@ from m2dexport.cli.columns import (
     sorted_by,
     terminal_width,
 )
+from m2dexport.measure.quantiles import LONG_TAIL
 
 if TYPE_CHECKING:
     from m2dexport.profile.schema import Cell, Profile, TargetInfo
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 #: The columns that a table has room for first.
 _MATTERS = ("cell", "mean", "p50", "size", "bytes", "p95", "for", "loss")
 _ENOUGH_RUNS = 100  # for a p95: five of them are slower
-_LONG_TAIL = 10  # times the p50
 _NAMED = 3
 
 
@@ -204,7 +204,7 @@ def _print_tails(cells: Sequence[Cell]) -> None:
     if runs < _ENOUGH_RUNS:
         say(f"p95 is of {runs} runs, too few to mean much; without --quick it is of more.")
     graphs = {(cell.p50_ms, cell.p95_ms): cell for cell in reversed(cells)}
-    long = [cell for cell in graphs.values() if cell.p95_ms >= _LONG_TAIL * cell.p50_ms]
+    long = [cell for cell in graphs.values() if cell.p95_ms >= LONG_TAIL * cell.p50_ms]
     if long:
         named = ", ".join(
             f"{cell.id} ({cell.p50_ms:.2f} and {cell.p95_ms:.2f} ms)" for cell in long[:_NAMED]

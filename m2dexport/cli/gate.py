@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="ID",
     help="Check this cell; may be repeated.  [default: the baseline's reference and recommended "
-    "cells]",
+    "cells, and all layers and dims in every weight precision]",
 )
 @click.option("--all", "all_cells", is_flag=True, help="Check every cell of the baseline.")
 @click.option("--target", metavar="NAME", help="Check this target only.")

@@ -12,7 +12,7 @@ import numpy as np
 _SEED = 0
 _OUTSIDE = 0.025  # of the probability, on either side of an interval of 95%
 _RESAMPLES = 1000
-_LONG_TAIL = 10  # p95 over p50
+LONG_TAIL = 10  # p95 over p50
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def ratio_of(times: Sequence[float], others: Sequence[float]) -> Ratio:
 
 def tail_comment(p50_ms: float, p95_ms: float) -> str | None:
     """Return a sentence on a p95 that is ten times its p50 or more, None on any other."""
-    if p95_ms < _LONG_TAIL * p50_ms:
+    if p95_ms < LONG_TAIL * p50_ms:
         return None
     return (
         f"the p95 of {p95_ms:.2f} ms is {p95_ms / p50_ms:.0f} times the p50 of {p50_ms:.2f} ms: "

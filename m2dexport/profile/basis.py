@@ -76,6 +76,11 @@ class Sweep:
         return {n: v for plan in self.plans for n, v in tool_versions(plan.engine).items()}
 
     @cached_property
+    def align_sha256(self) -> str:
+        """A hash of the texts that maps are fitted on, which are read once for it."""
+        return sha256_of_texts(self.align_texts)
+
+    @cached_property
     def model_sha256(self) -> str:
         """A hash of all of the checkpoint that decides a vector."""
         return model_sha256(self.checkpoint)
@@ -89,7 +94,7 @@ class Sweep:
             "weights": checkpoint.weights_sha256,
             "files": [(p.relative_to(checkpoint.path).as_posix(), sha256_of(p)) for p in files],
             "checkpoint": repr((checkpoint.pooling, checkpoint.prompts, checkpoint.max_length)),
-            **self._data(),
+            **self._data,
             "also": tools,
             "code": [sha256_of(path) for path in sorted(_PACKAGE.rglob("*.py"))],
             "processor": astuple(read_processor()),
@@ -104,17 +109,18 @@ class Sweep:
         decides = {
             "model": self.model_sha256,
             "trained": self.checkpoint.trained,  # which decides flags
-            **self._data(),
+            **self._data,
             "plans": plans_as_json(self.plans),
         }
         return sha256_of_json(decides)
 
+    @cached_property
     def _data(self) -> dict[str, Any]:
-        """Return the texts and tools, as JSON."""
+        """The texts and tools, as JSON."""
         return {
             "tasks": [(task.name, task.sha256) for task in self.tasks],
             "calibration": texts_sha256(self.calibration),
-            "align_texts": sha256_of_texts(self.align_texts) if self.aligned else None,
+            "align_texts": self.align_sha256 if self.aligned else None,
             "tools": self.tools,
         }
 

@@ -191,7 +191,7 @@ def _gives(
 
 
 def _costs(graph: GraphFacts, added: int) -> dict[str, Any]:
-    """Return the fields of a cell that say what it takes; ``_compared`` knows the rest."""
+    """Return the fields of a cell that say what it takes."""
     first, parts = graph.latency[0], graph.size_parts
     ratio = first.ratio or Ratio(1, 1, 1)  # of a reference that is compared with nothing else
     return {

@@ -22,8 +22,8 @@ from m2dexport.profile.schema import CrossDepth, depth_name
 from m2dexport.profile.surface import Corpus, Surface
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
-from m2dexport.vectors.quality import BRIEF, comparable, ranking_scores
-from m2dexport.vectors.ranking import rank
+from m2dexport.vectors.quality import BRIEF, comparable, ranking_scores, score_ranking
+from m2dexport.vectors.ranking import Rows, rank
 from m2dexport.vectors.resample import Score
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
 
@@ -188,9 +188,9 @@ def cross_depth(side: Side) -> tuple[CrossDepth, ...]:
             for holding in queries:  # whose documents may be large: one after the other
                 documents = side.at(holding, dim, rows[1])
                 for asking, vectors in queries.items():
-                    scores = _scores(task, vectors, documents)
-                    points = {name: score.points for name, score in scores.items()}
-                    qualities.setdefault((asking, holding), {}).update(points)
+                    points = score_ranking(task, _ranked(task, vectors, documents))
+                    kept = {f"{task.name}/{metric}": points[metric] for metric in BRIEF}
+                    qualities.setdefault((asking, holding), {}).update(kept)
         for asking, holding in product(side.views(dim), repeat=2):
             found.append(
                 CrossDepth(
@@ -204,6 +204,10 @@ def cross_depth(side: Side) -> tuple[CrossDepth, ...]:
 
 
 def _scores(task: RetrievalTask, queries: Floats, documents: Floats) -> _Scores:
-    own = np.array(task.own, dtype=np.intp) if task.own else None
-    scores = ranking_scores(task, rank(queries, documents, TOP, own), only=BRIEF)
+    scores = ranking_scores(task, _ranked(task, queries, documents), only=BRIEF)
     return {f"{task.name}/{metric}": score for metric, score in scores.items()}
+
+
+def _ranked(task: RetrievalTask, queries: Floats, documents: Floats) -> Rows:
+    own = np.array(task.own, dtype=np.intp) if task.own else None
+    return rank(queries, documents, TOP, own)

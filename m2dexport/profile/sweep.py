@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from m2dexport.align.texts import sha256_of_texts, texts_or_shipped
+from m2dexport.align.texts import texts_or_shipped
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import texts_sha256
 from m2dexport.errors import ParityError
@@ -184,7 +184,7 @@ def _aligned_with(sweep: Sweep) -> schema.AlignedWith | None:
     if not sweep.aligned:
         return None
     count = sum(1 for _ in sweep.align_texts)
-    return schema.AlignedWith(texts=count, sha256=sha256_of_texts(sweep.align_texts))
+    return schema.AlignedWith(texts=count, sha256=sweep.align_sha256)
 
 
 def _checkpoint_info(sweep: Sweep, course: Course) -> schema.CheckpointInfo:
