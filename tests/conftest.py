@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from export_once import exporting_once
 from tiny import small_checkpoint, tiny_checkpoint
 
 from m2dexport.build.build import Artifact, make_artifact
@@ -31,7 +32,7 @@ from m2dexport.build.recipe import Recipe
 from m2dexport.build.source import Original, export_source, original_of
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import align_texts_path
-from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph import export
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
@@ -64,6 +65,19 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M2DEXPORT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Export each graph once for the tests of all workers, which share a folder for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    exports = folder / "exports"
+    exports.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("m2dexport.graph.export.graph_from_checkpoint", exporting_once(exports))
+        yield
+
+
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT with mean pooling, normalised, with prompts; read only."""
@@ -92,8 +106,8 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# An export takes seconds, so what is exported is made once for all tests of a process. All of it is
-# read only: clone a graph before you change it.
+# What is made of an export is made once for all tests of a process. All of it is read only: clone a
+# graph before you change it.
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +120,7 @@ def all_depths() -> Callable[[Path | None], ir.Model]:
     @cache
     def exported(folder: Path | None) -> ir.Model:
         depths = SHIPPED_DEPTHS if folder is None else None
-        return graph_from_checkpoint(open_checkpoint(folder), depths)
+        return export.graph_from_checkpoint(open_checkpoint(folder), depths)
 
     return exported
 
