@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import onnx_ir as ir
 
+from m2dexport.checkpoint.hf_config import CONFIG
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.graph.export import graph_from_checkpoint
-from m2dexport.profile.identity import model_sha256
 
 
 def exporting_once(folder: Path) -> Callable[..., ir.Model]:
@@ -21,8 +22,7 @@ def exporting_once(folder: Path) -> Callable[..., ir.Model]:
     """
 
     def exported(checkpoint: Checkpoint, depths: Sequence[int] | None = None) -> ir.Model:
-        asked = f"{model_sha256(checkpoint)} {depths and tuple(depths)}"
-        path = folder / f"{sha256(asked.encode()).hexdigest()}.onnx"
+        path = folder / f"{_sha256(checkpoint, depths)}.onnx"
         if not path.exists():
             unfinished = path.with_suffix(f".{id(checkpoint)}")
             ir.save(graph_from_checkpoint(checkpoint, depths), unfinished)
@@ -30,3 +30,14 @@ def exporting_once(folder: Path) -> Callable[..., ir.Model]:
         return ir.load(path)
 
     return exported
+
+
+def _sha256(checkpoint: Checkpoint, depths: Sequence[int] | None) -> str:
+    """Return a hash of what decides a graph: neither prompts, nor the tokenizer, nor the folder."""
+    config = (checkpoint.path / CONFIG).read_text(encoding="utf-8")
+    code = [path.read_text(encoding="utf-8") for path in sorted(checkpoint.path.glob("*.py"))]
+    modules = [replace(module, folder=Path()) for module in checkpoint.head]
+    latent = checkpoint.latent and checkpoint.latent.heads
+    facts = (config, code, checkpoint.pooling, modules, latent, checkpoint.final_norm)
+    asked = (checkpoint.weights_sha256, *facts, depths and tuple(depths))
+    return sha256(repr(asked).encode()).hexdigest()
