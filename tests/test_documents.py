@@ -116,7 +116,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def user(stand_in, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user(stand_in, unmeasured_memory, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages name, where the checkpoint that ships is tiny."""
     pairs, retrieval = evaluation_in(tmp_path)
     shipped = tmp_path / "shipped" / "stsb-dev.tsv"
@@ -140,9 +140,11 @@ def plan_of_one_size(checkpoint: m2dexport.Checkpoint) -> plan.Plan:
     return plan.Plan((0, 1, 6), (128,), weights=("fp32", "int8"), repeats=3)
 
 
-def quick_latency(*arguments: Any) -> latency.Timed[Any]:
+def quick_latency(
+    group: latency.Loaded[Any], shape: tuple[int, int], conditions: latency.Conditions, *rest: Any
+) -> latency.Timed[Any]:
     """Measure, and say 1 ms: what fits a budget must not depend on who else computes here."""
-    measured = latency.time_shape(*arguments)
+    measured = latency.time_shape(group, shape, replace(conditions, repeats=3), *rest)
     points = {
         graph: replace(point, p50_ms=1.0, p95_ms=1.0) for graph, point in measured.points.items()
     }

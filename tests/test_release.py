@@ -44,6 +44,8 @@ shapes = [[1, 8]]
 ELSEWHERE = TARGET.replace('"onnx"', '"tensorrt-rtx"\ngpus = ["8.9"]')
 ANY, BITS, NOTHING = "p95_ms = 1e6", "vector_bytes = 4", "size_mb = 0.001"
 
+pytestmark = pytest.mark.usefixtures("unmeasured_memory")
+
 
 @dataclass(frozen=True)
 class Profiled:
