@@ -40,7 +40,6 @@ from m2dexport.slice.slicing import slice_checkpoint
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
-
 #: Files that take longest. Begun last, one of them would keep a worker while another has no work.
 LONG = (
     *("documents", "families", "sweep", "openvino", "static", "index", "precisions", "resume"),
