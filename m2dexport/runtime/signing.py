@@ -1,7 +1,7 @@
 """Signatures of bundles: ed25519 over the bytes of manifest.json.
 
-The manifest holds the sha256 of every other file, so its signature covers the bundle. It is over the
-plain bytes, without a prefix of its own: ``openssl pkeyutl -verify -rawin`` checks it, too. A
+The manifest holds the sha256 of every other file, so its signature covers the bundle. It is over
+the plain bytes, without a prefix of its own: ``openssl pkeyutl -verify -rawin`` checks it, too. A
 checksum detects damage; a signature says who made a bundle, to whoever has the maker's public key
 from elsewhere. The key in a bundle is there for messages alone: it proves nothing.
 """
@@ -18,7 +18,10 @@ from m2dexport.errors import BundleError, MissingExtra, UsageError, one_line
 from m2dexport.strict import Matching, parse_json, read_value, require_format
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
 
 SIGNATURE = "signature.json"
 FORMAT = 1
