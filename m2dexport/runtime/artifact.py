@@ -289,7 +289,7 @@ def full_layers(spec: ArtifactSpec) -> int | None:
 
 
 def trained_dims(spec: ArtifactSpec) -> tuple[int, ...] | None:
-    """Return the dims that training visited at an artifact's depth, up to its own; None: unknown."""
+    """Return the dims that training visited at an artifact's depth, None when unknown."""
     stated = spec.provenance.get(TRAINED_DIMS)
     return None if stated is None else tuple(map(int, re.findall("[0-9]{1,7}", stated)))
 
