@@ -85,9 +85,10 @@ def serve(
         server = _Server(_config(app, settings), service, settings, ready, reloading.reload)
         server.run([listener])
     if server.abandoned:
+        requests = "request was" if server.abandoned == 1 else "requests were"
         raise M2DError(
-            f"{server.abandoned} requests were not done {settings.stop_within_s:g} s after the "
-            "stop and got an error; allow more time with --stop-within."
+            f"{server.abandoned} {requests} not done {settings.stop_within_s:g} s after the stop "
+            "and got an error; allow more time with --stop-within."
         )
 
 
