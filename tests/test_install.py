@@ -112,7 +112,8 @@ def test_doctor_says_what_a_device_has_and_the_install_lines_of_what_it_lacks(de
         ran.stdout.split()
     )
     assert re.search(r"^\[export\] .* missing: .*torch", ran.stdout, re.M | re.S)
-    assert 'pip install "m2dexport[export]"' in ran.stdout
+    for extra in ("export", "serve"):
+        assert f'pip install "m2dexport[{extra}]"' in ran.stdout
     assert max(map(len, ran.stdout.splitlines())) <= 80
 
 

@@ -336,7 +336,7 @@ def ask_until_it_closes(server: Live, lost: list[object], spaces: set[str]) -> i
 
 
 def test_a_stop_does_not_wait_longer_than_it_may(edge: Path) -> None:
-    with live(edge, "--stop-within", 0, "--threads", 1) as server:
+    with live(edge, "--stop-within", 0, "--threads", 1, "--access-log") as server:
         answers = []
         texts = ["the man is playing a guitar in the rain " * 4] * 2048
         asking = threading.Thread(target=lambda: answers.append(server.embed(texts)))
@@ -347,4 +347,7 @@ def test_a_stop_does_not_wait_longer_than_it_may(edge: Path) -> None:
         asking.join(20)
         assert server.process.wait(20) == 1
         assert answers[0].status == 503
-        assert re.fullmatch(r"Error: 1 requests? [^\n]+--stop-within\.\n", server.news())
+        *log, error = server.process.stderr.read().splitlines()
+    assert any(line.endswith('"POST /v1/embeddings HTTP/1.1" 503') for line in log)
+    assert all("HTTP/1.1" in line for line in log)
+    assert re.fullmatch(r"Error: 1 request was not done 0 s [^\n]+--stop-within\.", error)

@@ -90,7 +90,9 @@ def open_served(path: Path, device: Device) -> Served:
     encoder = load(path, device)
     if identity_of(path) != identity or encoder.spec.space_id != report.space_id:
         raise M2DError(f"{path} was replaced while it was read; load it again.")
-    return Served(path.resolve().stem, identity[3] // 10**9, encoder, identity)
+    # Not that of what a link leads to: a new bundle must not change it.
+    name = path.absolute().name.removesuffix(".m2d")
+    return Served(name, identity[3] // 10**9, encoder, identity)
 
 
 def identity_of(path: Path) -> Identity:

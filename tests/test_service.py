@@ -18,7 +18,7 @@ from m2dexport.engines import Device
 from m2dexport.errors import M2DError
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.serve import reloading
+from m2dexport.serve import app, reloading
 from m2dexport.serve.app import Service, make_app
 from m2dexport.serve.messages import Limits, Refusal, prepare, render
 from m2dexport.serve.reloading import Reloading
@@ -40,11 +40,10 @@ class Caller:
     def __init__(self, service: Service) -> None:
         self.app = make_app(service)
         self.gone = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
 
-    async def ask(self, text: str) -> tuple[int, dict[str, str], Any]:
+    async def ask(self, text: str, *, whole: bool = True) -> tuple[int, dict[str, str], Any]:
         body = json.dumps({"model": "edge", "input": text}).encode()
-        unread = [{"type": "http.request", "body": body}]
+        unread = [{"type": "http.request", "body": body, "more_body": not whole}]
 
         async def receive() -> dict[str, Any]:
             if unread:
@@ -118,6 +117,17 @@ def test_work_for_a_client_that_went_away_is_dropped(served, hold) -> None:
         assert (await first)[0] == 200
         assert b"m2dexport_batch_texts_sum 1.0" in service.metrics.page()
         working.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_body_that_does_not_end_is_not_waited_for(served, monkeypatch) -> None:
+    monkeypatch.setattr(app, "_BODY_WITHIN_S", 0.01)
+
+    async def scene() -> None:
+        service = Service(served, Limits())
+        assert (await Caller(service).ask("a", whole=False))[0] == 408
+        assert not service.at_work
 
     asyncio.run(scene())
 
