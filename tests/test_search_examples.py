@@ -123,6 +123,7 @@ class Answer:
         return ("m2d1-a",)
 
 
+@pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR is not set")
 @pytest.mark.parametrize("example", ["sqlite_vec_index", "pgvector_index"])
 def test_a_database_of_another_space_is_not_asked(
     example: str, monkeypatch: pytest.MonkeyPatch
