@@ -21,7 +21,7 @@ from typing import Annotated, BinaryIO
 
 from m2dexport.engines import ENGINES
 from m2dexport.errors import BundleError, M2DError, UsageError, one_line
-from m2dexport.files import SPEC
+from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime.artifact import (
     GRAPH_FILES,
@@ -47,7 +47,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
 REQUIRED = frozenset({SPEC, GOLDEN, MANIFEST, TOKENIZER})
-KNOWN = REQUIRED | GRAPH_FILES | {RANGES}
+KNOWN = REQUIRED | GRAPH_FILES | {RANGES, *MODEL_SETTINGS}
 
 _LIMIT = (1 << 32) - 1  # of a ZIP archive without the 64-bit extension
 _MOST_ENTRIES = 16
