@@ -16,6 +16,7 @@ from tiny_artifact import tiny_artifact, tiny_spec, without_rows
 import m2dexport
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
+from m2dexport.runtime.artifact import FORMAT
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load
@@ -180,11 +181,12 @@ def test_a_sidecar_of_another_space_is_refused(encoder, other, texts, tmp_path: 
     ("change", "told"),
     [
         ({"format": 2}, "has format 2"),
-        ({"artifact": None}, "cannot be read"),
-        ({"artifact": {}}, "cannot be read"),
-        ({"space_id": "m2d1-x"}, "names the spaces 'm2d1-x' and m2d1-"),
-        ({"count": "5"}, "do not belong together"),
-        ([], "is not the sidecar"),
+        ({"space_id": "m2d1-x"}, "space_id is 'm2d1-x'"),
+        ({"space_id": None}, "space_id is None"),
+        ({"count": "5"}, "count is '5'"),
+        ({"count": 4}, "do not belong together"),
+        ({"more": 1}, "'more' is unknown"),
+        ([], "cannot be read"),
         ("no JSON", "cannot be read"),
     ],
 )
@@ -208,9 +210,30 @@ def test_neither_file_of_two_is_overwritten_without_force(encoder, texts, tmp_pa
     assert len(read_vectors(tmp_path / "v.npy", encoder).vectors) == 5
 
 
+@pytest.mark.parametrize("name", ["v.npy", "v.safetensors"])
+def test_files_of_a_version_with_another_artifact_json_are_read(
+    encoder, other, texts, tmp_path: Path, name: str
+) -> None:
+    """The space_id alone decides; artifact.json says what differs, where it can be read."""
+    encode_stream(encoder, texts, tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    wide = "utf-32-le" if name == "v.npy" else "utf-8"
+    quote = '"' if name == "v.npy" else '\\"'
+    old, new = (f"{quote}format{quote}: {number}".encode(wide) for number in (FORMAT, 3))
+    assert content.count(old) == 1
+    (tmp_path / name).write_bytes(content.replace(old, new))
+    assert read_vectors(tmp_path / name, encoder).space_id == encoder.spec.space_id
+    with pytest.raises(UsageError, match="must not be compared; encode both") as refused:
+        read_vectors(tmp_path / name, other)
+    assert encoder.spec.space_id in str(refused.value)
+
+
 def tensors(header: object, body: bytes = b"") -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + body
+
+
+ONE_VECTOR = {"dtype": "I8", "shape": (1, 2), "data_offsets": (0, 2)}
 
 
 def entry(dtype: object = "I8", shape: object = (1, 2), offsets: object = (0, 2)) -> bytes:
@@ -240,6 +263,8 @@ def entry(dtype: object = "I8", shape: object = (1, 2), offsets: object = (0, 2)
         entry(offsets=(0, 1, 2)),
         entry(),
         tensors({"__metadata__": {"artifact": 5}, "vectors": {}}),
+        tensors({"__metadata__": [], "vectors": ONE_VECTOR}, b"ab"),
+        tensors({"__metadata__": {"space_id": 5, "artifact": 5}, "vectors": ONE_VECTOR}, b"ab"),
     ],
 )
 def test_a_hostile_safetensors_file_is_one_sentence(encoder, tmp_path: Path, content) -> None:

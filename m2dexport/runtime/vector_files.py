@@ -5,23 +5,30 @@ Nothing that is read is trusted: sizes are held against the file's before anythi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.errors import UsageError, one_line
+from m2dexport.errors import M2DError, UsageError, one_line
 from m2dexport.lines import JSONL, lines_of
-from m2dexport.runtime.artifact import ArtifactSpec, require_same_space, spaces_of, spec_from_json
+from m2dexport.runtime.artifact import (
+    ArtifactSpec,
+    SpaceId,
+    require_same_space,
+    spaces_of,
+    spec_from_json,
+)
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.vector_writing import SIDECAR_FORMAT, TENSOR_DTYPES, sidecar_of
-from m2dexport.strict import parse_json, require_format, shown
+from m2dexport.strict import Within, parse_json, read_value, require_format, shown
 from m2dexport.vectors.codecs import code_dtype, code_width
 
 #: How the names of files of vectors end.
@@ -106,60 +113,78 @@ class _Block:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     start: int  # bytes before the values
-    spec: ArtifactSpec | None  # of what made them; None: the file does not say
+    space_id: Any  # as the file says, unchecked; None: it does not say
+    artifact: Any  # likewise: the text of artifact.json
     ids: tuple[int, int] | None = None  # where they begin and end, in bytes
 
 
 def _block_of_space(path: Path, spec: ArtifactSpec, bundle: object) -> tuple[_Block, str]:
     """Return what a file holds, and its space, which a bundle has in common with it."""
     held = _block_of(path)
-    if held.spec is None:
+    if held.space_id is None:
         raise UsageError(
             f"{path} does not name the space of its vectors; encode makes files that do."
         )
-    space = require_same_space(held.spec, spec, path, bundle)
+    if held.space_id not in spaces_of(spec):
+        _refuse_space(path, held, spec, bundle)
     width, dtype = code_width(spec.dim, spec.vectors), code_dtype(spec.vectors)
     if (held.shape[1:], held.dtype) != ((width,), dtype):
         raise UsageError(
             f"{path} holds {held.dtype} of shape {held.shape} where vectors of {bundle} are "
             f"{width} values of {dtype}; encode it again."
         )
-    return held, space
+    return held, held.space_id
+
+
+def _refuse_space(path: Path, held: _Block, spec: ArtifactSpec, bundle: object) -> NoReturn:
+    """Name both spaces and, where this version can read the file's artifact.json, what differs."""
+    made_by = None
+    with contextlib.suppress(M2DError):
+        made_by = spec_from_json(str(held.artifact), path)
+    if made_by is not None and made_by.space_id == held.space_id:
+        require_same_space(made_by, spec, path, bundle)
+    raise _not_comparable(path, held.space_id, spec, bundle)
+
+
+def _not_comparable(where: object, found: Any, spec: ArtifactSpec, bundle: object) -> UsageError:
+    return UsageError(
+        f"{where} (space {shown(found)}) and {bundle} (space {spec.space_id}) must not be "
+        "compared; encode both with one bundle."
+    )
 
 
 def _block_of(path: Path) -> _Block:
-    held = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npy(path)
-    sidecar = sidecar_of(path)
-    if path.suffix == ".safetensors" or not sidecar.is_file():
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    held, sidecar = _read_npy(path), sidecar_of(path)
+    if not sidecar.is_file():
         return held
-    count, spec = _read_sidecar(sidecar)
-    own, rows = held.spec or spec, held.shape[0] if held.shape else 0
-    if (own.space_id, rows) != (spec.space_id, count):
+    copy, artifact = _read_sidecar(sidecar)
+    space, rows = held.space_id or copy.space_id, held.shape[0] if held.shape else 0
+    if (space, rows) != (copy.space_id, copy.count):
         raise UsageError(
-            f"{path} ({rows} vectors, space {own.space_id}) and its sidecar {sidecar} "
-            f"({shown(count)}, space {spec.space_id}) do not belong together; remove the wrong one."
+            f"{path} ({rows} vectors, space {shown(space)}) and its sidecar {sidecar} "
+            f"({copy.count}, space {copy.space_id}) do not belong together; remove the wrong one."
         )
-    return replace(held, spec=own)
+    return replace(held, space_id=space, artifact=held.artifact or artifact)
 
 
-def _read_sidecar(path: Path) -> tuple[int, ArtifactSpec]:
+@dataclass(frozen=True)
+class _Sidecar:
+    """What a sidecar says of the file that it lies beside, but for artifact.json."""
+
+    format: int
+    space_id: SpaceId
+    count: Annotated[int, Within(0, 1 << 60)]
+
+
+def _read_sidecar(path: Path) -> tuple[_Sidecar, str]:
+    """Return what a sidecar says, and the text of its artifact.json."""
     with path.open("rb") as stream:
         stored = parse_json(stream.read(_MOST_HEADER), path)
     require_format(stored, SIDECAR_FORMAT, path)
-    try:
-        spec = spec_from_json(json.dumps(stored["artifact"]), path)
-        return stored["count"], _named(stored["space_id"], spec, path)
-    except (TypeError, KeyError) as error:
-        raise UsageError(f"{path} is not the sidecar of a file of vectors; remove it.") from error
-
-
-def _named(space_id: str, spec: ArtifactSpec, where: object) -> ArtifactSpec:
-    """Return a specification that is of the space which is named beside it."""
-    if space_id != spec.space_id:
-        raise UsageError(
-            f"{where} names the spaces {shown(space_id)} and {spec.space_id}; encode it again."
-        )
-    return spec
+    artifact = stored.pop("artifact", None) if isinstance(stored, dict) else None
+    return read_value(_Sidecar, stored, path), json.dumps(artifact)
 
 
 def _read_npy(path: Path) -> _Block:
@@ -181,9 +206,8 @@ def _read_npy(path: Path) -> _Block:
         raise UsageError(f"{path} is not a .npy file of vectors: {one_line(error)}.") from error
     except tokenize.TokenError as error:
         raise UsageError(f"{path} is not a .npy file of vectors.") from error
-    if len(strings) < 2:
-        return _Block(shape, dtype, start, None)
-    return _Block(shape, dtype, start, _named(strings[0], spec_from_json(strings[1], path), path))
+    space_id, artifact = (*strings, None, None)[:2]
+    return _Block(shape, dtype, start, space_id, artifact)
 
 
 def _npy_header(stream: BinaryIO, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -237,14 +261,12 @@ def _read_safetensors(path: Path) -> _Block:
                 (number,), _, begin = _tensor(header["ids"], size - data)
                 ids = data + begin, data + begin + number
         stored = header.get("__metadata__", {})
-        if "artifact" not in stored:
-            return _Block(shape, dtype, data + start, None, ids)
-        spec = _named(stored["space_id"], spec_from_json(stored["artifact"], path), path)
+        space_id, artifact = stored.get("space_id"), stored.get("artifact")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"{path} is not a .safetensors file of vectors: {one_line(error)}."
         ) from error
-    return _Block(shape, dtype, data + start, spec, ids)
+    return _Block(shape, dtype, data + start, space_id, artifact, ids)
 
 
 def _tensor(entry: Any, size: int) -> tuple[tuple[int, ...], np.dtype[Any], int]:
@@ -284,10 +306,7 @@ def _rows_of(path: Path, spec: ArtifactSpec, bundle: object) -> Iterator[dict[st
                 raise UsageError(f"{path}:{number} is not a vector with its space_id.")
             space = row["space_id"]
             if space not in allowed:
-                raise UsageError(
-                    f"{path}:{number} (space {shown(space)}) and {bundle} (space "
-                    f"{spec.space_id}) must not be compared; encode both with one bundle."
-                )
+                raise _not_comparable(f"{path}:{number}", space, spec, bundle)
             first = first or space
             if space != first:
                 raise UsageError(
