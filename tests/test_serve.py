@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -279,6 +280,13 @@ def test_a_missing_package_is_named_with_its_install_line(edge, monkeypatch) -> 
         "Error: The command serve needs the prometheus_client package; run: pip install "
         '"m2dexport[serve]".\n'
     )
+
+
+def test_a_server_imports_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "pydantic", "onnx", "huggingface_hub"}
+    code = f"import sys, m2dexport.serve.server\nprint(*{heavy} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "\n"
 
 
 def test_a_reload_and_a_stop_lose_nothing(edge: Path, tmp_path: Path) -> None:
