@@ -151,7 +151,7 @@ def verify_bundle(
     Args:
         path: the bundle.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a .npy or .jsonl file of an index, whose vectors must be of the bundle's space.
+        vectors: a file of vectors of an index, which must be of the bundle's space.
 
     Raises:
         UsageError: when there is no such file, or ``vectors`` are of another space.
@@ -171,7 +171,7 @@ def verify_artifact(
     Args:
         folder: the artifact.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a .npy or .jsonl file of an index, whose vectors must be of the artifact's space.
+        vectors: a file of vectors of an index, which must be of the artifact's space.
 
     Raises:
         UsageError: when ``folder`` is not an artifact, or ``vectors`` are of another space.
