@@ -15,6 +15,7 @@ from m2dexport.cli import (  # noqa: F401
     gate,
     profiles,
     reports,
+    showing,
 )
 from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli
