@@ -63,7 +63,7 @@ def write_nested(
 def _nested(
     packed: Sequence[Packed], figures: Mapping[str, Figures]
 ) -> tuple[dict[str, bytes], Manifest]:
-    """Return the entries of a nested bundle but the manifest, and that; the first is the default."""
+    """Return the entries of a nested bundle, and its manifest; the first cell is the default."""
     default, *others = packed
     pool, spans = share(default.files, [each.files for each in others], POOL)
     entries = {**default.files, POOL: pool}
