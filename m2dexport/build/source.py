@@ -19,7 +19,7 @@ from m2dexport.checkpoint.tokenizer import open_tokenizer, sealed_tokenizer_json
 from m2dexport.cores import one_torch_thread
 from m2dexport.engines import DEFAULT_ENGINE, ENGINES, Device, engine_maker, engine_version
 from m2dexport.errors import UsageError
-from m2dexport.files import scratch_folder
+from m2dexport.files import MODEL_SETTINGS, scratch_folder
 from m2dexport.graph.vector import aligned_graph, depth_graph, vector_graph
 from m2dexport.runtime.artifact import (
     FORMAT,
@@ -46,6 +46,7 @@ class Source:
     engine: str  # whose operators the graph has
     graph: ir.Model  # float32, one output per depth, neither cut nor normalised
     tokenizer_json: str
+    settings: Mapping[str, bytes]  # the sub-model's, name to content; of depth 0, none
     pad_id: int
     alignment: LinearMap | None  # of an aligned sub-model, which has one depth
     probes: Mapping[int, Floats]  # depth -> the torch original's vectors of ``PROBES``, likewise
@@ -76,6 +77,7 @@ class Original:
     graph: ir.Model  # float32, one normalised output
     spec: ArtifactSpec  # of the fp32, float32 artifact; its parity is still to be measured
     tokenizer_json: str
+    settings: Mapping[str, bytes]  # the sub-model's, name to content
     expected: Floats  # (probes, dim) vectors of the original, normalised
     licenses: tuple[Path, ...]
 
@@ -132,6 +134,7 @@ def export_sources(
             engine=engines[0],
             graph=plain,
             tokenizer_json=sealed_tokenizer_json(sub_model.path, sub_model.max_length),
+            settings=_settings(sub_model),
             pad_id=_pad_id(sub_model),
             alignment=read_map(sub_model.alignment) if sub_model.alignment else None,
             probes={},
@@ -151,6 +154,11 @@ def _graph(sub_model: Checkpoint, depths: Sequence[int]) -> ir.Model:
     if sub_model.layers == 0:
         return static_graph(read_table(sub_model.layout.outside[TABLE]))
     return graph_from_checkpoint(sub_model, depths)
+
+
+def _settings(sub_model: Checkpoint) -> dict[str, bytes]:
+    names = MODEL_SETTINGS if sub_model.layers > 0 else ()
+    return {name: (sub_model.path / name).read_bytes() for name in names}
 
 
 def _pad_id(sub_model: Checkpoint) -> int:
@@ -216,7 +224,7 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
     )
     expected = codecs.truncate(source.probes[sub_model.layers], sub_model.dim)
     graph = source.vectors_at(sub_model.layers)
-    return Original(graph, spec, source.tokenizer_json, expected, licenses)
+    return Original(graph, spec, source.tokenizer_json, source.settings, expected, licenses)
 
 
 def _full_model(sub_model: Checkpoint) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from m2dexport.engines import ENGINES
 from m2dexport.errors import BundleError, M2DError, UsageError, one_line
-from m2dexport.files import SPEC
+from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SMALL_LIMIT, TOKENIZER
 from m2dexport.runtime.manifest import MANIFEST, MOST_BYTES, Manifest, read_manifest
 from m2dexport.strict import parse_json, shown
@@ -32,7 +32,7 @@ POOL = "cells.bin"
 UNLISTED = frozenset({MANIFEST})
 #: What the files of an encoder must be, and may be.
 REQUIRED = frozenset({SPEC, GOLDEN, TOKENIZER})
-OF_A_CELL = REQUIRED | GRAPH_FILES | {RANGES}
+OF_A_CELL = REQUIRED | GRAPH_FILES | {RANGES, *MODEL_SETTINGS}
 KNOWN = OF_A_CELL | UNLISTED | {POOL}
 
 _LIMIT = MOST_BYTES

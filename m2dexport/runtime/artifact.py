@@ -7,6 +7,8 @@
     engine.toml     of TensorRT: how an engine is made of the graph; model.engine, if one was built
     tokenizer.json  truncates at the model's maximum length, does not pad
     ranges.json     the frozen ranges, of int8 and int4 vectors only
+    config.json, tokenizer_config.json
+                    the sub-model's, for other programs than ours; depth 0 has none
     artifact.json   the specification below
     LICENSE, ...    the licence files of the checkpoint, where it has any
 """
@@ -21,7 +23,7 @@ from typing import Annotated, Any, Literal, cast
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
-from m2dexport.files import SPEC
+from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.precisions import BitOrder, Isa, Similarity, VectorPrecision, WeightPrecision
 from m2dexport.strict import (
     Matching,
@@ -212,6 +214,11 @@ def graph_names(engine: str, folder: Path) -> list[str]:
     """Return the names of the files of an artifact folder's graph."""
     known = ENGINES[engine]
     return [*known.files, *(name for name in known.may_hold if (folder / name).exists())]
+
+
+def settings_in(folder: Path) -> dict[str, bytes]:
+    """Return the sub-model's settings that an artifact folder holds, name to content."""
+    return {name: read_file(folder, name) for name in MODEL_SETTINGS if (folder / name).exists()}
 
 
 def require_part(folder: Path, name: str) -> None:

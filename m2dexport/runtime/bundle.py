@@ -295,7 +295,8 @@ def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
     names = [SPEC, TOKENIZER, *artifact.graph_names(spec.engine, folder), *ranges]
     for name in names:
         artifact.require_part(folder, name)
-    return {name: artifact.read_file(folder, name) for name in names}
+    parts = {name: artifact.read_file(folder, name) for name in names}
+    return parts | artifact.settings_in(folder)
 
 
 def _require_one_space(encoder: Encoder, files: Mapping[str, bytes], path: object) -> None:
