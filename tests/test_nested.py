@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -500,3 +503,54 @@ def test_the_depths_of_a_checkpoint_share_their_weights(
     _, (spans,) = share(deep, [{name: shallow[name]}], POOL)
     again = sum(span.size for span in spans[name] if span.entry == POOL)
     assert again < 0.1 * len(shallow[name])
+
+
+READER = Path(__file__).parent.parent / "examples" / "read_bundle.py"
+
+
+def read_independently(path: Path, *texts: str) -> subprocess.CompletedProcess[str]:
+    """Run the reader of examples/ where m2dexport cannot be imported."""
+    blocked = "import sys, runpy; sys.modules['m2dexport'] = None; sys.argv = sys.argv[1:]; "
+    command = [sys.executable, "-c", f"{blocked}runpy.run_path(sys.argv[0], run_name='__main__')"]
+    return subprocess.run(
+        [*command, str(READER), str(path), *texts], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_independent_reader_is_short_and_imports_nothing_of_this_package() -> None:
+    source = READER.read_text(encoding="utf-8")
+    assert len(source.splitlines()) < 100
+    imports = re.findall(r"^\s*(?:import|from) (\w+)", source, re.M)
+    assert set(imports) <= {
+        "hashlib",
+        "json",
+        "numpy",
+        "onnxruntime",
+        "sys",
+        "tokenizers",
+        "zipfile",
+    }
+
+
+def test_the_independent_reader_gives_the_same_vectors(
+    packed: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    write_bundle(folders[SHALLOW], tmp_path / "plain.m2d")
+    for path, cells in ((packed, sorted(SHAPES)), (tmp_path / "plain.m2d", [SHALLOW])):
+        found = read_independently(path, TEXTS[0])
+        assert found.returncode == 0, found.stderr
+        lines = found.stdout.splitlines()
+        for cell, said, vector in zip(cells, lines[::2], lines[1::2], strict=True):
+            encoder = load(path, cell=cell)
+            assert encoder.spec.space_id in said
+            expected = encoder.encode(TEXTS[:1])[0].tolist()
+            assert json.loads(vector) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_independent_reader_refuses_what_this_one_does(packed: Path, tmp_path: Path) -> None:
+    changes = (beyond_the_end, of_no_entry, of_another_size, endless, other_digest)
+    for number, change in enumerate(changes):
+        path = with_manifest(packed, tmp_path / f"{number}.m2d", change)
+        found = read_independently(path)
+        assert found.returncode != 0
+        assert found.stdout == ""
