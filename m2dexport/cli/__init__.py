@@ -16,6 +16,7 @@ from m2dexport.cli import (  # noqa: F401
     profiles,
     reports,
     serving,
+    showing,
 )
 from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli

@@ -77,6 +77,25 @@ class _Group(click.Group):
             raise SystemExit(1) from error
 
 
+class GroupWithArguments(click.Group):
+    """A command with arguments of its own beside its subcommands: the first word decides."""
+
+    allow_interspersed_args = True
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Return the context of the subcommand that the first word names, else of the command."""
+        command = self.commands.get(args[0]) if args else None
+        if command is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+
 def _sentence(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     return one_line(f"{where}{error.strerror or error}.", _LONGEST_MESSAGE)

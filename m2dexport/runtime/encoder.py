@@ -57,6 +57,7 @@ class Encoder:
         graph: the files of its graph by name, as contents, or as paths of files too large to read.
         device: what to run it on; what it leaves open is as the artifact says.
         ranges: the frozen ranges of int8 and int4 vectors; needed to use the codes.
+        tokenizer: of another encoder that has the same ``tokenizer_json``; None: one is made.
 
     Raises:
         M2DError: when the tokenizer or the graph holds what no artifact of ``build`` does, or the
@@ -70,13 +71,14 @@ class Encoder:
         graph: Mapping[str, Path | bytes],
         device: Device = Device(),
         ranges: Ranges | None = None,
+        tokenizer: tokenizers.Tokenizer | None = None,
     ) -> None:
         self.spec = spec
         self.ranges = ranges
         self._engine = engine_runner(spec.engine)
         require_version(spec.engine, spec.min_engine)
         require_plain_tokenizer(tokenizer_json, spec.max_length)
-        self._tokenizer = load_tokenizer(tokenizer_json)
+        self._tokenizer = load_tokenizer(tokenizer_json) if tokenizer is None else tokenizer
         require_room(self._tokenizer)
         files = [graph[name] for name in ENGINES[spec.engine].files]
         states = _states(files)
@@ -255,7 +257,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def encoder_from_files(
-    files: Mapping[str, bytes], path: Path, device: Device = Device()
+    files: Mapping[str, bytes],
+    path: Path,
+    device: Device = Device(),
+    tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Encoder:
     """Return the encoder of a bundle's files, as ``open_bundle`` reads them.
 
@@ -263,6 +268,7 @@ def encoder_from_files(
         files: name to content.
         path: the bundle, for messages.
         device: what to run it on; what it leaves open is as the artifact says.
+        tokenizer: of another encoder that has the same tokenizer.json; None: one is made.
 
     Raises:
         BundleError: when a file cannot be read.
@@ -278,7 +284,8 @@ def encoder_from_files(
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
-    return Encoder(spec, tokenizer_json, graph, keeping_engines(path, spec, device), ranges)
+    device = keeping_engines(path, spec, device)
+    return Encoder(spec, tokenizer_json, graph, device, ranges, tokenizer)
 
 
 def keeping_engines(path: Path, spec: ArtifactSpec, device: Device) -> Device:
