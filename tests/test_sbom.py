@@ -11,11 +11,9 @@ import pytest
 from referencing import Registry, Resource
 from tiny_artifact import tiny_artifact, tiny_spec
 
-from m2dexport.files import SPEC
-from m2dexport.runtime.archive import MANIFEST, open_bundle, read_manifest
-from m2dexport.runtime.artifact import spec_from_json
 from m2dexport.runtime.bundle import write_bundle
-from m2dexport.runtime.sbom import sbom_json
+from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.sbom import sbom_of
 
 SCHEMAS = Path(cyclonedx.schema.__file__).parent / "_res"
 
@@ -48,11 +46,9 @@ def packed(tmp_path: Path) -> Path:
 
 
 def test_the_schema_accepts_it_and_every_file_is_named(packed: Path) -> None:
-    files = open_bundle(packed)
-    manifest = read_manifest(files, packed)
-    specs = {"1x12-int8-int8": spec_from_json(files[SPEC], packed)}
-    text = sbom_json(manifest, files[MANIFEST], specs)
-    assert text == sbom_json(manifest, files[MANIFEST], specs)
+    manifest = open_cells(packed).manifest
+    text = sbom_of(packed)
+    assert text == sbom_of(packed)
     bom = json.loads(text)
     validator().validate(bom)
     kinds = {

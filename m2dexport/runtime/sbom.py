@@ -10,27 +10,30 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from m2dexport.engines import ENGINES
-from m2dexport.runtime.archive import MANIFEST, Manifest
 from m2dexport.runtime.artifact import ArtifactSpec
+from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.manifest import MANIFEST, Manifest
 
 _VERSION = "1.6"
 #: Keys of an artifact's provenance that are no packages, but hashes of models or what was chosen.
 _MODEL_HASHES = ("checkpoint", "sub_model", "full_model", "full_tokenizer")
 
 
-def sbom_json(manifest: Manifest, content: bytes, specs: Mapping[str, ArtifactSpec]) -> str:
-    """Return the bill of materials; the same bundle gives the same text.
+def sbom_of(path: Path) -> str:
+    """Return the bill of materials of a bundle as JSON; the same bundle gives the same text.
 
-    Args:
-        manifest: the bundle's.
-        content: the bytes of its manifest.json.
-        specs: the specification of each of its cells by the cell's id.
+    Raises:
+        UsageError: when there is no such file.
+        BundleError: when it is damaged.
     """
-    sha256 = hashlib.sha256(content).hexdigest()
+    opened = open_cells(path)
+    manifest, specs = opened.manifest, {cell: opened.spec(cell) for cell in opened.cells}
+    sha256 = hashlib.sha256(opened.entries[MANIFEST]).hexdigest()
     needed = _needed(specs.values())
     models = [_model(name, spec) for name, spec in sorted(specs.items())]
     bom = {
@@ -87,7 +90,7 @@ def _files(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _needed(specs: Any) -> list[dict[str, Any]]:
+def _needed(specs: Iterable[ArtifactSpec]) -> list[dict[str, Any]]:
     """Return the packages that run the bundle, with the oldest version where one is known."""
     oldest = {"numpy": "", "tokenizers": ""}
     for spec in specs:

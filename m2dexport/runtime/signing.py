@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from m2dexport.errors import BundleError, MissingExtra, UsageError, one_line
+from m2dexport.files import atomic_file, require_file
+from m2dexport.runtime.archive import SIGNATURE, open_bundle, write_archive
+from m2dexport.runtime.manifest import MANIFEST
 from m2dexport.strict import Matching, parse_json, read_value, require_format
 
 if TYPE_CHECKING:
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
         Ed25519PublicKey,
     )
 
-SIGNATURE = "signature.json"
 FORMAT = 1
 _MOST_KEY = 1 << 14  # bytes of a key's file
 
@@ -46,6 +49,28 @@ class Signature:
 def fingerprint_of(public_key: bytes) -> str:
     """Return the first 16 hex digits of the sha256 of a public key's 32 bytes."""
     return hashlib.sha256(public_key).hexdigest()[:16]
+
+
+def sign_bundle(path: Path, key: Path, out: Path, *, force: bool = False) -> Signature:
+    """Write a bundle with the signature of a key, in the place of one that it may have.
+
+    Args:
+        path: the bundle, whose every byte is checked first.
+        key: as for ``sign``.
+        out: the file to write; ``path`` itself may be replaced.
+        force: whether a file that is there is replaced.
+
+    Raises:
+        UsageError: when there is no such bundle or key, or ``out`` exists and may not be replaced.
+        BundleError: when the bundle is damaged.
+        MissingExtra: when cryptography is not installed.
+    """
+    require_file(out, force=force)
+    entries = open_bundle(path)
+    signature = sign(entries[MANIFEST], key)
+    with atomic_file(out, force=force) as temporary:
+        write_archive(temporary, {**entries, SIGNATURE: signature})
+    return read_signature(signature, out)
 
 
 def sign(manifest: bytes, key: Path) -> bytes:
@@ -77,12 +102,11 @@ def read_signature(content: bytes, where: object) -> Signature:
     return read_value(Signature, stored, where, BundleError)
 
 
-def require_signed(manifest: bytes, content: bytes | None, key: Path, path: object) -> Signature:
+def require_signed(entries: Mapping[str, bytes], key: Path, path: object) -> Signature:
     """Refuse a bundle that was not signed by the owner of a key.
 
     Args:
-        manifest: the content of its manifest.json.
-        content: that of its signature.json, None when it has none.
+        entries: of the bundle, name to content.
         key: a file with the ed25519 public key, in PEM or in OpenSSH's form (``id_ed25519.pub``).
         path: the bundle, for messages.
 
@@ -92,9 +116,9 @@ def require_signed(manifest: bytes, content: bytes | None, key: Path, path: obje
         MissingExtra: when cryptography is not installed.
     """
     public = _public_key(key)
-    if content is None:
-        raise BundleError(f"{path} is not signed; get it from its maker again, or sign it.")
-    found = read_signature(content, f"{path}: {SIGNATURE}")
+    if SIGNATURE not in entries:
+        raise BundleError(f"{path} is not signed; get it from its maker again.")
+    found = read_signature(entries[SIGNATURE], f"{path}: {SIGNATURE}")
     from cryptography.exceptions import InvalidSignature
 
     wanted = public.public_bytes_raw()
@@ -104,7 +128,7 @@ def require_signed(manifest: bytes, content: bytes | None, key: Path, path: obje
             f"{fingerprint_of(wanted)}; get the bundle, or the key, from its maker again."
         )
     try:
-        public.verify(bytes.fromhex(found.signature), manifest)
+        public.verify(bytes.fromhex(found.signature), entries[MANIFEST])
     except InvalidSignature as error:
         raise BundleError(
             f"{path} was changed after it was signed; get it from its maker again."
