@@ -108,3 +108,24 @@ def test_a_session_does_not_keep_the_file_that_it_was_loaded_from() -> None:
     session = run.load({"model.onnx": content}, Device(), "portable")
     assert sys.getrefcount(content) == before
     assert run.describe(session)["provider"] == "CPUExecutionProvider"
+
+
+def test_cuda_is_told_to_multiply_float32_in_float32(monkeypatch) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.18.0")
+    assert run._provider_options(CUDA) == {"use_tf32": "0"}
+    assert run._provider_options("CPUExecutionProvider") == {}
+    monkeypatch.setattr(ort, "__version__", "1.17.3")
+    assert run._provider_options(CUDA) == {}
+
+
+def test_what_onnxruntime_prints_of_cuda_stays_out_of_the_output(monkeypatch, capsys) -> None:
+    found: list[bool] = []
+
+    def preload() -> None:
+        found.append(True)
+        sys.stdout.write("Failed to load libcublas.so")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
+    run._find_cuda(CUDA)
+    run._find_cuda("CPUExecutionProvider")
+    assert found == [True] and capsys.readouterr().out == ""
