@@ -305,7 +305,7 @@ def test_the_gpu_bench_compares_every_candidate_and_says_what_this_machine_lacks
     run(
         "bench_gpu",
         *("--model", small("bert"), "--device", "cpu"),
-        *("--shapes", "2x8", "--rounds", 1),
+        *("--weights", "fp32,int8", "--shapes", "2x8", "--rounds", 1),
         "--out",
         out,
     )

@@ -66,6 +66,7 @@ class Bench:
     checkpoint: Checkpoint
     layers: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]  # (texts, tokens)
+    weights: tuple[str, ...]
     device: str  # cuda or cpu
     rounds: int
 
@@ -92,6 +93,7 @@ def _options() -> tuple[Bench, Path | None]:
     add("--model", help="folder or hub id; default: the checkpoint that ships")
     add("--layers", type=page.numbers, help="for example 6,2; default: all layers")
     add("--shapes", type=_shapes, default=_shapes("1x32,32x128,128x128"), help="texts x tokens")
+    add("--weights", default=",".join(WEIGHTS), help="of ours; default: %(default)s")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--rounds", type=int, default=30, help="of timing; default: 30")
     add("--out", type=Path, help="the Markdown file to write; default: standard output")
@@ -103,7 +105,12 @@ def _options() -> tuple[Bench, Path | None]:
     checkpoint = open_checkpoint(options.model)
     layers = options.layers or (checkpoint.layers,)
     shapes = tuple((n, min(length, checkpoint.max_length)) for n, length in options.shapes)
-    return Bench(checkpoint, layers, shapes, options.device, options.rounds), options.out
+    weights = tuple(options.weights.split(","))
+    if unknown := set(weights) - set(WEIGHTS):
+        parser.error(
+            f"--weights has {', '.join(sorted(unknown))}; choose from {', '.join(WEIGHTS)}"
+        )
+    return Bench(checkpoint, layers, shapes, weights, options.device, options.rounds), options.out
 
 
 def _shapes(text: str) -> tuple[tuple[int, int], ...]:
@@ -146,13 +153,13 @@ def _candidates(bench: Bench, layers: int, scratch: Path) -> tuple[dict[str, Run
             _torch, sub_model, torch.float16, bench.device, "flash_attention_2"
         )
     device = Device("CUDAExecutionProvider" if bench.device == "cuda" else "CPUExecutionProvider")
-    for weights in WEIGHTS:
+    for weights in bench.weights:
         makers[f"onnxruntime {weights}"] = partial(
             _onnxruntime, bench, layers, weights, device, scratch / f"onnx-{weights}"
         )
     makers["onnxruntime fp16, TensorRT's graph"] = partial(_typed_graph, bench, layers, device)
     for engine in ("tensorrt", "tensorrt-rtx"):
-        for weights in WEIGHTS:
+        for weights in bench.weights:
             makers[f"{engine} {weights}"] = partial(
                 _tensorrt, bench, layers, engine, weights, scratch / f"{engine}-{weights}"
             )
