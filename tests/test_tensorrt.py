@@ -373,6 +373,8 @@ def test_a_gpu_that_the_library_does_not_know_is_named_and_the_oracle_stands_in(
 ) -> None:
     gpu = cuda.Gpu(0, "NVIDIA H100", "9.0", 13000)
     monkeypatch.setattr(load, "require_gpu", lambda index, engine: gpu)
+    monkeypatch.setattr(load, "gpu_count", lambda: 1)
+    assert engine_runner(RTX).devices() == ("CPU",)
     with pytest.raises(MissingDevice, match=r"makes no engines for NVIDIA H100 .*9.0.*, only for"):
         engine_runner(RTX).require_device(Device("CUDA"))
     assert here(RTX, Device()).device.provider == "CPU"

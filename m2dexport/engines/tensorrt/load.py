@@ -33,9 +33,13 @@ GRAPH, RECIPE, ENGINE = "model.onnx", "engine.toml", "model.engine"
 _PROVIDERS = re.compile(r"CUDA(?::([0-9]{1,3}))?")
 
 
-def providers() -> tuple[str, ...]:
-    """Return the GPUs of this machine as a device names them, and the CPU, for the oracle."""
-    return (*(f"CUDA:{index}" for index in range(gpu_count())), PROVIDER)
+def providers(engine: str) -> tuple[str, ...]:
+    """Return the GPUs of this machine that an engine runs on, as a device names them, and the CPU.
+
+    The CPU is for the oracle.
+    """
+    gpus = [f"CUDA:{index}" for index in range(gpu_count())]
+    return (*(gpu for gpu in gpus if _is_known(gpu, engine)), PROVIDER)
 
 
 def require_provider(engine: str, device: Device) -> str:
@@ -119,6 +123,14 @@ def describe_session(session: Session | onnxruntime.Session) -> dict[str, str]:
             "provider": f"{gpu.name} ({gpu.capability})",
         }
     return {**onnxruntime.describe(session), "provider": PROVIDER}
+
+
+def _is_known(provider: str, engine: str) -> bool:
+    try:
+        _require_known_gpu(provider, engine)
+    except MissingDevice:
+        return False
+    return True
 
 
 def _require_known_gpu(provider: str, engine: str) -> Gpu:
