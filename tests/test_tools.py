@@ -306,13 +306,14 @@ def test_the_gpu_bench_compares_every_candidate_and_says_what_this_machine_lacks
     run(
         "bench_gpu",
         *("--model", small("bert"), "--device", "cpu"),
-        *("--shapes", "2x8", "--rounds", 1),
+        *("--weights", "fp32,int8", "--shapes", "2x8", "--rounds", 1),
         "--out",
         out,
     )
     found = {name: cells for name, *cells in rows(sections(out.read_text())["2 layers"])}
     assert found["sentence-transformers fp16"][0].endswith(", 1.00x")
-    for name in ("sentence-transformers bf16", "onnxruntime CPUExecutionProvider fp16"):
+    typed = "onnxruntime fp16, TensorRT's graph"
+    for name in ("sentence-transformers bf16", "onnxruntime fp32", typed):
         assert float(found[name][-1]) > 0.99
     assert "needs a GPU" in found["tensorrt-rtx int8"][0]
 
