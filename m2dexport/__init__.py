@@ -2,8 +2,8 @@
 
 What a program needs is here, by name; ``docs/python.md`` shows it at work. Each name is imported
 when it is first used: on a device, which has the base install only, ``load``, ``Encoder``,
-``Nested``, ``Device``, ``write_bundle``, ``write_nested``, ``verify_bundle`` and ``read_index``
-work; the others need ``m2dexport[export]``.
+``Nested``, ``Device``, ``write_bundle``, ``write_nested``, ``verify_bundle``, ``read_index`` and
+``read_vectors`` work; the others need ``m2dexport[export]``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from m2dexport.runtime.loading import load
     from m2dexport.runtime.nested import Nested
     from m2dexport.runtime.packing import write_nested
+    from m2dexport.runtime.vector_files import read_vectors
     from m2dexport.slice.slicing import Cut, slice_checkpoint
     from m2dexport.vectors.tasks import load_task
 
@@ -62,6 +63,7 @@ __all__ = [
     "quantize_artifact",
     "read_index",
     "read_profile",
+    "read_vectors",
     "select_cell",
     "slice_checkpoint",
     "verify_bundle",
@@ -90,6 +92,7 @@ _MODULES = {
     "runtime.nested": ("Nested",),
     "runtime.packing": ("write_nested",),
     "runtime.index": ("read_index",),
+    "runtime.vector_files": ("read_vectors",),
     "slice.slicing": ("Cut", "slice_checkpoint"),
     "vectors.tasks": ("load_task",),
 }

@@ -343,3 +343,17 @@ def test_nested_bundles_are_compared_with_separate_ones(tmp_path: Path) -> None:
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     for named in ("| load 2x12-fp32-float32 |", "| switch to a cell", "| and 1x12-fp32-float32 |"):
         assert named in page
+
+
+def test_a_server_is_loaded_by_every_number_of_clients_and_stopped_without_a_loss(
+    tmp_path, capsys
+) -> None:
+    artifact = tiny_artifact(tmp_path / "artifact")
+    quick = ("--seconds", 0.1, "--rounds", 1, "--threads", 1)
+    run("bench_serve", artifact, "--clients", "1,4", *quick)
+    text = capsys.readouterr().out
+    found = rows(text)
+    assert [row[0] for row in found] == ["none, encode", "1", "4"]
+    assert found[1][2] == "1.00x"
+    assert all(float(cell) > 0 for row in found for cell in (row[1], *row[3:]))
+    assert re.search(r"with 4 clients at work: \d+ requests answered, 0 lost, exit status 0", text)

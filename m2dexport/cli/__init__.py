@@ -15,6 +15,7 @@ from m2dexport.cli import (  # noqa: F401
     gate,
     profiles,
     reports,
+    serving,
     showing,
 )
 from m2dexport.cli.console import escape_unprintable

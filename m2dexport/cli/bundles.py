@@ -169,7 +169,7 @@ def _bundle_cells(
     "--vectors",
     type=PATH,
     metavar="FILE",
-    help="Vectors of an index (.npy, .jsonl) that must be of this bundle's space.",
+    help="Vectors of an index (.npy, .safetensors, .jsonl) that must be of this bundle's space.",
 )
 @cell_option
 @device_options
@@ -210,7 +210,10 @@ def verify(
 @click.argument("bundle_path", type=PATH, metavar="BUNDLE|ARTIFACT")
 @click.option("--in", "source", type=PATH, metavar="FILE", help="Texts.  [default: stdin]")
 @click.option(
-    "--out", type=PATH, metavar="FILE", help=".npy or .jsonl.  [default: JSONL to stdout]"
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    help=".npy, .safetensors or .jsonl.  [default: JSONL to stdout]",
 )
 @force_option
 @cell_option

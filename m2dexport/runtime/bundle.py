@@ -208,7 +208,7 @@ def verify_bundle(
     Args:
         path: the bundle.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a .npy or .jsonl file of an index, whose vectors must be of the space of the cell.
+        vectors: a file of vectors of an index, which must be of the cell's space.
         cell: of a nested bundle, the one to verify; None: the default one, and then all others.
 
     Raises:
@@ -232,7 +232,7 @@ def verify_artifact(
     Args:
         folder: the artifact.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a .npy or .jsonl file of an index, whose vectors must be of the artifact's space.
+        vectors: a file of vectors of an index, which must be of the artifact's space.
 
     Raises:
         UsageError: when ``folder`` is not an artifact, or ``vectors`` are of another space.

@@ -155,17 +155,30 @@ class Encoder:
             UsageError: when the model has no prompt of that name, or ``texts`` is one string.
             M2DError: when the graph fails, or what it returns is not as the specification says.
         """
-        tokens = self._tokens(texts, prompt)
-        failed = {i: reason for i, each in enumerate(tokens) if (reason := self._lacks(each.ids))}
+        tokens = self.tokens(texts, prompt=prompt)
+        failed = {i: reason for i, each in enumerate(tokens) if (reason := self.lacks(each.ids))}
         good = [index for index in range(len(tokens)) if index not in failed]
         width, dtype = code_width(self.spec.dim, self.spec.vectors), code_dtype(self.spec.vectors)
         vectors = np.zeros((len(tokens), width), dtype=dtype)
-        size = batch_size if self.spec.batch_invariant else 1
-        ids = [tokens[i].ids for i in good]
-        rows = encode_tokens(self.run, ids, self.spec.pad_id, size, self._workers)
-        if rows is not None:
-            vectors[good] = rows
+        if good:
+            vectors[good] = self.encode_ids([tokens[i].ids for i in good], batch_size=batch_size)
         return Encoded(vectors, sum(each.truncated for each in tokens), self.spec.space_id, failed)
+
+    def encode_ids(self, ids: Sequence[Sequence[int]], *, batch_size: int = 32) -> NDArray[Any]:
+        """Return one vector per text, in order, from its token ids, as ``tokens`` gives them.
+
+        Args:
+            ids: of each text, specials included, none of which ``lacks`` refuses; at least one
+                text.
+            batch_size: as for ``encode_report``.
+
+        Raises:
+            M2DError: as ``encode_report``.
+        """
+        size = batch_size if self.spec.batch_invariant else 1
+        rows = encode_tokens(self.run, ids, self.spec.pad_id, size, self._workers)
+        assert rows is not None, "no texts"
+        return rows
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[Any]:
         """Return the final vectors of int64 (batch, sequence) ids and mask, one row per text.
@@ -194,15 +207,20 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[list[int]]:
         """Return the token ids of each text, cut at the maximum length, specials included."""
-        return [tokens.ids for tokens in self._tokens(texts, prompt)]
+        return [tokens.ids for tokens in self.tokens(texts, prompt=prompt)]
 
-    def _tokens(self, texts: Sequence[str], prompt: str | None) -> list[Tokens]:
+    def tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Tokens]:
+        """Return the token ids of each text, as ``tokenize``, and whether it was cut.
+
+        Raises:
+            UsageError: when the model has no prompt of that name, or ``texts`` is one string.
+        """
         if isinstance(texts, str):  # a sequence of one-letter texts, too, but never meant so
             raise UsageError("texts is one string; pass a list of strings.")
         return tokenize(self._tokenizer, texts, self._prompt(prompt))
 
-    def _lacks(self, ids: Sequence[int]) -> str | None:
-        """Return why a text has no vector, None when it has one."""
+    def lacks(self, ids: Sequence[int]) -> str | None:
+        """Return why a text of these token ids has no vector, None when it has one."""
         if self._rows is None or max(ids, default=0) < self._rows:
             return None
         return f"has the token {max(ids)}, and the model's table has only {self._rows} rows"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
-from m2dexport.lines import JSONL
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime import artifact
 from m2dexport.runtime.artifact import (
@@ -28,6 +27,7 @@ from m2dexport.runtime.artifact import (
     spec_from_json,
 )
 from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.vector_files import VECTOR_FILES
 from m2dexport.strict import parse_json, sha256_of_json
 from m2dexport.vectors.codecs import LEVELS, Ranges, ranges_from_json
 
@@ -53,7 +53,7 @@ def read_index(path: str | Path) -> Index:
         BundleError: when the bundle is damaged.
     """
     path, name = Path(path), str(path)
-    if path.suffix in (".npy", *JSONL):
+    if path.suffix in VECTOR_FILES:
         raise UsageError(f"{path} holds vectors; name the bundle that wrote them.")
     if path.is_dir():
         spec, ranges = artifact.read_spec(path), artifact.read_ranges(path)
