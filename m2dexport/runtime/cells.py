@@ -15,9 +15,9 @@ from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
-from m2dexport.runtime.archive import POOL, UNLISTED, open_bundle, require_files_of_cell
+from m2dexport.runtime.archive import POOL, UNLISTED, read_bundle, require_files_of_cell
 from m2dexport.runtime.artifact import GRAPH_FILES, SMALL_LIMIT, ArtifactSpec
-from m2dexport.runtime.manifest import CellFile, Manifest, Span, read_manifest
+from m2dexport.runtime.manifest import CellFile, Manifest, Span
 from m2dexport.strict import shown
 
 
@@ -125,8 +125,7 @@ def open_cells(path: Path) -> Opened:
         BundleError: when it is not a bundle, is damaged, was made by another format, or a cell's
             files are not parts of its entries.
     """
-    entries = open_bundle(path)
-    opened = Opened(path, entries, read_manifest(entries, path))
+    opened = Opened(path, *read_bundle(path))
     _require_cells(opened)
     return opened
 
