@@ -204,3 +204,19 @@ def test_the_extra_of_developers_has_every_other_one() -> None:
     (every,) = [text for text in extras["dev"] if text.startswith("m2dexport[")]
     named = set(re.findall(r"[a-z-]+", every.removeprefix("m2dexport")))
     assert named == set(extras) - {"dev", "tensorrt"}  # which comes from no registry
+
+
+def test_one_file_runs_where_nothing_is_installed(device, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from make_pyz import pack
+
+    pack(device.packages, tmp_path / "run.pyz")
+    ran = subprocess.run(
+        [sys._base_executable, "-I", tmp_path / "run.pyz", "verify", device.folder / "edge.m2d"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SHIV_ROOT": str(tmp_path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "golden texts reproduced" in ran.stdout

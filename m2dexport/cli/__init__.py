@@ -17,6 +17,7 @@ from m2dexport.cli import (  # noqa: F401
     reports,
     serving,
     showing,
+    trust,
 )
 from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli

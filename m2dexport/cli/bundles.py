@@ -172,12 +172,16 @@ def _bundle_cells(
     help="Vectors of an index (.npy, .safetensors, .jsonl) that must be of this bundle's space.",
 )
 @cell_option
+@click.option(
+    "--key", type=PATH, metavar="FILE", help="The ed25519 public key that must have signed it."
+)
 @device_options
 @json_option
 def verify(
     bundle_path: Path,
     vectors: Path | None,
     cell: str | None,
+    key: Path | None,
     as_json: bool,
     **device: Any,
 ) -> None:
@@ -190,15 +194,16 @@ def verify(
     Examples:
       m2dexport verify edge.m2d
       m2dexport verify edge.m2d --vectors vectors.npy
+      m2dexport verify edge.m2d --key maker.pub
     """
     from m2dexport.engines import Device
     from m2dexport.runtime.bundle import verify_artifact, verify_bundle
 
     report: VerifyReport | ArtifactReport
-    if bundle_path.is_dir() and cell is None:
+    if bundle_path.is_dir() and not (cell or key):
         report = verify_artifact(bundle_path, Device(**device), vectors)
     else:
-        report = verify_bundle(bundle_path, Device(**device), vectors, cell)
+        report = verify_bundle(bundle_path, Device(**device), vectors, cell, key)
     if as_json:
         print_json(asdict(report))
         return

@@ -16,6 +16,7 @@ from m2dexport.engines import ENGINES, Compilation, Device
 from m2dexport.errors import UsageError, one_line
 from m2dexport.files import require_file, scratch_folder
 from m2dexport.precisions import BitOrder, WeightPrecision
+from m2dexport.profile.identity import model_sha256
 from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import needs_consent
 from m2dexport.runtime.artifact import Loss
@@ -60,6 +61,12 @@ def open_profiled(
         raise UsageError(
             f"the weights of {named or 'the shipped checkpoint'} are not those that the profile "
             "measured; profile again."
+        )
+    if model_sha256(checkpoint) != profile.checkpoint.model_sha256:
+        raise UsageError(
+            f"{named or 'the shipped checkpoint'} has the weights that the profile measured, and "
+            "another configuration, tokenizer, pooling, head, prompts or maximum length; profile "
+            "again."
         )
     return checkpoint
 

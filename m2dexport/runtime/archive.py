@@ -28,8 +28,10 @@ from m2dexport.strict import parse_json, shown
 GOLDEN = "golden.json"
 #: Of a nested bundle: what cells have and the default one lacks.
 POOL = "cells.bin"
+#: Over the manifest, by whoever made the bundle.
+SIGNATURE = "signature.json"
 #: What the manifest does not list.
-UNLISTED = frozenset({MANIFEST})
+UNLISTED = frozenset({MANIFEST, SIGNATURE})
 #: What the files of an encoder must be, and may be.
 REQUIRED = frozenset({SPEC, GOLDEN, TOKENIZER})
 OF_A_CELL = REQUIRED | GRAPH_FILES | {RANGES, *MODEL_SETTINGS}

@@ -20,6 +20,7 @@ from m2dexport.runtime.cells import Opened, cell_of, open_cells
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.golden import MAX_DIFFERENCE
 from m2dexport.runtime.manifest import MANIFEST, CellEntry, manifest_of, vectors_entry
+from m2dexport.runtime.signing import require_signed
 from m2dexport.runtime.vector_files import require_vectors_of
 from m2dexport.vectors.codecs import LEVELS
 
@@ -73,6 +74,7 @@ class VerifyReport:
     vectors: IndexReport | None  # of an index; None: none was named
     oracle: str | None  # what ran them in the place of a GPU's engine; None: nothing did
     nested: bool  # whether the cell is one of several
+    signed_by: str | None = None  # the key that was named and that signed it; None: not asked
     others: tuple[VerifyReport, ...] = ()  # of the other cells
 
     def sentence(self) -> str:
@@ -81,8 +83,9 @@ class VerifyReport:
         where = f"{self.path}: {self.cell}" if self.nested else f"{self.path}"
         sign = "<=" if self.metric == MAX_DIFFERENCE else ">="
         codes = "" if self.equal_codes is None else f", {self.equal_codes:.2%} of codes equal"
+        signed = f", signed by the key {self.signed_by}" if self.signed_by else ""
         return (
-            f"{where}: {self.files} files whole, {self.texts} golden texts reproduced "
+            f"{where}: {self.files} files whole{signed}, {self.texts} golden texts reproduced "
             f"({self.metric} {self.worst:.6g} {sign} {self.limit:g}{codes}){oracle}, space "
             f"{self.space_id}"
         )
@@ -202,24 +205,32 @@ def verify_bundle(
     device: Device = Device(),
     vectors: Path | None = None,
     cell: str | None = None,
+    key: Path | None = None,
 ) -> VerifyReport:
     """Check every byte of a bundle, its space_id, and its golden texts by running them here.
 
     Args:
         path: the bundle.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a file of vectors of an index, which must be of the cell's space.
+        vectors: a file of vectors of an index, which must be of the space of the cell.
         cell: of a nested bundle, the one to verify; None: the default one, and then all others.
+        key: a file with the ed25519 public key that must have signed it; None: whatever signed it.
 
     Raises:
         UsageError: when there is no such file or cell, or ``vectors`` are of another space.
         BundleError: when anything does not match, naming what.
+        MissingExtra: when a key is named and cryptography is not installed.
     """
     opened = open_cells(Path(path))
+    signed_by = require_signed(opened.entries, key, path).fingerprint if key else None
     chosen = opened.require_cell(cell)
     others = [each for each in opened.cells if cell is None and each != chosen]
     report = _verify(opened, chosen, device, vectors)
-    return replace(report, others=tuple(_verify(opened, each, device) for each in others))
+    return replace(
+        report,
+        signed_by=signed_by,
+        others=tuple(_verify(opened, each, device) for each in others),
+    )
 
 
 def verify_artifact(

@@ -106,6 +106,15 @@ class Opened:
         require_files_of_cell(files, f"{self.path}: {cell}")
         return files
 
+    def spec(self, cell: str | None = None) -> ArtifactSpec:
+        """Return the specification of a cell; None: of the default one.
+
+        Raises:
+            UsageError: when there is no such cell.
+            BundleError: when it cannot be read.
+        """
+        return _spec_of(self.files(cell), self.path)
+
     def _joined(self, file: CellFile, name: str) -> bytes:
         views = {entry: memoryview(content) for entry, content in self.entries.items()}
         parts = [views[s.entry][s.offset : s.offset + s.size] for s in file.spans]

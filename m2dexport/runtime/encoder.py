@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +49,7 @@ class Encoded:
 
 
 class Encoder:
-    """A loaded artifact. Safe to use from several threads.
+    """A loaded artifact. Safe to use from several threads, and in a process that is forked later.
 
     Args:
         spec: the artifact's specification.
@@ -88,6 +91,7 @@ class Encoder:
         self._workers = workers_for(device.workers, device.threads)
         if _states(files) != states:
             raise M2DError("the graph changed while it was loaded; load it again.")
+        _LOADED.add(self)
 
     @property
     def on_gpu(self) -> bool:
@@ -233,6 +237,23 @@ class Encoder:
             known = one_line(", ".join(sorted(self.spec.prompts)) or "none")
             raise UsageError(f"this model has no prompt named {shown(name)}; it has: {known}.")
         return self.spec.prompts[name]
+
+
+_LOADED: weakref.WeakSet[Encoder] = weakref.WeakSet()
+
+
+def _keep_sessions() -> None:
+    """Never free an engine's session in a forked process.
+
+    Its threads stay behind in the parent. It encodes without them, but to free it is to wait for
+    them to end: such a process would not come to its own end.
+    """
+    for encoder in list(_LOADED):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(encoder._session))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_keep_sessions)
 
 
 def encoder_from_files(
