@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import onnx_ir as ir
@@ -40,15 +39,13 @@ from m2dexport.profile.grid import Graph, Pass, graph_of
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import Flag
-from m2dexport.profile.surface import (
-    Corpus,
-    Depth,
+from m2dexport.profile.surface import Corpus, Depth, Surface, compute_surface
+from m2dexport.profile.views import (
     Spot,
-    Surface,
     View,
-    compute_surface,
     qualities,
     rankings_of,
+    scoring_threads,
     views_of,
 )
 from m2dexport.progress import OnProgress
@@ -101,9 +98,6 @@ def measure_pass(
         rankings = rankings_of(surface, corpus, full)
         write_rankings(rankings, folder / RANKINGS)
     maps, spots = basis.maps.stored_in(one.weights), _scored(one)
-    step = partial(on_progress, f"scoring {one.name}")
-    views = _counted(views_of(surface, maps, corpus, plan, full), len({*_views(spots)}), step)
-    quality = qualities(views, spots, corpus, rankings)
     graphs, flags = _graphs(one, maps, surface, folder)
     floors: list[View] = []
     for graph, floor in _floors(basis, one, maps, folder):
@@ -112,31 +106,32 @@ def measure_pass(
         else:
             graphs[graph], flags[graph] = floor.candidate, ()
             floors.append(floor.view)
-    quality |= qualities(floors, spots, corpus, rankings)
-    side = side_of(surface, {view.dim: view.vectors for view in floors}, maps, corpus, one, full)
+    static = {view.dim: view.vectors for view in floors}
+    side = side_of(surface, static, maps, corpus, one, full)
     own = side.index(corpus.calibration)
     if one.leads and own is not None:
         own.write(folder / INDEX)
     indexes = [each for each in (own, beside.index) if each is not None]
-    queries = as_queries(side, indexes, beside.wanted)
-    crossed = cross_depth(side) if one.crosses else ()
+    views = chain(views_of(surface, maps, corpus, plan, full), floors)
+    counted = _counted(views, len({spot[:3] for spot in spots}), f"scoring {one.name}", on_progress)
+    with scoring_threads(plan.device.threads) as threads:
+        quality = qualities(counted, spots, corpus, rankings, threads)
+        queries = as_queries(side, indexes, beside.wanted, threads)
+        crossed = cross_depth(side, threads) if one.crosses else ()
     samples = dict(_samples(one, surface, folder))
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
     write_found(Found(*found), folder)
 
 
-def _counted(views: Iterable[View], total: int, step: Callable[[int, int], None]) -> Iterator[View]:
+def _counted(
+    views: Iterable[View], total: int, step: str, on_progress: OnProgress
+) -> Iterator[View]:
     """Yield views; say how many are scored."""
     for done, view in enumerate(views):
-        step(min(done, total), total)
+        on_progress(step, min(done, total), total)
         yield view
-    step(total, total)
-
-
-def _views(spots: Iterable[Spot]) -> list[tuple[object, ...]]:
-    """Return the views of the transformer that cells are among."""
-    return [spot[:3] for spot in spots if spot[0] > 0]
+    on_progress(step, total, total)
 
 
 def _graphs(

@@ -5,7 +5,7 @@ All metrics are in points, 0 to 100, and each has its bootstrap replicates (``re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from m2dexport.vectors.codecs import Ranges, encode_vectors, truncate
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.ranking import NO_ROW, Rows, rank, rescore, rounded
 from m2dexport.vectors.resample import Doubles, Score, draws, means_of_items, pearson, spearman
-from m2dexport.vectors.retrieval import TOP, RetrievalTask
+from m2dexport.vectors.retrieval import DISCOUNTS, TOP, RetrievalTask
 from m2dexport.vectors.search import Codec
 from m2dexport.vectors.tasks import Task
 
@@ -65,7 +65,17 @@ def scores_of(
             are not rescored.
         reference: the ``ranking_of`` the reference cell, of retrieval: adds ``overlap@10``.
     """
-    floats = [truncate(rows, dim) for rows in vectors]
+    return stored_scores(task, [truncate(v, dim) for v in vectors], precision, ranges, reference)
+
+
+def stored_scores(
+    task: Task,
+    floats: Sequence[Floats],
+    precision: VectorPrecision,
+    ranges: Ranges | None = None,
+    reference: Rows | None = None,
+) -> dict[str, Score]:
+    """Return what ``scores_of`` does, of vectors that are cut and normalised already."""
     stored = [comparable(rows, precision, ranges) for rows in floats]
     if isinstance(task, StsTask):
         return pair_scores(task, *stored)
@@ -141,10 +151,13 @@ def similarities(first: Floats, second: Floats) -> Doubles:
 
 
 def score_ranking(
-    task: RetrievalTask, ranking: Rows, reference: Rows | None = None
+    task: RetrievalTask,
+    ranking: Rows,
+    reference: Rows | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Return metric -> points of ``ranking_scores``, without resampling."""
-    figures = _per_query(task, ranking, reference)
+    figures = _per_query(task, ranking, reference, only)
     return {metric: float(values.mean()) for metric, values in figures.items()}
 
 
@@ -171,33 +184,37 @@ def ranking_scores(
         reference: the ``ranking_of`` the reference cell.
         only: metrics to return; None: all.
     """
-    figures = _per_query(task, ranking, reference)
-    figures = {name: each for name, each in figures.items() if only is None or name in only}
+    figures = _per_query(task, ranking, reference, only)
     values = np.stack(list(figures.values()))
     scores = means_of_items(values, draws(task.sha256, len(ranking)))
     return dict(zip(figures, scores, strict=True))
 
 
-def _per_query(task: RetrievalTask, ranking: Rows, reference: Rows | None) -> dict[str, Doubles]:
+def _per_query(
+    task: RetrievalTask, ranking: Rows, reference: Rows | None, only: Collection[str] | None
+) -> dict[str, Doubles]:
     """Return metric -> points of each query."""
     judged, places = task.judged, ranking.shape[1]
     gains = judged.gains(ranking)
     relevant = gains > 0
-    discounts = 1 / np.log2(np.arange(2, TOP + 2))
-    ideal = (judged.ideal * discounts).sum(axis=1)
     found, all_of_them = relevant.sum(axis=1), np.maximum(judged.counts, 1)
-    precision = np.cumsum(relevant, axis=1) / np.arange(1, places + 1)
-    figures = {
-        f"ndcg@{TOP}": (gains * discounts[:places]).sum(axis=1) / np.where(ideal > 0, ideal, 1),
-        f"recall@{TOP}": found / all_of_them,
-        f"mrr@{TOP}": (relevant / np.arange(1, places + 1)).max(axis=1, initial=0),
-        f"map@{TOP}": (precision * relevant).sum(axis=1) / all_of_them,
+
+    def average_precision() -> Doubles:
+        precision = np.cumsum(relevant, axis=1) / np.arange(1, places + 1)
+        found_at: Doubles = (precision * relevant).sum(axis=1)
+        return found_at / all_of_them
+
+    metrics: dict[str, Callable[[], Doubles]] = {
+        f"ndcg@{TOP}": lambda: (gains * DISCOUNTS[:places]).sum(axis=1) / judged.ideal,
+        f"recall@{TOP}": lambda: found / all_of_them,
+        f"mrr@{TOP}": lambda: (relevant / np.arange(1, places + 1)).max(axis=1, initial=0),
+        f"map@{TOP}": average_precision,
     }
     if (judged.counts > 1).any():
-        figures[f"complete@{TOP}"] = (found == all_of_them).astype(np.float64)
+        metrics[f"complete@{TOP}"] = lambda: (found == all_of_them).astype(np.float64)
     if reference is not None:
-        figures[f"overlap@{TOP}"] = _overlap(ranking, reference)
-    return {metric: 100 * values for metric, values in figures.items()}
+        metrics[f"overlap@{TOP}"] = lambda: _overlap(ranking, reference)
+    return {name: 100 * of() for name, of in metrics.items() if only is None or name in only}
 
 
 def _overlap(ranking: Rows, reference: Rows) -> Doubles:
