@@ -98,13 +98,13 @@ def measure_pass(
         rankings = rankings_of(surface, corpus, full)
         write_rankings(rankings, folder / RANKINGS)
     maps, spots = basis.maps.stored_in(one.weights), _scored(one)
-    graphs, flags = _graphs(one, maps, surface, folder)
     floors: list[View] = []
+    graphs: dict[Graph, Candidate] = {}
     for graph, floor in _floors(basis, one, maps, folder):
         if isinstance(floor, M2DError):
             failures[graph] = str(floor)
         else:
-            graphs[graph], flags[graph] = floor.candidate, ()
+            graphs[graph] = floor.candidate
             floors.append(floor.view)
     static = {view.dim: view.vectors for view in floors}
     side = side_of(surface, static, maps, corpus, one, full)
@@ -115,9 +115,12 @@ def measure_pass(
     views = chain(views_of(surface, maps, corpus, plan, full), floors)
     counted = _counted(views, len({spot[:3] for spot in spots}), f"scoring {one.name}", on_progress)
     with scoring_threads(plan.device.threads) as threads:
+        writing = threads.submit(_graphs, one, maps, surface, folder)
         quality = qualities(counted, spots, corpus, rankings, threads)
         queries = as_queries(side, indexes, beside.wanted, threads)
         crossed = cross_depth(side, threads) if one.crosses else ()
+    graphs = writing.result() | graphs
+    flags = {graph: _flags_of(surface.depths.get(graph.layers)) for graph in graphs}
     samples = dict(_samples(one, surface, folder))
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
@@ -134,16 +137,13 @@ def _counted(
     on_progress(step, total, total)
 
 
-def _graphs(
-    one: Pass, maps: Maps, surface: Surface, folder: Path
-) -> tuple[dict[Graph, Candidate], dict[Graph, tuple[Flag, ...]]]:
-    """Write the graphs of the transformer's depths; return them and their flags."""
-    graphs: dict[Graph, Candidate] = {}
-    flags: dict[Graph, tuple[Flag, ...]] = {}
-    for layers, depth in surface.depths.items():
-        for graph, model in _models(one, maps, layers, depth):
-            graphs[graph], flags[graph] = _written(graph, model, one.plan, folder), _flags_of(depth)
-    return graphs, flags
+def _graphs(one: Pass, maps: Maps, surface: Surface, folder: Path) -> dict[Graph, Candidate]:
+    """Write the graphs of the transformer's depths."""
+    return {
+        graph: _written(graph, model, one.plan, folder)
+        for layers, depth in surface.depths.items()
+        for graph, model in _models(one, maps, layers, depth)
+    }
 
 
 def _scored(one: Pass) -> dict[Spot, str]:
@@ -264,7 +264,10 @@ def added_bytes(graph: Graph, dim: int, vectors: VectorPrecision, width: int, mo
     return tail_bytes(dim, dim, vectors) - (most - dim) * (width * value + 4)
 
 
-def _flags_of(depth: Depth) -> tuple[Flag, ...]:
+def _flags_of(depth: Depth | None) -> tuple[Flag, ...]:
+    """Return the flags of a depth of the transformer; none of depth 0."""
+    if depth is None:
+        return ()
     flags: dict[Flag, bool] = {
         "batch_dependent": depth.batch_dependent,
         "mixed_precision": depth.mixed,

@@ -10,7 +10,7 @@ float32 itself does above 1/8.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,18 +116,22 @@ def nearest(queries: Floats | Doubles, blocks: Iterable[Floats], count: int) -> 
         blocks: float32 (documents, dim) each, likewise, in the order of their rows.
         count: how many to return, or as many as there are.
     """
-    rows = np.empty((len(queries), 0), dtype=np.intp)
-    products = np.empty((len(queries), 0), dtype=np.float64)
+    found = Found(np.empty((len(queries), 0), dtype=np.intp), np.empty((len(queries), 0)))
     first_row = 0
     for block in blocks:
-        found = _nearest_of_block(queries, rounded(block), count)
-        rows = np.concatenate([rows, found.rows + first_row], axis=1)
-        products = np.concatenate([products, found.similarity], axis=1)
-        order = np.argsort(-products, axis=1, kind="stable")[:, :count]
-        rows = np.take_along_axis(rows, order, axis=1)
-        products = np.take_along_axis(products, order, axis=1)
+        best = _nearest_of_block(queries, rounded(block), count)
+        best = replace(best, rows=best.rows + first_row)
+        found = _nearest_of_both(found, best, count) if first_row else best
         first_row += len(block)
-    return Found(rows, products)
+    return found
+
+
+def _nearest_of_both(first: Found, second: Found, count: int) -> Found:
+    rows = np.concatenate([first.rows, second.rows], axis=1)
+    products = np.concatenate([first.similarity, second.similarity], axis=1)
+    order = np.argsort(-products, axis=1, kind="stable")[:, :count]
+    best = (np.take_along_axis(each, order, axis=1) for each in (rows, products))
+    return Found(*best)
 
 
 def block_rows(dim: int) -> int:
