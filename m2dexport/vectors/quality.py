@@ -84,13 +84,13 @@ def stored_scores(
     if isinstance(task, ClusteringTask):
         return clustering_scores(task, *stored)
     first, second = stored
-    scores = ranking_scores(task, rank(first, second, TOP, _own(task)), reference)
-    if precision in ("ubinary", "binary") and ranges is not None:
-        candidates = rank(first, second, _MULTIPLIER * TOP, _own(task))
+    rescores = precision in ("ubinary", "binary") and ranges is not None
+    best = rank(first, second, (_MULTIPLIER if rescores else 1) * TOP, _own(task))
+    scores = ranking_scores(task, best[:, :TOP], reference)
+    if rescores:
         documents_by = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
         for name, documents in documents_by.items():
-            rescored = rescore(floats[0], documents, candidates, TOP)
-            found = ranking_scores(task, rescored, only=BRIEF)
+            found = ranking_scores(task, rescore(floats[0], documents, best, TOP), only=BRIEF)
             scores |= {f"{key}+{name}x{_MULTIPLIER}": value for key, value in found.items()}
     return scores
 
