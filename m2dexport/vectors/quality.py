@@ -5,7 +5,7 @@ All metrics are in points, 0 to 100, and each has its bootstrap replicates (``re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from m2dexport.vectors.tasks import Task
 Floats = NDArray[np.float32]
 
 _MULTIPLIER = 4  # times as many candidates are rescored
-_PAIR_BLOCK = 256  # pairs whose vectors stay in the processor's cache
+_BLOCK_VALUES = 1 << 17  # of vectors, or of one side of pairs
 #: Metrics of rankings beside a cell's own: rescored ones, and those of other cells' queries.
 BRIEF = (f"ndcg@{TOP}", f"recall@{TOP}")
 
@@ -121,7 +121,19 @@ def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | Non
         ranges: the frozen ranges of int8 and int4 vectors.
     """
     codec = Codec(precision, vectors.shape[1], ranges)
-    return codec.comparable(encode_vectors(vectors, precision, ranges))
+    codes = encode_vectors(vectors, precision, ranges)
+    found = np.empty(vectors.shape, dtype=np.float32)
+    for rows in _blocks(vectors):
+        found[rows] = codec.comparable(codes[rows])
+    return found
+
+
+def _blocks(vectors: Floats) -> Iterator[slice]:
+    """Yield the rows of as many vectors at a time as stay in the processor's cache."""
+    count, dim = vectors.shape
+    size = max(1, _BLOCK_VALUES // dim)
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
 def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float]:
@@ -144,10 +156,10 @@ def pair_scores(task: StsTask, first: Floats, second: Floats) -> dict[str, Score
 
 def similarities(first: Floats, second: Floats) -> Doubles:
     """Return the dot product of each pair of ``comparable`` vectors, (pairs,)."""
-    blocks = [slice(at, at + _PAIR_BLOCK) for at in range(0, len(first), _PAIR_BLOCK)]
-    return np.concatenate(
-        [(rounded(first[block]) * rounded(second[block])).sum(axis=1) for block in blocks]
-    )
+    products = np.empty(len(first))
+    for rows in _blocks(first):
+        products[rows] = (rounded(first[rows]) * rounded(second[rows])).sum(axis=1)
+    return products
 
 
 def score_ranking(
