@@ -24,7 +24,7 @@ from m2dexport.graph.vector import (
 from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile.costs import Sample
-from m2dexport.profile.crossing import Index, as_queries, cross_depth, side_of
+from m2dexport.profile.crossing import Index, Side, as_queries, cross_depth, side_of
 from m2dexport.profile.floor import Floor, floor_of
 from m2dexport.profile.found import (
     INDEX,
@@ -108,10 +108,7 @@ def measure_pass(
             floors.append(floor.view)
     static = {view.dim: view.vectors for view in floors}
     side = side_of(surface, static, maps, corpus, one, full)
-    own = side.index(corpus.calibration)
-    if one.leads and own is not None:
-        own.write(folder / INDEX)
-    indexes = [each for each in (own, beside.index) if each is not None]
+    indexes = _indexes(side, corpus, beside, folder)
     views = chain(views_of(surface, maps, corpus, plan, full), floors)
     counted = _counted(views, len({spot[:3] for spot in spots}), f"scoring {one.name}", on_progress)
     with scoring_threads(plan.device.threads) as threads:
@@ -125,6 +122,14 @@ def measure_pass(
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
     write_found(Found(*found), folder)
+
+
+def _indexes(side: Side, corpus: Corpus, beside: Beside, folder: Path) -> list[Index]:
+    """Return what the full depth wrote, here and in the reference's weights; keep it for others."""
+    own = side.index(corpus.calibration)
+    if side.one.leads and own is not None:
+        own.write(folder / INDEX)
+    return [each for each in (own, beside.index) if each is not None]
 
 
 def _counted(
