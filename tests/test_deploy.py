@@ -54,6 +54,8 @@ shapes = [[1, 8]]
 INDEX = "2x96-fp32-int8"
 SHALLOW = ("1x96-aligned-int8-int8", "0x96-aligned-int8-int8")
 
+pytestmark = pytest.mark.usefixtures("unmeasured_memory")
+
 
 @dataclass(frozen=True)
 class Profiled:
@@ -174,7 +176,6 @@ def test_the_settings_that_suit_a_graph_best_are_recorded_and_its_bundle_runs_wi
         sets = {(1, 0), *([] if static or cores == 1 else [(cores, 0), (cores, 100)])}
         assert (device.threads, device.spin_us) in sets
         assert device.workers == 1
-        assert cell.used_memory_bytes >= cell.peak_memory_bytes
     assert all(len(found) == 1 for found in settings.values())  # aligned graphs as plain ones
     for name in ("1x96-aligned-int8-int8", "0x96-aligned-int8-int8"):
         expected = Device(**profiled.profile.cell(name).device.model_dump())
