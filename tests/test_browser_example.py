@@ -135,9 +135,10 @@ def stand_in(folder: Path, bundle: Path) -> Path:
         golden = [each["text"] for each in json.loads(archive.read("golden.json"))["texts"]]
     texts = [f"{prompt}{text}" for text in (*golden, *TYPED) for prompt in ("", "find: ")]
     ids = {text: tokenizer.encode(text, add_special_tokens=False).ids for text in texts}
-    module = folder / "@huggingface" / "tokenizers" / "dist" / "tokenizers.min.mjs"
-    module.parent.mkdir(parents=True)
-    module.write_text(
+    package = folder / "@huggingface" / "tokenizers"
+    (package / "dist").mkdir(parents=True)
+    (package / "LICENSE").touch()
+    (package / "dist" / "tokenizers.min.mjs").write_text(
         f"const IDS = new Map(Object.entries({json.dumps(ids)}));\n"
         "export class Tokenizer {\n"
         "  encode(text, { add_special_tokens: specials }) {\n"
@@ -333,7 +334,7 @@ def test_own_sentences_take_the_place_of_those_that_are_there_and_long_ones_are_
     page = visit(site, "fp32-int8")
     page.fill("#sentences", "\n".join([*OWN, "", SENTENCES[0]]))
     page.press("#own button", "Enter")
-    expect(page.locator("#indexed")).to_contain_text("4 sent")
+    expect(page.locator("#indexed")).to_contain_text("Embedded 4 sentences")
     settle(page)
     assert ", 1 of them cut at 16 tokens" in page.inner_text("#indexed")
     assert sorted(columns(page)["int8"]) == sorted([*OWN, SENTENCES[0]])

@@ -23,7 +23,10 @@ from m2dexport.files import atomic_folder
 HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
 #: What the page imports of npm's packages, under names that every server knows the type of.
-TOKENIZERS = {"tokenizers.js": "@huggingface/tokenizers/dist/tokenizers.min.mjs"}
+TOKENIZERS = {
+    "tokenizers.js": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+    "tokenizers.LICENSE.txt": "@huggingface/tokenizers/LICENSE",
+}
 ONNXRUNTIME = {
     "onnxruntime.js": "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
     "onnxruntime.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",

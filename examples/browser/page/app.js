@@ -7,11 +7,13 @@ import { indexOf, searchColumn, vectorOf } from "./search.js";
 
 const $ = (id) => document.getElementById(id);
 const TOP = 8;
-const BREATH_MS = 100; // between two updates of the page while it works
+const BREATH_MS = 100; // between two pauses for the browser to draw and listen
 const state = { model: null, sentences: [], columns: [] };
 
 // -- what is said ---------------------------------------------------------------------------------
-const element = (name, text = "", className = "") => Object.assign(document.createElement(name), { textContent: text, className });
+const element = (name, text = "", className = "") => {
+  return Object.assign(document.createElement(name), { textContent: text, className });
+};
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`;
 /** Browsers round what their clock says to 0.1 ms. */
 const duration = (ms) => {
@@ -29,23 +31,23 @@ function show(phase, sentence) {
   $("status").textContent = phase === "trouble" ? "" : sentence;
 }
 
-let last = Promise.resolve(); // what is asked meanwhile waits for it
+let asked = Promise.resolve(); // what is asked meanwhile waits for it
 
 /** Do something after all that was asked before, and say in a sentence what went wrong. */
 function attempt(work) {
-  last = last.then(work).catch((error) => {
+  asked = asked.then(work).catch((error) => {
     show("trouble", error instanceof BundleError ? error.message : `This failed: ${error.message}`);
   });
 }
 
-/** Return a function that lets the browser draw what was said, from time to time. */
+/** Return a function that says how far the work is, and lets the browser draw it, from time to time. */
 function breather(say) {
-  let drawn = 0;
+  let last = -BREATH_MS;
   return async (done) => {
-    if (performance.now() - drawn < BREATH_MS) return;
+    if (performance.now() - last < BREATH_MS) return;
     say(done);
     await new Promise((resume) => setTimeout(resume));
-    drawn = performance.now();
+    last = performance.now();
   };
 }
 
@@ -82,7 +84,9 @@ function showFacts(name, bytes, ms) {
     "Runs on": `${engine}, one thread; ready after ${duration(ms)}`,
     Space: spec.space_id,
   };
-  $("facts").replaceChildren(...Object.entries(facts).flatMap(([term, fact]) => [element("dt", term), element("dd", fact)]));
+  $("facts").replaceChildren(...Object.entries(facts).flatMap(([term, fact]) => {
+    return [element("dt", term), element("dd", fact)];
+  }));
 }
 
 function showGolden(report) {
@@ -97,12 +101,13 @@ function showGolden(report) {
 
 // -- the sentences --------------------------------------------------------------------------------
 async function embedSentences() {
-  const model = openModel();
-  state.sentences = $("sentences").value.split("\n").map((line) => line.trim()).filter(Boolean);
-  const count = counted(state.sentences.length, "sentence"), start = performance.now();
-  const progress = breather((done) => show("busy", `Embedding ${count}: ${done} done …`));
-  const { columns, truncated } = await indexOf(model, state.sentences, progress);
-  state.columns = columns;
+  const model = openModel(), start = performance.now();
+  const sentences = $("sentences").value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const count = counted(sentences.length, "sentence");
+  show("busy", `Embedding ${count} …`);
+  const progress = breather((done) => { $("indexed").textContent = `${done} of ${count} done …`; });
+  const { columns, truncated } = await indexOf(model, sentences, progress);
+  Object.assign(state, { sentences, columns });
   const cut = truncated ? `, ${truncated} of them cut at ${model.spec.max_length} tokens` : "";
   $("indexed").textContent = `Embedded ${count} in ${duration(performance.now() - start)}${cut}.`;
   await search();
@@ -115,8 +120,8 @@ async function search() {
   const answers = columns.map((column) => ({ ...column, ...searchColumn(column, vector, TOP) }));
   $("results").replaceChildren(...answers.map((answer) => cardOf(answer, answers[0])));
   $("note").textContent = noteOn(model);
-  const nearest = answers[0].found[0];
-  const found = nearest ? `the nearest is “${sentences[nearest.row]}”` : "there are no sentences to compare with";
+  const nearest = answers[0]?.found[0];
+  const found = nearest ? `the nearest is “${sentences[nearest.row]}”` : "there is no sentence to compare with";
   show("ready", `Embedded ${counted(ids.length, "token")} in ${duration(embedding)}; ${found}.`);
 }
 
@@ -125,7 +130,8 @@ function cardOf({ codec, found, ms }, first) {
   const shared = found.filter(({ row }) => rows.has(row)).length;
   card.append(
     element("h3", codec.precision),
-    element("p", `${counted(codec.bytes, "byte")} per vector · ${duration(ms)} for ${counted(state.sentences.length, "sentence")}`),
+    element("p", `${counted(codec.bytes, "byte")} per vector`),
+    element("p", `${duration(ms)} for ${counted(state.sentences.length, "sentence")}`),
     element("p", codec === first.codec ? "\u00a0" : `${shared} of ${found.length} as by ${first.codec.precision}`),
     list,
   );
@@ -141,7 +147,7 @@ function cardOf({ codec, found, ms }, first) {
 function noteOn({ codec, putsOutFloats }) {
   if (putsOutFloats || codec.precision === "float32") return "";
   if (codec.isBits) return "This bundle's graph puts out one bit per dim; there is no longer vector to show.";
-  return `This bundle's graph puts out ${codec.precision} codes: float32 is what these stand for, and bits are their signs.`;
+  return `This bundle's graph puts out ${codec.precision} codes: float32 is what these stand for, bits are its signs.`;
 }
 
 // -- the start ------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 /** Opens a bundle: a ZIP archive of stored files, and a manifest with the sha256 of each. */
 
-const FORMATS = [1, 2]; // of the manifest
+const FORMAT = 2; // of the manifest
 const MANIFEST = "manifest.json";
+const UNLISTED = [MANIFEST, "signature.json"]; // a manifest does not list these
 const END = { signature: 0x06054b50, size: 22 };
 const CENTRAL = { signature: 0x02014b50, size: 46 };
 const LOCAL = { signature: 0x04034b50, size: 30 };
@@ -12,7 +13,7 @@ export class BundleError extends Error {}
 
 /**
  * Return the files of a bundle by name, each as the manifest says. Of a nested bundle, those of its
- * default cell are among them.
+ * default cell are among them. A signature is not checked.
  * @param {ArrayBuffer} content of the .m2d file
  * @returns {Promise<Map<string, Uint8Array>>}
  * @throws {BundleError} when it is no bundle, or a byte differs
@@ -21,11 +22,11 @@ export async function openBundle(content) {
   const files = entriesOf(content);
   if (!files.has(MANIFEST)) throw new BundleError(`This is no bundle: it has no ${MANIFEST}.`);
   const manifest = jsonOf(files, MANIFEST);
-  if (!FORMATS.includes(manifest.format)) {
-    throw new BundleError(`This page reads bundles of format ${FORMATS.join(" and ")}, not ${manifest.format}.`);
+  if (manifest.format !== FORMAT) {
+    throw new BundleError(`This page reads bundles of format ${FORMAT}, not ${manifest.format}.`);
   }
   const listed = new Map(Object.entries(manifest.files));
-  const surplus = [...files.keys()].find((name) => name !== MANIFEST && !listed.has(name));
+  const surplus = [...files.keys()].find((name) => !UNLISTED.includes(name) && !listed.has(name));
   if (surplus) throw new BundleError(`The bundle holds ${surplus}, which its manifest does not list.`);
   for (const [name, { size, sha256 }] of listed) {
     const file = files.get(name);

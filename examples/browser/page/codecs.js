@@ -64,7 +64,8 @@ export class Codec {
    */
   constructor(precision, dim, bitOrder, ranges) {
     const { Values, bits, top } = FORMS[precision];
-    const perByte = Math.max(1, 8 / bits), place = (i) => (bitOrder === "big" ? perByte - 1 - (i % perByte) : i % perByte);
+    const perByte = Math.max(1, 8 / bits);
+    const place = (i) => (bitOrder === "big" ? perByte - 1 - (i % perByte) : i % perByte);
     Object.assign(this, { precision, dim, perByte, Values, isBits: bits === 1, mask: 2 ** bits - 1 });
     this.width = Math.ceil(dim / perByte); // values of a stored vector
     this.bytes = this.width * Values.BYTES_PER_ELEMENT;

@@ -22,7 +22,9 @@ export async function checkGolden(model) {
   const withIds = texts.filter(({ text, prompt, ids }) => same(model.tokenize(text, prompt).ids, ids));
   const withVector = texts.filter((each) => each.vector);
   const differences = [];
-  for (const { ids, vector } of withVector) differences.push(difference(model.codec, await codeOf(model, ids), vector));
+  for (const { ids, vector } of withVector) {
+    differences.push(difference(model.codec, await codeOf(model, ids), vector));
+  }
   const within = differences.filter((each) => isWithin(each, tolerance));
   return {
     texts: texts.length,
@@ -37,7 +39,7 @@ export async function checkGolden(model) {
 }
 
 /** Return the code that the bundle promises of a text's token ids. */
-export async function codeOf(model, ids) {
+async function codeOf(model, ids) {
   const vector = await model.run(ids);
   return model.putsOutFloats ? model.codec.encode(vector) : vector;
 }

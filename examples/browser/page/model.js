@@ -29,7 +29,9 @@ const RANGES = "ranges.json";
 export async function loadModel(content) {
   const files = await openBundle(content);
   const spec = jsonOf(files, "artifact.json");
-  if (spec.codec !== CODEC_VERSION) throw new BundleError(`This page reads codes of version ${CODEC_VERSION}, not ${spec.codec}.`);
+  if (spec.codec !== CODEC_VERSION) {
+    throw new BundleError(`This page reads codes of version ${CODEC_VERSION}, not ${spec.codec}.`);
+  }
   const ranges = files.has(RANGES) ? jsonOf(files, RANGES) : null;
   const codec = new Codec(spec.vectors, spec.dim, spec.bit_order, ranges);
   const tokenize = tokenizerOf(jsonOf(files, "tokenizer.json"));
