@@ -36,6 +36,7 @@ from tiny_artifact import (
 from tokenizers import Tokenizer
 
 from m2dexport.build.recipe import Recipe
+from m2dexport.data import align_texts_path, calibration_texts, default_checkpoint, read_texts
 from m2dexport.engines import Device
 from m2dexport.engines.numpy.table import Table, table_bytes
 from m2dexport.errors import UsageError
@@ -424,6 +425,23 @@ def test_prepare_refuses_what_no_browser_runs_and_leaves_nothing_half_written(
     with pytest.raises(UsageError, match=r"is not a bundle; name a \.m2d file"):
         PREPARE([EXAMPLE / "README.md"], tmp_path / "site")
     assert [path.name for path in tmp_path.iterdir()] == ["foreign.m2d"]
+
+
+@needs_npm
+def test_the_token_ids_of_the_texts_that_ship_are_those_of_python(blank: Page) -> None:
+    tokenizer = Tokenizer.from_file(str(default_checkpoint() / TOKENIZER))
+    tokenizer.enable_truncation(32)  # which some of the texts exceed
+    texts = [*read_texts(align_texts_path()), *calibration_texts(), *SENTENCES]
+    found = blank.evaluate(
+        """async ([stored, texts]) => {
+          const { tokenizerOf } = await import(new URL("tokens.js", location.href));
+          const tokenize = tokenizerOf(JSON.parse(stored));
+          return texts.map((text) => tokenize(text).ids);
+        }""",
+        [tokenizer.to_str(), texts],
+    )
+    assert found == [tokenizer.encode(text).ids for text in texts]
+    assert max(map(len, found)) == 32
 
 
 @needs_npm
