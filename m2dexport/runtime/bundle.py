@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from m2dexport.engines import ENGINES, Device, here
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC, atomic_file, license_files, require_file
-from m2dexport.runtime import artifact, golden
+from m2dexport.runtime import artifact, golden, golden_texts, spread
 from m2dexport.runtime.archive import (
     GOLDEN,
     MANIFEST,
@@ -24,7 +24,6 @@ from m2dexport.runtime.archive import (
 )
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec, Spoken
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
-from m2dexport.runtime.golden import MAX_DIFFERENCE
 from m2dexport.runtime.vector_files import require_vectors_of
 from m2dexport.vectors.codecs import LEVELS
 
@@ -68,7 +67,7 @@ class VerifyReport:
     space_id: str
     files: int  # checked by size and sha256
     texts: int  # golden texts tokenized and, up to 1,024 tokens, run
-    metric: str  # max_difference, min_cosine (decoded vectors) or min_equal_bits
+    metric: str  # min_cosine (decoded vectors) or min_equal_bits
     worst: float  # of all texts, each by itself and in a batch
     limit: float
     reason: str  # why the limit is what it is
@@ -79,11 +78,10 @@ class VerifyReport:
     def sentence(self) -> str:
         """Return the report as one line."""
         oracle = f", by {self.oracle} and not on a GPU" if self.oracle else ""
-        sign = "<=" if self.metric == MAX_DIFFERENCE else ">="
         codes = "" if self.equal_codes is None else f", {self.equal_codes:.2%} of codes equal"
         return (
             f"{self.path}: {self.files} files whole, {self.texts} golden texts reproduced "
-            f"({self.metric} {self.worst:.6g} {sign} {self.limit:g}{codes}){oracle}, space "
+            f"({self.metric} {self.worst:.6g} >= {self.limit:.9g}{codes}){oracle}, space "
             f"{self.space_id}"
         )
 
@@ -131,7 +129,7 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     files = _artifact_files(folder, spec)
     device = here(spec.engine, replace(spec.device, threads=1), elsewhere=True).device
     encoder = encoder_from_files(files, folder, device)
-    files[GOLDEN] = golden.golden_json(*golden.golden_of(encoder))
+    files[GOLDEN] = spread.golden_of(encoder, files, folder, device).to_json()
     licenses = {
         path.name: path.read_text(encoding="utf-8", errors="replace")
         for path in license_files(folder)
@@ -139,7 +137,8 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
     files[MANIFEST] = manifest_of(files, spec, licenses).to_json()
     with atomic_file(out, force=force) as temporary:
         write_archive(temporary, files)
-        _verify(open_bundle(temporary), out, device)
+        # With all threads: what they change must not be in the bytes, and must be in the limit.
+        _verify(open_bundle(temporary), out, replace(device, threads=None))
     return BundleInfo(out, out.stat().st_size, spec.space_id, spec.speaks, tuple(sorted(files)))
 
 
@@ -155,7 +154,9 @@ def verify_bundle(
 
     Raises:
         UsageError: when there is no such file, or ``vectors`` are of another space.
-        BundleError: when anything does not match, naming what.
+        BundleError: when anything is damaged or altered, naming what.
+        DriftError: when it is whole and gives other tokens, vectors or neighbours here, naming the
+            first of them.
     """
     path = Path(path)
     return _verify(open_bundle(path), path, device, vectors)
@@ -181,7 +182,7 @@ def verify_artifact(
     files = _artifact_files(folder, artifact.read_spec(folder))
     encoder = encoder_from_files(files, folder, device)
     _require_one_space(encoder, files, folder)
-    texts = len(encoder.encode(golden.TEXTS))
+    texts = len(encoder.encode(golden_texts.TEXTS))
     index = _index_report(vectors, encoder.spec, folder)
     return ArtifactReport(folder, encoder.spec.space_id, len(files), texts, index)
 
@@ -199,16 +200,16 @@ def _verify(
     encoder = encoder_from_files(files, path, device)
     _require_one_space(encoder, files, path)
     _require_manifest(encoder, files, path)
-    rows, tolerance, found = golden.require_golden(encoder, files[GOLDEN], path)
+    stored, found = golden.require_golden(encoder, files[GOLDEN], path)
     return VerifyReport(
         path=path,
         space_id=encoder.spec.space_id,
         files=len(files),
-        texts=len(rows),
-        metric=tolerance.metric,
+        texts=len(stored.texts),
+        metric=stored.tolerance.metric,
         worst=found.worst,
-        limit=tolerance.limit,
-        reason=tolerance.reason,
+        limit=stored.tolerance.limit,
+        reason=stored.tolerance.reason,
         equal_codes=found.equal_codes,
         oracle=_oracle_of(encoder),
         vectors=_index_report(vectors, encoder.spec, path),

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from m2dexport.batches import encode_tokens
 from m2dexport.cores import workers_for
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
-from m2dexport.errors import BundleError, M2DError, UsageError, one_line
+from m2dexport.errors import (
+    BundleError,
+    FormatError,
+    M2DError,
+    UnsafeContent,
+    UsageError,
+    one_line,
+)
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.artifact import ArtifactSpec
@@ -179,7 +186,7 @@ class Encoder:
         shape = (len(input_ids), code_width(spec.dim, spec.vectors))
         dtype = code_dtype(spec.vectors)
         if vectors.shape != shape or vectors.dtype != dtype:
-            raise M2DError(
+            raise BundleError(
                 f"the graph returns {vectors.dtype} of shape {vectors.shape} where vectors="
                 f"{spec.vectors} of {spec.dim} dims are {dtype} of shape {shape}; build it again."
             )
@@ -226,7 +233,9 @@ def encoder_from_files(
         device: what to run it on; what it leaves open is as the artifact says.
 
     Raises:
-        BundleError: when a file cannot be read.
+        BundleError: when a file cannot be read, or holds what no build writes.
+        FormatError: when one is of a format that this version does not read.
+        M2DError: as ``Encoder``.
     """
     try:
         spec = artifact.spec_from_json(files[SPEC], SPEC)
@@ -235,11 +244,17 @@ def encoder_from_files(
         names = [*engine.files, *(name for name in engine.may_hold if name in files)]
         graph = {name: files[name] for name in names}
         ranges = ranges_from_json(files[artifact.RANGES]) if artifact.RANGES in files else None
+    except FormatError:
+        raise
     except UsageError as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
-    return Encoder(spec, tokenizer_json, graph, keeping_engines(path, spec, device), ranges)
+    device = keeping_engines(path, spec, device)
+    try:
+        return Encoder(spec, tokenizer_json, graph, device, ranges)
+    except UnsafeContent as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def keeping_engines(path: Path, spec: ArtifactSpec, device: Device) -> Device:
