@@ -30,7 +30,6 @@ from m2dexport.runtime.golden import (
     Order,
     Spread,
     Tolerance,
-    compare,
     metric_of,
     run,
     runs,
@@ -40,8 +39,9 @@ from m2dexport.runtime.golden_texts import DOCUMENTS, QUERIES, TEXTS, long_texts
 from m2dexport.runtime.graph_guard import examine_graph
 from m2dexport.runtime.pooled import pooled_run
 
-#: The limit is so many times further from 1 than the worst that was measured.
-_TIMES = 3
+#: The limit is so many times further from 1 than the worst that was measured: the texts are few. Of
+#: eight integer bundles on other onnxruntimes, one moved 2.7 times as far, the others 1.3 at most.
+_TIMES = 5
 _SEEDS = (1, 2)  # each rounds otherwise
 _PADDING = 16  # tokens beyond a text's own
 _BLOCK = 1 << 20  # values that are rounded at once
@@ -70,15 +70,15 @@ def golden_of(
         for text in (*TEXTS, *long_texts(encoder, name))
     ]
     rows = [row for row in tokenized if runs(row)]
-    vectors = map(_to_list, run(encoder, rows, 1))
+    vectors = run(encoder, rows, 1)
+    spread = _spread(encoder, rows, vectors, files, path, device)
+    lists = map(_to_list, vectors)
     pooled = map(_to_list, _pooled(encoder, rows, files, device))
     texts = [
-        replace(row, pooled=next(pooled, None), vector=next(vectors)) if runs(row) else row
+        replace(row, pooled=next(pooled, None), vector=next(lists)) if runs(row) else row
         for row in tokenized
     ]
-    metric = metric_of(encoder.spec)
-    spread = _spread(encoder, texts, metric, files, path, device)
-    return GoldenFile(tolerance_of(encoder.spec, metric, spread), spread, texts, _order(encoder))
+    return GoldenFile(tolerance_of(encoder.spec, spread), spread, texts, _order(encoder))
 
 
 def _pooled(
@@ -114,28 +114,28 @@ def _order(encoder: Encoder) -> Order:
 
 def _spread(
     encoder: Encoder,
-    texts: Sequence[Golden],
-    metric: Metric,
+    rows: Sequence[Golden],
+    vectors: NDArray[Any],
     files: Mapping[str, bytes],
     path: Path,
     device: Device,
 ) -> Spread:
-    rows = [row for row in texts if runs(row)]
-    expected = run(encoder, rows, 1)
-    worst = compare(encoder, texts, metric).worst
+    """Measure how far the vectors of ``rows`` move; arguments are those of ``golden_of``."""
+
+    def worst(found: Sequence[NDArray[Any]]) -> float:
+        metric = metric_of(encoder.spec)
+        return round(min(worst_of(metric, each, vectors, encoder) for each in found), 9)
+
+    batches = [run(encoder, rows, len(rows))]
     if encoder.spec.batch_invariant:
-        worst = min(worst, worst_of(metric, _run_padded(encoder, rows), expected, encoder))
-    rounded = [] if encoder.on_gpu else [_rounded(encoder.spec, files, seed) for seed in _SEEDS]
-    moved = [
-        worst_of(metric, run(encoder_from_files(other, path, device), rows, 1), expected, encoder)
-        for other in rounded
-        if other is not None
-    ]
-    return Spread(
-        engine=encoder.describe()["engine"],
-        batch=round(worst, 9),
-        rounding=round(min(moved), 9) if moved else None,
-    )
+        batches.append(_run_padded(encoder, rows))
+    moved = []
+    for seed in () if encoder.on_gpu else _SEEDS:
+        other = _rounded(encoder.spec, files, seed)
+        if other is not None:
+            moved.append(run(encoder_from_files(other, path, device), rows, 1))
+    engine = encoder.describe()["engine"]
+    return Spread(engine, worst(batches), worst(moved) if moved else None)
 
 
 def _run_padded(encoder: Encoder, rows: Sequence[Golden]) -> NDArray[Any]:
@@ -176,8 +176,9 @@ def _rounded(spec: ArtifactSpec, files: Mapping[str, bytes], seed: int) -> dict[
     return {**files, **{name: bytes(copy) for name, copy in copies.items()}} if changed else None
 
 
-def tolerance_of(spec: ArtifactSpec, metric: Metric, spread: Spread) -> Tolerance:
+def tolerance_of(spec: ArtifactSpec, spread: Spread) -> Tolerance:
     """Return the limit, from what batches and rounding change and what else is known."""
+    metric = metric_of(spec)
     worst = min(spread.batch, 1 if spread.rounding is None else spread.rounding)
     least, why = _least(spec, metric)
     limit = round(1 - max(_TIMES * (1 - worst), least), 9)
