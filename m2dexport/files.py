@@ -21,6 +21,8 @@ if sys.platform != "win32":
 
 PROVENANCE = "m2dexport.json"  # in the folder of a sub-model: what it was cut from
 SPEC = "artifact.json"  # in the folder of an artifact: what a runtime must know
+#: What a sub-model says of itself to transformers; artifacts and bundles carry it, for export.
+MODEL_SETTINGS = ("config.json", "tokenizer_config.json")
 
 _SUB_MODEL_KEYS = ("format", "sliced_from")
 _ARTIFACT_KEYS = ("format", "space_id")
@@ -28,7 +30,7 @@ _GRAPHS = (
     *("model.onnx", "model.xml", "model.bin", "table.safetensors"),
     *("engine.toml", "model.engine"),
 )
-_ARTIFACT = {SPEC, "tokenizer.json", "ranges.json", *_GRAPHS}
+_ARTIFACT = {SPEC, "tokenizer.json", "ranges.json", *MODEL_SETTINGS, *_GRAPHS}
 _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _SUFFIXES = ("", ".txt", ".md")

@@ -21,11 +21,12 @@ from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli import cli
 from m2dexport.errors import ParityError, UsageError
-from m2dexport.files import SPEC
+from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.runtime import loading as runtime
-from m2dexport.runtime.archive import GOLDEN, MANIFEST, open_bundle
+from m2dexport.runtime.archive import GOLDEN, open_bundle
 from m2dexport.runtime.artifact import read_ranges, read_spec, require_same_space
 from m2dexport.runtime.bundle import write_bundle
+from m2dexport.runtime.manifest import MANIFEST
 from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.vectors.codecs import encode_vectors
 
@@ -41,6 +42,16 @@ def test_an_fp32_artifact_gives_sentence_transformers_vectors(bert: Path, tmp_pa
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert artifact.spec.parity["max_difference"] <= 1e-4
     assert artifact.size_bytes == sum(p.stat().st_size for p in artifact.path.iterdir())
+
+
+def test_the_settings_of_the_sub_model_go_along(bert: Path, artifact, tmp_path: Path) -> None:
+    slice_checkpoint(open_checkpoint(bert), 3, 20, tmp_path / "sub-model")
+    expected = {name: (tmp_path / "sub-model" / name).read_bytes() for name in MODEL_SETTINGS}
+    built = artifact(bert, 3, 20).path
+    quantized = quantize_artifact(built, tmp_path / "int8", Recipe(vectors="int8-symmetric"))
+    for folder in (built, quantized.path):
+        files = open_bundle(write_bundle(folder, tmp_path / "e.m2d", force=True).path)
+        assert {name: files[name] for name in MODEL_SETTINGS} == expected
 
 
 def test_prompts_are_applied_as_sentence_transformers_applies_them(bert, artifact) -> None:

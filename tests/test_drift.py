@@ -26,12 +26,13 @@ from m2dexport.engines.numpy.table import table_bytes
 from m2dexport.errors import DriftError
 from m2dexport.files import SPEC
 from m2dexport.runtime import golden, spread
-from m2dexport.runtime.archive import GOLDEN, MANIFEST, manifest_of, open_bundle, write_archive
+from m2dexport.runtime.archive import GOLDEN, open_bundle, write_archive
 from m2dexport.runtime.artifact import spec_from_json
 from m2dexport.runtime.bundle import verify_bundle, write_bundle
 from m2dexport.runtime.golden import GoldenFile
 from m2dexport.runtime.golden_texts import DOCUMENTS, QUERIES
 from m2dexport.runtime.loading import load
+from m2dexport.runtime.manifest import MANIFEST, manifest_of
 from m2dexport.vectors.codecs import encode_vectors
 
 Files = dict[str, bytes]

@@ -44,6 +44,7 @@ from m2dexport.runtime.artifact import (
     ArtifactSpec,
     read_file,
     read_spec,
+    settings_in,
     space_id_of_artifact,
 )
 from m2dexport.runtime.encoder import Encoder
@@ -156,7 +157,8 @@ def quantize_artifact(
     expected = encoder.encode(PROBES)
     model = ir.load(graph)
     restore_last_layer(model)
-    original = Original(model, spec, tokenizer_json, expected, license_files(artifact))
+    settings, licenses = settings_in(artifact), license_files(artifact)
+    original = Original(model, spec, tokenizer_json, settings, expected, licenses)
     return make_artifact(original, out, recipe, on_progress, force=force)
 
 
@@ -208,6 +210,7 @@ def make_artifact(
     files = _encode(checked, spec, ranges, original, recipe, out)
     contents = {
         **files,
+        **original.settings,
         TOKENIZER: original.tokenizer_json.encode(),
         SPEC: spec.to_json().encode(),
         **({RANGES: ranges.to_json().encode()} if ranges else {}),

@@ -19,7 +19,7 @@ from m2dexport.checkpoint.tokenizer import open_tokenizer, sealed_tokenizer_json
 from m2dexport.cores import one_torch_thread
 from m2dexport.engines import DEFAULT_ENGINE, ENGINES, Device, engine_maker, engine_version
 from m2dexport.errors import UsageError
-from m2dexport.files import scratch_folder
+from m2dexport.files import MODEL_SETTINGS, scratch_folder
 from m2dexport.graph.vector import aligned_graph, depth_graph, vector_graph
 from m2dexport.runtime.artifact import (
     FORMAT,
@@ -28,9 +28,12 @@ from m2dexport.runtime.artifact import (
     FULL_NORM,
     FULL_POOLING,
     FULL_TOKENIZER,
+    TRAINED_DIMS,
+    UNTRAINED,
     ArtifactSpec,
 )
 from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.strict import is_name
 from m2dexport.vectors import codecs
 
 Floats = NDArray[np.float32]
@@ -46,6 +49,7 @@ class Source:
     engine: str  # whose operators the graph has
     graph: ir.Model  # float32, one output per depth, neither cut nor normalised
     tokenizer_json: str
+    settings: Mapping[str, bytes]  # the sub-model's, name to content; of depth 0, none
     pad_id: int
     alignment: LinearMap | None  # of an aligned sub-model, which has one depth
     probes: Mapping[int, Floats]  # depth -> the torch original's vectors of ``PROBES``, likewise
@@ -76,6 +80,7 @@ class Original:
     graph: ir.Model  # float32, one normalised output
     spec: ArtifactSpec  # of the fp32, float32 artifact; its parity is still to be measured
     tokenizer_json: str
+    settings: Mapping[str, bytes]  # the sub-model's, name to content
     expected: Floats  # (probes, dim) vectors of the original, normalised
     licenses: tuple[Path, ...]
 
@@ -132,6 +137,7 @@ def export_sources(
             engine=engines[0],
             graph=plain,
             tokenizer_json=sealed_tokenizer_json(sub_model.path, sub_model.max_length),
+            settings=_settings(sub_model),
             pad_id=_pad_id(sub_model),
             alignment=read_map(sub_model.alignment) if sub_model.alignment else None,
             probes={},
@@ -151,6 +157,11 @@ def _graph(sub_model: Checkpoint, depths: Sequence[int]) -> ir.Model:
     if sub_model.layers == 0:
         return static_graph(read_table(sub_model.layout.outside[TABLE]))
     return graph_from_checkpoint(sub_model, depths)
+
+
+def _settings(sub_model: Checkpoint) -> dict[str, bytes]:
+    names = MODEL_SETTINGS if sub_model.layers > 0 else ()
+    return {name: (sub_model.path / name).read_bytes() for name in names}
 
 
 def _pad_id(sub_model: Checkpoint) -> int:
@@ -211,12 +222,13 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
             "checkpoint": source.sha256,
             "sub_model": source.sub_model_sha256,
             **_full_model(sub_model),
+            **_trained_dims(sub_model),
             **tool_versions(source.engine),
         },
     )
     expected = codecs.truncate(source.probes[sub_model.layers], sub_model.dim)
     graph = source.vectors_at(sub_model.layers)
-    return Original(graph, spec, source.tokenizer_json, expected, licenses)
+    return Original(graph, spec, source.tokenizer_json, source.settings, expected, licenses)
 
 
 def _full_model(sub_model: Checkpoint) -> dict[str, str]:
@@ -231,6 +243,15 @@ def _full_model(sub_model: Checkpoint) -> dict[str, str]:
         FULL_POOLING: full.pooling,
         FULL_NORM: full.final_norm,
     }
+
+
+def _trained_dims(sub_model: Checkpoint) -> dict[str, str]:
+    """Return what an artifact's provenance says of the dims that its vectors may be cut to."""
+    if sub_model.trained is None or sub_model.speaks:  # aligned: another depth's dims count
+        return {}
+    dims = sorted(dim for layers, dim in sub_model.trained if layers == sub_model.layers)
+    stated = ",".join(map(str, dims)) or UNTRAINED
+    return {TRAINED_DIMS: stated} if is_name(stated) else {}  # too many to forbid any
 
 
 def tool_versions(engine: str) -> dict[str, str]:

@@ -7,6 +7,8 @@
     engine.toml     of TensorRT: how an engine is made of the graph; model.engine, if one was built
     tokenizer.json  truncates at the model's maximum length, does not pad
     ranges.json     the frozen ranges, of int8 and int4 vectors only
+    config.json, tokenizer_config.json
+                    the sub-model's, for other programs than ours; depth 0 has none
     artifact.json   the specification below
     LICENSE, ...    the licence files of the checkpoint, where it has any
 """
@@ -21,7 +23,7 @@ from typing import Annotated, Any, Literal, cast
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import FormatError, UsageError
-from m2dexport.files import SPEC
+from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.precisions import BitOrder, Isa, Similarity, VectorPrecision, WeightPrecision
 from m2dexport.strict import (
     Matching,
@@ -48,6 +50,8 @@ RANGES = "ranges.json"
 #: another one's than the artifact's own.
 FULL_MODEL, FULL_TOKENIZER, FULL_LAYERS = "full_model", "full_tokenizer", "full_layers"
 FULL_POOLING, FULL_NORM = "full_pooling", "full_final_norm"
+#: What its provenance says of the dims that training visited at its depth; left out: unknown.
+TRAINED_DIMS, UNTRAINED = "trained_dims", "none"
 _FULL = (FULL_MODEL, FULL_TOKENIZER, FULL_LAYERS, FULL_POOLING, FULL_NORM)
 
 SMALL_LIMIT = 1 << 28  # bytes of any file but the graph
@@ -214,6 +218,11 @@ def graph_names(engine: str, folder: Path) -> list[str]:
     return [*known.files, *(name for name in known.may_hold if (folder / name).exists())]
 
 
+def settings_in(folder: Path) -> dict[str, bytes]:
+    """Return the sub-model's settings that an artifact folder holds, name to content."""
+    return {name: read_file(folder, name) for name in MODEL_SETTINGS if (folder / name).exists()}
+
+
 def require_part(folder: Path, name: str) -> None:
     """Refuse an artifact folder that lacks a file of that name.
 
@@ -284,6 +293,12 @@ def full_layers(spec: ArtifactSpec) -> int | None:
     if len(found) < len(_FULL) or not re.fullmatch("[0-9]{1,7}", found[FULL_LAYERS]):
         raise UsageError(f"{SPEC} says half of what the encoder was aligned with; build it again.")
     return int(found[FULL_LAYERS])
+
+
+def trained_dims(spec: ArtifactSpec) -> tuple[int, ...] | None:
+    """Return the dims that training visited at an artifact's depth, None when unknown."""
+    stated = spec.provenance.get(TRAINED_DIMS)
+    return None if stated is None else tuple(map(int, re.findall("[0-9]{1,7}", stated)))
 
 
 def _space_id(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -122,13 +121,13 @@ class Comparison:
     equal_codes: float | None  # share of equal codes, 0..1; None for float32
 
 
-def require_golden(encoder: Encoder, content: bytes, path: Path) -> tuple[GoldenFile, Comparison]:
+def require_golden(encoder: Encoder, content: bytes, path: object) -> tuple[GoldenFile, Comparison]:
     """Run the golden texts of a bundle, and refuse an encoder that gives something else.
 
     Args:
         encoder: of the bundle.
         content: of its golden.json.
-        path: the bundle, for messages.
+        path: the bundle, or a cell of one, for messages.
 
     Raises:
         BundleError: when golden.json is not that of the bundle.
@@ -242,7 +241,7 @@ def _require_whole(order: Order, spec: ArtifactSpec) -> None:
         raise BundleError(f"{where} has a row beyond the {count} documents.")
 
 
-def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: Path) -> None:
+def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: object) -> None:
     for row in rows:
         if encoder.tokenize([row.text], prompt=row.prompt)[0] != row.ids:
             raise DriftError(
@@ -251,7 +250,7 @@ def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: Path) -> None:
             )
 
 
-def _drift(encoder: Encoder, golden: GoldenFile, found: Comparison, path: Path) -> str:
+def _drift(encoder: Encoder, golden: GoldenFile, found: Comparison, path: object) -> str:
     """Say which vectors differ: a graph that puts out codes keeps the pooled ones to itself."""
     spec, tolerance = encoder.spec, golden.tolerance
     coded = spec.vectors != "float32" and ENGINES[spec.engine].encodes
@@ -264,7 +263,7 @@ def _drift(encoder: Encoder, golden: GoldenFile, found: Comparison, path: Path) 
     )
 
 
-def _require_order(encoder: Encoder, golden: GoldenFile, path: Path) -> None:
+def _require_order(encoder: Encoder, golden: GoldenFile, path: object) -> None:
     """Refuse another order of documents, but for neighbours that are as good as equal."""
     order, allowed = golden.order, golden.tolerance.swap(encoder.spec.dim)
     similarity = np.array(order.similarity)
