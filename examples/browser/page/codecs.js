@@ -132,7 +132,7 @@ export class Codec {
 }
 
 /** Return the cosine of two vectors; 1 where both are zero, as those of a text without tokens are. */
-export function cosine(a, b) {
+function cosine(a, b) {
   let dot = 0, first = 0, second = 0;
   for (let i = 0; i < a.length; i++) {
     dot += a[i] * b[i];
