@@ -38,6 +38,7 @@ ORDER = (
     "runtime",
     "measure",
     "build",
+    "consumers",
     "profile",
     "report",
     "cli",

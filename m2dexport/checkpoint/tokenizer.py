@@ -207,8 +207,8 @@ def truncation_at(max_length: int) -> dict[str, Any]:
 def state_length(folder: Path, max_length: int) -> None:
     """State one maximum length wherever readers of a sub-model look for it.
 
-    That is in tokenizer.json, and as model_max_length in tokenizer_config.json. What a tokenizer was
-    once called with stands there, too, and some readers take its max_length for the model's.
+    That is in tokenizer.json, and as model_max_length in tokenizer_config.json. What a tokenizer
+    was once called with is left out there: some readers take its max_length for the model's.
 
     Args:
         folder: the sub-model's, with both files.

@@ -1,0 +1,85 @@
+"""What is exported: an artifact folder or a bundle, read once, and loaded to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2dexport.engines import ENGINES, Device
+from m2dexport.errors import UsageError
+from m2dexport.files import MODEL_SETTINGS, license_files
+from m2dexport.runtime import artifact
+from m2dexport.runtime.archive import open_bundle, read_manifest
+from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.loading import load
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose of an export."""
+
+    plain: bool = False  # standard operators alone
+    #: (texts, tokens) that a server is warmed up with; the most texts are those of its batches.
+    shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))
+
+
+@dataclass(frozen=True)
+class Source:
+    """An artifact or a bundle."""
+
+    path: Path
+    encoder: Encoder  # of one thread: what is compared does not depend on the cores
+    files: Mapping[str, bytes]  # by the names that they have in an artifact
+    licenses: Mapping[str, str]  # file name to text
+
+    @property
+    def spec(self) -> ArtifactSpec:
+        """Its specification."""
+        return self.encoder.spec
+
+    @property
+    def graph(self) -> dict[str, bytes]:
+        """The files of its graph."""
+        return {name: self.files[name] for name in ENGINES[self.spec.engine].files}
+
+    def setting(self, name: str) -> bytes:
+        """Return one of ``MODEL_SETTINGS``.
+
+        Raises:
+            UsageError: when it was built before artifacts carried them, or is of depth 0.
+        """
+        if name not in self.files:
+            raise UsageError(
+                f"{self.path} does not carry the model's {name}, which other programs read; build "
+                "it again with this version."
+            )
+        return self.files[name]
+
+
+def open_source(path: Path) -> Source:
+    """Return an artifact or a bundle.
+
+    Raises:
+        UsageError: when there is none at ``path``, or its engine is one for a GPU.
+        BundleError: when it is damaged.
+    """
+    if path.is_dir():
+        files, licenses = _of_folder(path)
+    else:
+        files = open_bundle(path)
+        licenses = dict(read_manifest(files, path).licenses)
+    return Source(path, load(path, Device(threads=1)), files, licenses)
+
+
+def _of_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+    engine = artifact.read_spec(folder).engine
+    optional = [name for name in (RANGES, *MODEL_SETTINGS) if (folder / name).exists()]
+    names = (TOKENIZER, *ENGINES[engine].files, *optional)
+    files = {name: artifact.read_file(folder, name) for name in names}
+    texts = {
+        path.name: path.read_text(encoding="utf-8", errors="replace")
+        for path in license_files(folder)
+    }
+    return files, texts
