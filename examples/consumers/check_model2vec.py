@@ -6,7 +6,7 @@ import golden
 import model2vec
 
 folder = sys.argv[1]
-rows = [row for row in golden.texts(folder) if any(row["vector"])]  # a text without tokens has 0
+rows = golden.texts(folder)
 model = model2vec.StaticModel.from_pretrained(folder)
 vectors = model.encode([row["input"] for row in rows])
 golden.judge(f"model2vec {model2vec.__version__}", rows, vectors)

@@ -10,7 +10,7 @@ from m2dexport.consumers.golden import Agreement, Run, Text, agreement, golden_t
 from m2dexport.consumers.hub import write_hub, write_transformers_js
 from m2dexport.consumers.plain_onnx import write_onnx
 from m2dexport.consumers.source import Options, Source, open_source
-from m2dexport.consumers.table import write_table
+from m2dexport.consumers.table import write_model2vec, write_table
 from m2dexport.consumers.triton import write_triton
 from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_folder, require_folder
@@ -74,12 +74,7 @@ CONSUMERS: Mapping[str, Consumer] = {
         restores_end=False,
     ),
     "text-embeddings-inference": Consumer(
-        {
-            "onnx": Way(
-                write_hub,
-                "text-embeddings-router --model-id FOLDER --dtype float32 --auto-truncate",
-            )
-        }
+        {"onnx": Way(write_hub, "text-embeddings-router --model-id FOLDER --dtype float32")}
     ),
     "triton": Consumer(
         {"onnx": Way(write_triton, "tritonserver --model-repository FOLDER")}, keeps_codes=True
@@ -88,7 +83,7 @@ CONSUMERS: Mapping[str, Consumer] = {
         {"onnx": Way(write_onnx, 'InferenceSession("FOLDER/model.onnx")')}, keeps_codes=True
     ),
     "model2vec": Consumer(
-        {"static": Way(write_table, 'StaticModel.from_pretrained("FOLDER")')},
+        {"static": Way(write_model2vec, 'StaticModel.from_pretrained("FOLDER")')},
     ),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.batches import padded
 from m2dexport.checkpoint.static import write_static
 from m2dexport.consumers.golden import Run
 from m2dexport.consumers.hub import sentence_config
@@ -18,6 +19,25 @@ from m2dexport.errors import UsageError
 from m2dexport.graph.vector import OUTPUT
 from m2dexport.runtime.artifact import RANGES, TOKENIZER
 from m2dexport.vectors.codecs import normalize
+
+
+def write_model2vec(source: Source, folder: Path, options: Options) -> Run:
+    """Write the same for model2vec, which adds no vectors of unknown tokens.
+
+    Raises:
+        UsageError: when the table has one, as those of other makers do.
+    """
+    run = write_table(source, folder, options)
+    tokenizer = source.encoder.tokenizer
+    model = json.loads(source.files[TOKENIZER])["model"]
+    unknown = tokenizer.token_to_id(model.get("unk_token") or "")
+    unknown = model.get("unk_id") if unknown is None else unknown
+    if unknown is not None and run(*padded([[unknown]], source.spec.pad_id))[OUTPUT].any():
+        raise UsageError(
+            f"model2vec leaves unknown tokens out, and the table of {source.path} has a vector for "
+            "them; export --for sentence-transformers takes it."
+        )
+    return run
 
 
 def write_table(source: Source, folder: Path, options: Options) -> Run:
