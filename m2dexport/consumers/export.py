@@ -189,7 +189,7 @@ def _notes(name: str, consumer: Consumer, source: Source, texts: list[Text]) -> 
         ranges = " by ranges.json" if source.encoder.ranges else ""
         notes.append(
             f"its vectors are the float32 ones that the {spec.vectors} codes are made of; an index "
-            f"of codes needs them coded{ranges}, as docs/vectors.md says."
+            f"of codes needs them coded{ranges}, as docs/quantization.md says."
         )
     cut = [each.text for each in texts if each.truncated and each.prompt is None]
     if cut and not consumer.restores_end:
