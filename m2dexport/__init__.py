@@ -2,8 +2,8 @@
 
 What a program needs is here, by name; ``docs/python.md`` shows it at work. Each name is imported
 when it is first used: on a device, which has the base install only, ``load``, ``Encoder``,
-``Device``, ``write_bundle``, ``verify_bundle`` and ``read_index`` work; the others need
-``m2dexport[export]``.
+``Device``, ``write_bundle``, ``verify_bundle``, ``read_index`` and ``read_vectors`` work; the
+others need ``m2dexport[export]``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from m2dexport.runtime.encoder import Encoder
     from m2dexport.runtime.index import read_index
     from m2dexport.runtime.loading import load
+    from m2dexport.runtime.vector_files import read_vectors
     from m2dexport.slice.slicing import Cut, slice_checkpoint
     from m2dexport.vectors.tasks import load_task
 
@@ -58,6 +59,7 @@ __all__ = [
     "quantize_artifact",
     "read_index",
     "read_profile",
+    "read_vectors",
     "select_cell",
     "slice_checkpoint",
     "verify_bundle",
@@ -83,6 +85,7 @@ _MODULES = {
     "runtime.encoder": ("Encoder",),
     "runtime.loading": ("load",),
     "runtime.index": ("read_index",),
+    "runtime.vector_files": ("read_vectors",),
     "slice.slicing": ("Cut", "slice_checkpoint"),
     "vectors.tasks": ("load_task",),
 }

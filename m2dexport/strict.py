@@ -24,6 +24,7 @@ import reprlib
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from m2dexport.errors import M2DError, UsageError, one_line
@@ -171,7 +172,7 @@ def _read_many(origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -
 
 def _read_fields(kind: Any, value: Any, path: str) -> Any:
     _require(isinstance(value, dict), value, "an object", path)
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     names = [field.name for field in fields(kind)]
     inside = f" in {path}" if path else ""
     for name in names:
@@ -181,6 +182,12 @@ def _read_fields(kind: Any, value: Any, path: str) -> Any:
         raise _WrongValue(f"{shown(name)} is unknown{inside}")
     prefix = f"{path}." if path else ""
     return kind(**{name: _read(hints[name], value[name], prefix + name) for name in names})
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the annotations of a dataclass, whose texts take most of the time to evaluate."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def _read_plain(kind: Any, value: Any, path: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,24 +24,33 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from export_once import exporting_once
 from tiny import small_checkpoint, tiny_checkpoint
 
 from m2dexport.build.build import Artifact, make_artifact
 from m2dexport.build.recipe import Recipe
 from m2dexport.build.source import Original, export_source, original_of
-from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import align_texts_path
-from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph import export
+from m2dexport.measure.footprint import Footprint
+from m2dexport.profile import costs
+from m2dexport.slice.slicing import slice_checkpoint
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
-#: The two layers of the shipped checkpoint that are enough for a test.
-SHIPPED_DEPTHS = (1, 2)
+#: Files that take longest. Begun last, one of them would keep a worker while another has no work.
+LONG = (
+    *("documents", "families", "sweep", "openvino", "static", "index", "precisions", "resume"),
+    *("cluster", "deploy", "mixed", "align", "cli", "install", "reproducible", "tools", "widths"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Begin with the files that take longest; skip what needs a GPU where there is none."""
+    first = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.name, len(LONG)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not torch.cuda.is_available() and not _has_gpu():
         for item in marked:
@@ -64,6 +73,19 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M2DEXPORT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Export each graph once for the tests of all workers, which share a folder for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    exports = folder / "exports"
+    exports.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("m2dexport.graph.export.graph_from_checkpoint", exporting_once(exports))
+        yield
+
+
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT with mean pooling, normalised, with prompts; read only."""
@@ -84,6 +106,22 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The first two layers of the checkpoint that ships: quick, and its vectors are real."""
+    return slice_checkpoint(open_checkpoint(), 2, 384, tmp_path_factory.mktemp("shallow") / "m")
+
+
+@pytest.fixture(scope="module")
+def unmeasured_memory() -> Iterator[None]:
+    """Profile without the memory of graphs, for which each runs in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            costs, "measure_footprint", lambda *_: Footprint(20_000_000, 30_000_000, 3.0, 4.0)
+        )
+        yield
+
+
+@pytest.fixture(scope="session")
 def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 315 texts to align tiny checkpoints on, which is quick; read only."""
     path = tmp_path_factory.mktemp("texts") / "few.txt"
@@ -92,23 +130,14 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# An export takes seconds, so what is exported is made once for all tests of a process. All of it is
-# read only: clone a graph before you change it.
+# What is made of an export is made once for all tests of a process. All of it is read only: clone a
+# graph before you change it.
 
 
 @pytest.fixture(scope="session")
-def all_depths() -> Callable[[Path | None], ir.Model]:
-    """From a checkpoint's folder to its graph of all depths, in standard operators.
-
-    None is the checkpoint that ships, of which only the first two layers are exported.
-    """
-
-    @cache
-    def exported(folder: Path | None) -> ir.Model:
-        depths = SHIPPED_DEPTHS if folder is None else None
-        return graph_from_checkpoint(open_checkpoint(folder), depths)
-
-    return exported
+def all_depths() -> Callable[[Path], ir.Model]:
+    """From a checkpoint's folder to its graph of all depths, in standard operators."""
+    return cache(lambda folder: export.graph_from_checkpoint(open_checkpoint(folder)))
 
 
 @pytest.fixture(scope="session")

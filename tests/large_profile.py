@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tiny_profile import cell, profile, target
 
-from m2dexport.profile.schema import Cell, Profile, cell_id
+from m2dexport.profile.schema import Cell, Profile
+from m2dexport.runtime.cells import cell_id
 
 DEPTHS, DIMS = range(7), (32, 64, 128, 256, 384)
 WEIGHTS = {"fp32": 1.0, "fp16": 1.0, "int8": 0.99}

@@ -28,7 +28,7 @@ NAMES = {
     *("open_checkpoint", "slice_checkpoint", "build_artifact", "quantize_artifact"),
     *("load_task", "profile_checkpoint", "read_profile", "write_profile", "select_cell"),
     *("open_profiled", "bundle_cell", "write_bundle", "verify_bundle", "load"),
-    *("build_aligned", "build_for_targets", "read_index", "Deployment"),
+    *("build_aligned", "build_for_targets", "read_index", "read_vectors", "Deployment"),
 }
 
 

@@ -20,9 +20,10 @@ from m2dexport.cli import cli
 from m2dexport.errors import ParityError, UsageError
 from m2dexport.files import MODEL_SETTINGS
 from m2dexport.runtime import loading as runtime
-from m2dexport.runtime.archive import MANIFEST, open_bundle
+from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import read_ranges, read_spec, require_same_space
 from m2dexport.runtime.bundle import write_bundle
+from m2dexport.runtime.manifest import MANIFEST
 from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.vectors.codecs import encode_vectors
 

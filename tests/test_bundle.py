@@ -23,7 +23,7 @@ from m2dexport.errors import BundleError, M2DError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.precisions import BIT_ORDERS, VECTOR_PRECISIONS
 from m2dexport.runtime import archive, golden
-from m2dexport.runtime.archive import GOLDEN, MANIFEST, manifest_of, open_bundle, write_archive
+from m2dexport.runtime.archive import GOLDEN, open_bundle, write_archive
 from m2dexport.runtime.artifact import (
     RANGES,
     TOKENIZER,
@@ -32,6 +32,7 @@ from m2dexport.runtime.artifact import (
 )
 from m2dexport.runtime.bundle import verify_artifact, verify_bundle, write_bundle
 from m2dexport.runtime.loading import load
+from m2dexport.runtime.manifest import MANIFEST, manifest_of
 from m2dexport.vectors.codecs import PER_BYTE, Ranges
 
 Files = dict[str, bytes]
@@ -102,7 +103,7 @@ def test_any_zip_reader_reads_a_bundle(packed: Path) -> None:
             packed
         )
         assert {info.date_time for info in stream.infolist()} == {FIRST_DAY}
-        assert stream.namelist() == sorted({*archive.REQUIRED, GRAPH, RANGES})
+        assert stream.namelist() == sorted({*archive.REQUIRED, GRAPH, MANIFEST, RANGES})
 
 
 def test_archive_bytes_are_pinned(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_the_manifest_tells_versions_and_licences(packed: Path) -> None:
     manifest = json.loads(open_bundle(packed)[MANIFEST])
     assert manifest["licenses"] == {"LICENSE": "Do as you like.\n"}
     assert manifest["created_by"]["m2dexport"] == "0.1.0"
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
 
 
 def test_golden_texts_cover_the_maximum_length(packed: Path) -> None:
@@ -311,7 +312,8 @@ def other_size(files: Files) -> Files:
         (without_tokenizer, "lacks 'tokenizer.json'"),
         (without_manifest, "has no manifest.json"),
         (with_surplus, "holds 'surplus.txt', which does not belong in"),
-        (with_manifest(format=2), "has format 2 and this version reads format 1; upgrade"),
+        (with_manifest(format=3), "has format 3 and this version reads format 2; upgrade"),
+        (with_manifest(format=1), "has format 1 and this version reads format 2; make it again"),
         (with_manifest(files={}), "which its manifest does not list"),
         (with_manifest(files=[]), "manifest.json cannot be read"),
         (with_manifest(files={"a": 1}), "manifest.json cannot be read"),

@@ -39,6 +39,8 @@ PLAN = Plan(
 HALF = replace(PLAN, weights=("fp32", "fp16"), vectors=("float32",))
 UNREACHABLE = Requirement("1.17", floor=1.1)
 
+pytestmark = pytest.mark.usefixtures("unmeasured_memory")
+
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:

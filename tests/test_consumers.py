@@ -340,6 +340,20 @@ def test_a_graph_that_gives_other_vectors_is_not_handed_over(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
+def test_a_cell_of_a_nested_bundle_is_exported(tmp_path: Path) -> None:
+    artifacts = [tiny_artifact(tmp_path / f"{dim}", tiny_spec(dim=dim)) for dim in (12, 8)]
+    nested = tmp_path / "nested.m2d"
+    succeeds("bundle", *artifacts, "--out", nested)
+    cell = ("--cell", "1x8-fp32-float32")
+    succeeds("export", nested, *cell, "--for", "onnx", "--out", tmp_path / "out")
+    expected = m2dexport.load(artifacts[1]).encode(
+        [row["text"] for row in golden(tmp_path / "out")]
+    )
+    assert expected.shape[1] == len(golden(tmp_path / "out")[0]["vector"]) == 8
+    message = refused("export", nested, "--cell", "x", "--for", "onnx", "--out", tmp_path / "no")
+    assert "has no cell 'x'; it has 1x12-fp32-float32, 1x8-fp32-float32" in message
+
+
 def test_an_export_replaces_an_export_and_nothing_else(tmp_path: Path) -> None:
     folder, out = tiny_artifact(tmp_path / "a"), tmp_path / "out"
     stated = json.loads(succeeds("export", folder, "--for", "onnx", "--out", out, "--json"))

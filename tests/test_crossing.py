@@ -45,6 +45,8 @@ PLAN = Plan(
     align_texts=TEXTS[::6],
 )
 
+pytestmark = pytest.mark.usefixtures("unmeasured_memory")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

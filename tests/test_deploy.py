@@ -25,8 +25,11 @@ from m2dexport.profile.manifest import read_profile, write_profile
 from m2dexport.profile.schema import MEAN, Profile
 from m2dexport.reference.pooler import Reference
 from m2dexport.runtime.archive import open_bundle
+from m2dexport.runtime.cells import cell_of
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load
+from m2dexport.runtime.nested import Nested
+from m2dexport.runtime.showing import show_bundle
 from m2dexport.vectors.codecs import calibrate_ranges, truncate
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.quality import BRIEF, comparable, score_pairs, score_ranking
@@ -49,6 +52,9 @@ align = ["none", "full"]
 shapes = [[1, 8]]
 """
 INDEX = "2x96-fp32-int8"
+SHALLOW = ("1x96-aligned-int8-int8", "0x96-aligned-int8-int8")
+
+pytestmark = pytest.mark.usefixtures("unmeasured_memory")
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,6 @@ def test_the_settings_that_suit_a_graph_best_are_recorded_and_its_bundle_runs_wi
         sets = {(1, 0), *([] if static or cores == 1 else [(cores, 0), (cores, 100)])}
         assert (device.threads, device.spin_us) in sets
         assert device.workers == 1
-        assert cell.used_memory_bytes >= cell.peak_memory_bytes
     assert all(len(found) == 1 for found in settings.values())  # aligned graphs as plain ones
     for name in ("1x96-aligned-int8-int8", "0x96-aligned-int8-int8"):
         expected = Device(**profiled.profile.cell(name).device.model_dump())
@@ -294,7 +299,7 @@ def test_the_printed_profile_has_a_table_of_queries_by_depth(profiled: Profiled)
     assert table[4][1] == f"{full['beir/ndcg@10']:.2f}"
 
 
-@pytest.mark.parametrize("name", ["1x96-aligned-int8-int8", "0x96-aligned-int8-int8"])
+@pytest.mark.parametrize("name", SHALLOW)
 def test_a_bundle_for_an_index_says_what_the_profile_measured_there(
     profiled: Profiled, bundled: Any, tmp_path: Path, name: str
 ) -> None:
@@ -344,3 +349,58 @@ def test_a_cell_whose_vectors_depend_on_the_batch_is_bundled_with_consent_only(
     assert "depends on the texts beside it; accept that by --allow" in refused(m2d(*asked))
     succeeded(m2d(*asked, "--allow-batch-dependent"))
     assert out.exists()
+
+
+@pytest.fixture(scope="module")
+def nested(
+    profiled: Profiled, few_texts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A bundle of a deep cell and aligned shallow ones, and what making it printed; read only."""
+    out = tmp_path_factory.mktemp("nested") / "nested.m2d"
+    cells = [part for name in SHALLOW for part in ("--cell", name)]
+    texts = ("--align-texts", few_texts)
+    return out, succeeded(profiled.bundle(INDEX, *cells, *texts, "--out", out))
+
+
+def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
+    profiled: Profiled, nested: tuple[Path, str], tmp_path: Path
+) -> None:
+    """One file, one index: the aligned cells of a nested bundle speak the deep cell's space."""
+    path, printed = nested
+    assert printed.splitlines()[1] == f"cells: {', '.join([INDEX, *SHALLOW])}"
+    (tmp_path / "documents.txt").write_text("\n".join(profiled.retrieval.documents))
+    documents = tmp_path / "documents.npy"
+    succeeded(m2d("encode", path, "--in", tmp_path / "documents.txt", "--out", documents))
+    for name in SHALLOW:
+        lines = succeeded(m2d("verify", path, "--cell", name, "--vectors", documents)).splitlines()
+        assert "which this encoder speaks (2 layers in fp32)" in lines[-1]
+    encoders = Nested(path)
+    found = _compared(encoders.cell(SHALLOW[0]), profiled.retrieval.queries, "query")
+    deep = _compared(encoders.cell(INDEX), profiled.retrieval.documents, "document")
+    scores = score_ranking(profiled.retrieval, rank(found, deep, TOP))
+    measured = profiled.profile.cell(SHALLOW[0]).as_query[INDEX]
+    assert scores["ndcg@10"] == pytest.approx(measured["beir/ndcg@10"], abs=0.05)
+
+
+def test_a_nested_bundle_says_what_the_profile_measured_and_a_device_chooses_by_it(
+    profiled: Profiled, nested: tuple[Path, str]
+) -> None:
+    path, _ = nested
+    shown = {cell.id: cell for cell in show_bundle(path).cells}
+    for name in (INDEX, *SHALLOW):
+        cell, figures = profiled.profile.cell(name), shown[name].figures
+        assert figures is not None
+        assert (figures.p50_ms, figures.quality) == (cell.p50_ms, cell.mean_quality)
+        assert (figures.batch, figures.sequence) == (1, 8)
+        assert figures.peak_memory_bytes == cell.peak_memory_bytes
+    times = {name: profiled.profile.cell(name).p50_ms for name in (INDEX, *SHALLOW)}
+    limit = times[SHALLOW[-1]] * 1.0001
+    expected = next(name for name, taken in times.items() if taken <= limit)
+    assert cell_of(load(path, budget_ms=limit).spec) == expected
+
+
+def test_a_cell_that_is_named_twice_is_refused_before_the_work(
+    profiled: Profiled, tmp_path: Path
+) -> None:
+    sentence = refused(profiled.bundle(INDEX, "--cell", INDEX, "--out", tmp_path / "a.m2d"))
+    assert f"the cell {INDEX} is named twice" in sentence

@@ -9,14 +9,12 @@ import pkgutil
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
 import click
-import onnx_ir as ir
 import pytest
 import transformers
 from click.testing import CliRunner
@@ -25,7 +23,6 @@ from tiny import tiny_checkpoint
 import m2dexport
 from m2dexport.cli import cli
 from m2dexport.data import align_texts_path, default_checkpoint, read_texts
-from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.measure import latency
 from m2dexport.profile import costs, plan
 
@@ -118,22 +115,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def export_once() -> Callable[..., ir.Model]:
-    """As ``graph_from_checkpoint``, which takes most of the time; the pages need the same few."""
-    made: dict[tuple[int, ...], ir.Model] = {}
-
-    def exported(checkpoint: m2dexport.Checkpoint, depths: Sequence[int]) -> ir.Model:
-        key = (checkpoint.layers, checkpoint.dim, *depths)
-        if key not in made:
-            made[key] = graph_from_checkpoint(checkpoint, depths)
-        return made[key].clone()
-
-    return exported
-
-
 @pytest.fixture
-def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user(stand_in, unmeasured_memory, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages name, where the checkpoint that ships is tiny."""
     pairs, retrieval = evaluation_in(tmp_path)
     shipped = tmp_path / "shipped" / "stsb-dev.tsv"
@@ -142,7 +125,6 @@ def user(stand_in, export_once, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("m2dexport.checkpoint.folder.default_checkpoint", lambda: stand_in)
     monkeypatch.setattr("m2dexport.vectors.tasks.default_task_paths", lambda: evaluation)
-    monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
     monkeypatch.setattr("m2dexport.data.read_texts", lambda path: read_texts(path)[:FEW])
     few_texts = tmp_path / "align.txt"
     few_texts.write_text("\n".join(read_texts(align_texts_path())[:FEW]))
@@ -158,9 +140,11 @@ def plan_of_one_size(checkpoint: m2dexport.Checkpoint) -> plan.Plan:
     return plan.Plan((0, 1, 6), (128,), weights=("fp32", "int8"), repeats=3)
 
 
-def quick_latency(*arguments: Any) -> latency.Timed[Any]:
+def quick_latency(
+    group: latency.Loaded[Any], shape: tuple[int, int], conditions: latency.Conditions, *rest: Any
+) -> latency.Timed[Any]:
     """Measure, and say 1 ms: what fits a budget must not depend on who else computes here."""
-    measured = latency.time_shape(*arguments)
+    measured = latency.time_shape(group, shape, replace(conditions, repeats=3), *rest)
     points = {
         graph: replace(point, p50_ms=1.0, p95_ms=1.0) for graph, point in measured.points.items()
     }

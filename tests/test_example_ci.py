@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Listener
@@ -16,14 +16,11 @@ from threading import Thread
 from typing import Any
 from xml.etree import ElementTree
 
-import onnx_ir as ir
 import pytest
 import yaml
 from command_line import m2d
 
-from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import default_task_paths
-from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.profile.manifest import read_profile
 
 ROOT = Path(__file__).parent.parent
@@ -84,25 +81,8 @@ class Repository:
         return dict(line.split("=", 1) for line in lines)
 
 
-@pytest.fixture(scope="module")
-def export_once() -> Callable[..., ir.Model]:
-    """As ``graph_from_checkpoint``, which takes most of the time; the steps need one graph."""
-    made: dict[tuple[object, ...], ir.Model] = {}
-
-    def exported(checkpoint: Checkpoint, depths: Sequence[int]) -> ir.Model:
-        key = (checkpoint.weights_sha256, *depths)
-        if key not in made:
-            made[key] = graph_from_checkpoint(checkpoint, depths)
-        return made[key].clone()
-
-    return exported
-
-
 @pytest.fixture
-def repository(
-    tmp_path: Path, bert: Path, export_once, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Repository]:
-    monkeypatch.setattr("m2dexport.graph.export.graph_from_checkpoint", export_once)
+def repository(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
     lines = default_task_paths()[0].read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "pairs.tsv").write_text("".join(lines[:60]), encoding="utf-8")
     for name in ("small", "phone"):

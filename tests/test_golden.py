@@ -84,7 +84,8 @@ def listing(model: ir.Model) -> str:
             names.setdefault(value, str(value.name) if last else f"%{len(lines)}")
         inputs = ", ".join("" if value is None else names[value] for value in node.inputs)
         attributes = "".join(
-            f" {name}={attribute.value}" for name, attribute in sorted(node.attributes.items())
+            f" {name}={plain(attribute.value)}"
+            for name, attribute in sorted(node.attributes.items())
         )
         outputs = ", ".join(f"{names[value]} {type_of(value)}" for value in node.outputs)
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
@@ -100,6 +101,11 @@ def shown(value: ir.Value) -> str:
         return str(value.name)
     values = ", ".join(f"{number:.4g}" for number in tensor.numpy().flat)
     return f"[{values}]" if tensor.shape else values
+
+
+def plain(value: Any) -> Any:
+    """Return an attribute's value, of a number the digits that a file keeps."""
+    return f"{value:.7g}" if isinstance(value, float) else value
 
 
 def type_of(value: ir.Value) -> str:

@@ -113,7 +113,8 @@ def test_doctor_says_what_a_device_has_and_the_install_lines_of_what_it_lacks(de
         ran.stdout.split()
     )
     assert re.search(r"^\[export\] .* missing: .*torch", ran.stdout, re.M | re.S)
-    assert 'pip install "m2dexport[export]"' in ran.stdout
+    for extra in ("export", "serve"):
+        assert f'pip install "m2dexport[{extra}]"' in ran.stdout
     assert max(map(len, ran.stdout.splitlines())) <= 80
 
 
@@ -169,7 +170,14 @@ def test_a_name_that_needs_the_toolchain_says_its_install_line(device) -> None:
 
 
 def test_every_command_works_on_a_device_or_is_known_to_need_the_toolchain() -> None:
-    assert set(cli.commands) == {*NEED_THE_TOOLCHAIN, "verify", "encode", "bench", "doctor"}
+    needs_nothing = {"verify", "encode", "bench", "doctor"}
+    assert set(cli.commands) == {*NEED_THE_TOOLCHAIN, *needs_nothing, "serve"}
+
+
+def test_serve_names_the_install_line_of_its_extra(device) -> None:
+    ran = device.m2dexport("serve", "edge.m2d")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.fullmatch(r'Error: [^\n]+ run: pip install "m2dexport\[serve\]"\.\n', ran.stderr)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
@@ -197,3 +205,19 @@ def test_the_extra_of_developers_has_every_other_one() -> None:
     (every,) = [text for text in extras["dev"] if text.startswith("m2dexport[")]
     named = set(re.findall(r"[a-z-]+", every.removeprefix("m2dexport")))
     assert named == set(extras) - {"dev", "tensorrt"}  # which comes from no registry
+
+
+def test_one_file_runs_where_nothing_is_installed(device, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from make_pyz import pack
+
+    pack(device.packages, tmp_path / "run.pyz")
+    ran = subprocess.run(
+        [sys._base_executable, "-I", tmp_path / "run.pyz", "verify", device.folder / "edge.m2d"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SHIV_ROOT": str(tmp_path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "golden texts reproduced" in ran.stdout

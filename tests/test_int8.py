@@ -172,11 +172,11 @@ def test_a_processor_is_asked_by_a_product_of_codes() -> None:
 
 
 def test_a_depth_is_quantized_alike_in_the_graph_of_all_depths_and_alone(
-    shipped, all_depths
+    shipped, shallow, all_depths
 ) -> None:
     """So that the profile, which quantizes all depths together, measures what is deployed."""
     _, ids, calibration = shipped
-    model = all_depths(None).clone()
+    model = all_depths(shallow.path).clone()
     fuse_for_onnxruntime(model)
     together = depth_graph(quantize(model, "int8", calibration), 1)
     alone = quantize(depth_graph(model, 1), "int8", calibration)

@@ -37,6 +37,7 @@ ORDER = (
     "engines",
     "runtime",
     "measure",
+    "serve",
     "build",
     "consumers",
     "profile",

@@ -18,7 +18,7 @@ from m2dexport.build import mixed as mixed_precision
 from m2dexport.build.build import make_artifact, quantize_artifact
 from m2dexport.build.mixed import Fidelity, fewest
 from m2dexport.build.recipe import Recipe
-from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
+from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime.make import PRECISIONS, quantize, runner
@@ -176,7 +176,7 @@ def test_the_layers_that_stay_are_told_and_bundled(tmp_path, mixed) -> None:
 
 
 def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(
-    tmp_path, monkeypatch, original, artifact, fp32
+    tmp_path, monkeypatch, original, artifact, fp32, shallow
 ) -> None:
     """Alike wherever int8 is made: from the checkpoint, from an artifact, and in a profile."""
     int8 = Recipe(weights="int8", calibration=TEXTS)
@@ -197,7 +197,7 @@ def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(
     assert "mixed; at least 0.99980 / 0.99000 is required" in " ".join(result.output.split())
     made = [(folder / "model.onnx").read_bytes() for folder in (built.path, tmp_path / "quantized")]
     assert made[0] == made[1]
-    cell = profiled_int8(open_checkpoint())
+    cell = profiled_int8(shallow)
     assert "mixed_precision" in cell.flags
     size = built.path / "model.onnx", built.path / "tokenizer.json"
     assert cell.size_bytes == pytest.approx(sum(path.stat().st_size for path in size), rel=1e-3)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import onnxruntime
 import pytest
 from click.testing import Result
@@ -18,7 +17,6 @@ from tiny_profile import cell, profile
 import m2dexport
 from m2dexport.data import default_task_paths
 from m2dexport.errors import BundleError
-from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.profile import release
 from m2dexport.profile.schema import Profile
 from m2dexport.profile.select import Selection, select_cell
@@ -45,6 +43,8 @@ shapes = [[1, 8]]
 #: The same for a GPU, whose graphs onnxruntime runs where there is none.
 ELSEWHERE = TARGET.replace('"onnx"', '"tensorrt-rtx"\ngpus = ["8.9"]')
 ANY, BITS, NOTHING = "p95_ms = 1e6", "vector_bytes = 4", "size_mb = 0.001"
+
+pytestmark = pytest.mark.usefixtures("unmeasured_memory")
 
 
 @dataclass(frozen=True)
@@ -77,22 +77,6 @@ class Profiled:
         named = [word for target in targets for word in ("--budget", target)]
         evaluation = ("--eval", self.folder / "pairs.tsv")
         return m2d("build", *named, "--model", self.model, *evaluation, "--out", out, *options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def export_once() -> Iterator[None]:
-    """Export each sub-model of the one checkpoint once, which takes most of the time."""
-    made: dict[tuple[int, ...], ir.Model] = {}
-
-    def exported(checkpoint: m2dexport.Checkpoint, depths: Sequence[int]) -> ir.Model:
-        key = (checkpoint.layers, checkpoint.dim, *depths)
-        if key not in made:
-            made[key] = graph_from_checkpoint(checkpoint, depths)
-        return made[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("m2dexport.graph.export.graph_from_checkpoint", exported)
-        yield
 
 
 @pytest.fixture(scope="module")

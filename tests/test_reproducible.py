@@ -14,16 +14,19 @@ import os, sys
 if sys.argv[2] == "1" and hasattr(os, "sched_setaffinity"):  # before a library counts the cores
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 from pathlib import Path
-from m2dexport.build.build import build_artifact
+from m2dexport.build.build import build_artifact, quantize_artifact
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
 from m2dexport.runtime.bundle import write_bundle
+from m2dexport.runtime.packing import write_nested
 out = Path(sys.argv[1])
+plain = build_artifact(open_checkpoint(), 1, 64, out / "plain", Recipe())
 recipe = Recipe(weights="int8", vectors="int8", calibration=calibration_texts()[:120])
-artifact = build_artifact(open_checkpoint(), 1, 64, out / "artifact", recipe)
+artifact = quantize_artifact(plain.path, out / "artifact", recipe)
 write_bundle(artifact.path, out / "edge.m2d")
+write_nested([artifact.path, plain.path], out / "nested.m2d")
 """
 
 
@@ -35,13 +38,14 @@ def _hashes(folder: Path, threads: int) -> dict[str, str]:
     folder.mkdir()
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads))}
+    environment["TZ"] = "UTC" if threads == 1 else "Asia/Kolkata"
     command = [sys.executable, "-c", _BUILD, str(folder), str(threads)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    files = [*(folder / "artifact").iterdir(), folder / "edge.m2d"]
+    files = [*(folder / "artifact").iterdir(), *folder.glob("*.m2d")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_an_int8_artifact_and_its_bundle_do_not_depend_on_threads_and_cores(
+def test_an_int8_artifact_and_its_bundles_do_not_depend_on_threads_and_cores(
     tmp_path: Path,
 ) -> None:
     one, two = (_hashes(tmp_path / str(threads), threads) for threads in (1, 2))

@@ -277,3 +277,25 @@ def test_an_encoder_with_workers_serves_threads_and_processes_that_fork(tmp_path
             same = np.allclose(encoder.encode(TEXTS * 20), expected, atol=1e-6)
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+FORKED = """
+import os
+import sys
+from m2dexport import Device, load
+
+encoder = load(sys.argv[1], Device(threads=2))
+expected = encoder.encode(["a", "guitar"] * 20)
+child = os.fork()
+same = (encoder.encode(["a", "guitar"] * 20) == expected).all()
+if child == 0:
+    sys.exit(not same)
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_encodes_and_ends(tmp_path: Path) -> None:
+    """Its end frees whatever it holds, which must not wait for threads that stayed behind."""
+    folder = tiny_artifact(tmp_path / "artifact")
+    subprocess.run([sys.executable, "-c", FORKED, str(folder)], check=True, timeout=60)

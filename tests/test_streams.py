@@ -11,11 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import numpy_helper
-from tiny_artifact import tiny_artifact, tiny_spec
+from safetensors.numpy import load_file
+from tiny_artifact import tiny_artifact, tiny_spec, without_rows
 
 from m2dexport import lines as lines_module
 from m2dexport.cli import cli
@@ -74,7 +73,7 @@ def test_a_npy_file_tells_its_space(encoder: Encoder, lines: Path, tmp_path: Pat
         require_vectors_of(lines, encoder.spec, "edge.m2d")
 
 
-@pytest.mark.parametrize("name", ["v.npy", "v.jsonl"])
+@pytest.mark.parametrize("name", ["v.npy", "v.safetensors", "v.jsonl"])
 def test_an_index_of_another_space_is_refused(encoder, lines, tmp_path, name) -> None:
     encode_stream(encoder, lines, tmp_path / name)
     require_vectors_of(tmp_path / name, encoder.spec, "edge.m2d")
@@ -83,7 +82,7 @@ def test_an_index_of_another_space_is_refused(encoder, lines, tmp_path, name) ->
         require_vectors_of(tmp_path / name, other, "edge.m2d")
     for told in (name, "edge.m2d", encoder.spec.space_id, other.space_id):
         assert told in str(refused.value)
-    if name == "v.npy":  # a row of JSONL tells its space, but not what that is made of
+    if name != "v.jsonl":  # a row of JSONL tells its space, but not what that is made of
         assert "vectors ('float32', 'ubinary')" in str(refused.value)
 
 
@@ -97,7 +96,7 @@ def test_vectors_that_do_not_tell_their_space_are_refused(encoder, tmp_path: Pat
 
 @pytest.mark.parametrize("vectors", ["float32", "int8", "ubinary"])
 @pytest.mark.parametrize("chunk", [1, 2, 1024])
-def test_both_formats_hold_the_vectors_exactly(
+def test_all_formats_hold_the_vectors_exactly(
     lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectors: str, chunk: int
 ) -> None:
     monkeypatch.setattr(streams, "_CHUNK", chunk)
@@ -106,9 +105,10 @@ def test_both_formats_hold_the_vectors_exactly(
     expected = encoder.encode(TEXTS)
     encode_stream(encoder, lines, tmp_path / "v.npy")
     encode_stream(encoder, lines, tmp_path / "v.jsonl")
-    found = np.load(tmp_path / "v.npy")
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
+    encode_stream(encoder, lines, tmp_path / "v.safetensors")
+    for found in (np.load(tmp_path / "v.npy"), load_file(tmp_path / "v.safetensors")["vectors"]):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
     rows = rows_of((tmp_path / "v.jsonl").read_text())
     stored = np.array([row["vector"] for row in rows]).astype(expected.dtype)
     np.testing.assert_array_equal(stored, expected)
@@ -201,7 +201,7 @@ def test_a_line_without_end_is_refused(
         ("[" * 100_000, "is not JSON"),
     ],
 )
-@pytest.mark.parametrize("out", ["v.npy", "v.jsonl"])
+@pytest.mark.parametrize("out", ["v.npy", "v.safetensors", "v.jsonl"])
 def test_a_bad_line_is_named_and_no_output_is_left(
     encoder: Encoder, tmp_path: Path, line: str, told: str, out: str
 ) -> None:
@@ -221,7 +221,7 @@ def test_a_line_that_is_not_utf8_is_named(encoder: Encoder, tmp_path: Path) -> N
 def test_paths_and_prompts_are_checked_before_any_text_is_read(
     encoder: Encoder, lines: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"name it \.npy or \.jsonl"):
+    with pytest.raises(UsageError, match=r"name it \.npy, \.safetensors or \.jsonl"):
         encode_stream(encoder, lines, tmp_path / "v.csv")
     with pytest.raises(UsageError, match="is not a file"):
         encode_stream(encoder, tmp_path / "none.txt", tmp_path / "v.npy")
@@ -242,8 +242,9 @@ def test_no_texts_make_an_empty_array(encoder: Encoder, tmp_path: Path) -> None:
     assert np.load(tmp_path / "v.npy").shape == (0, 12)
 
 
+@pytest.mark.parametrize("out", ["v.npy", "v.safetensors", "v.jsonl"])
 def test_only_one_chunk_of_texts_is_read_ahead(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: str
 ) -> None:
     read: list[int] = []
     seen: list[int] = []
@@ -261,7 +262,7 @@ def test_only_one_chunk_of_texts_is_read_ahead(
 
     monkeypatch.setattr(encoder, "encode_report", spy)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(readline=readline)))
-    assert encode_stream(encoder, None, tmp_path / "v.npy").texts == 5000
+    assert encode_stream(encoder, None, tmp_path / out).texts == 5000
     assert seen == [0, 1024, 2048, 3072, 4096, 5000]
 
 
@@ -291,15 +292,6 @@ def test_a_closed_stream_is_one_sentence(
     monkeypatch.setattr(sys, closed, None)
     with pytest.raises(UsageError, match=f"{closed} is closed"):
         encode_stream(encoder)
-
-
-def without_rows(folder: Path, count: int) -> Path:
-    """Take the last rows of an artifact's table, those of "find" and "guitar", away."""
-    graph = onnx.load(folder / "model.onnx")
-    (table,) = (tensor for tensor in graph.graph.initializer if tensor.name == "table")
-    table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:-count], "table"))
-    onnx.save(graph, folder / "model.onnx")
-    return folder
 
 
 def test_a_text_beyond_the_table_is_named_by_its_line_and_the_others_are_encoded(
@@ -455,7 +447,7 @@ def test_an_index_of_other_than_finite_numbers_is_refused(
 
 def test_verify_says_that_an_index_is_of_this_space(encoder, lines, tmp_path: Path) -> None:
     write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "edge.m2d")
-    for name in ("v.npy", "v.jsonl"):
+    for name in ("v.npy", "v.safetensors", "v.jsonl"):
         encode_stream(encoder, lines, tmp_path / name)
         for path in (tmp_path / "edge.m2d", tmp_path / "artifact"):
             arguments = ["verify", str(path), "--vectors", str(tmp_path / name)]
@@ -483,7 +475,7 @@ def test_verify_reads_a_bundle_once(encoder, lines, tmp_path: Path, monkeypatch)
 
 
 def test_a_pipe_in_the_place_of_an_index_is_not_waited_for(encoder, tmp_path: Path) -> None:
-    for name in ("v.npy", "v.jsonl"):
+    for name in ("v.npy", "v.safetensors", "v.jsonl"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(UsageError, match="is not a file"):
             require_vectors_of(tmp_path / name, encoder.spec, "edge.m2d")

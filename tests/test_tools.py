@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tiny_artifact import tiny_artifact
 from tiny_profile import cell, profile, target
 
 from m2dexport.checkpoint.open import open_checkpoint
@@ -330,3 +331,17 @@ def test_tensorrt_engines_are_built_of_every_depth_and_compared_with_float32(
         [n, w] for n in "12" for w in ("fp16", "int8-weight-only")
     ]
     assert all(float(row[3]) > 0 and float(row[5].split(" / ")[1]) > 0.99 for row in found)
+
+
+def test_a_server_is_loaded_by_every_number_of_clients_and_stopped_without_a_loss(
+    tmp_path, capsys
+) -> None:
+    artifact = tiny_artifact(tmp_path / "artifact")
+    quick = ("--seconds", 0.1, "--rounds", 1, "--threads", 1)
+    run("bench_serve", artifact, "--clients", "1,4", *quick)
+    text = capsys.readouterr().out
+    found = rows(text)
+    assert [row[0] for row in found] == ["none, encode", "1", "4"]
+    assert found[1][2] == "1.00x"
+    assert all(float(cell) > 0 for row in found for cell in (row[1], *row[3:]))
+    assert re.search(r"with 4 clients at work: \d+ requests answered, 0 lost, exit status 0", text)

@@ -13,7 +13,8 @@ from m2dexport.measure.size import SizeParts
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, GraphFacts, Measured
 from m2dexport.profile.intervals import Replicates, replicates_of
-from m2dexport.profile.schema import Cell, MeasuredOn, Profile, cell_id
+from m2dexport.profile.schema import Cell, MeasuredOn, Profile
+from m2dexport.runtime.cells import cell_id
 from m2dexport.vectors.resample import REPLICATES, Score
 
 TIMED = {

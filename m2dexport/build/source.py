@@ -28,9 +28,12 @@ from m2dexport.runtime.artifact import (
     FULL_NORM,
     FULL_POOLING,
     FULL_TOKENIZER,
+    TRAINED_DIMS,
+    UNTRAINED,
     ArtifactSpec,
 )
 from m2dexport.slice.slicing import slice_checkpoint
+from m2dexport.strict import is_name
 from m2dexport.vectors import codecs
 
 Floats = NDArray[np.float32]
@@ -219,6 +222,7 @@ def original_of(source: Source, licenses: tuple[Path, ...], trained: bool | None
             "checkpoint": source.sha256,
             "sub_model": source.sub_model_sha256,
             **_full_model(sub_model),
+            **_trained_dims(sub_model),
             **tool_versions(source.engine),
         },
     )
@@ -239,6 +243,15 @@ def _full_model(sub_model: Checkpoint) -> dict[str, str]:
         FULL_POOLING: full.pooling,
         FULL_NORM: full.final_norm,
     }
+
+
+def _trained_dims(sub_model: Checkpoint) -> dict[str, str]:
+    """Return what an artifact's provenance says of the dims that its vectors may be cut to."""
+    if sub_model.trained is None or sub_model.speaks:  # aligned: another depth's dims count
+        return {}
+    dims = sorted(dim for layers, dim in sub_model.trained if layers == sub_model.layers)
+    stated = ",".join(map(str, dims)) or UNTRAINED
+    return {TRAINED_DIMS: stated} if is_name(stated) else {}  # too many to forbid any
 
 
 def tool_versions(engine: str) -> dict[str, str]:

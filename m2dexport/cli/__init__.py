@@ -16,6 +16,9 @@ from m2dexport.cli import (  # noqa: F401
     gate,
     profiles,
     reports,
+    serving,
+    showing,
+    trust,
 )
 from m2dexport.cli.console import escape_unprintable
 from m2dexport.cli.group import cli

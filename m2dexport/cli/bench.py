@@ -10,7 +10,7 @@ import click
 
 from m2dexport.cli.console import print_json
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, SHAPES, device_options, json_option
+from m2dexport.cli.options import PATH, SHAPES, cell_option, device_options, json_option
 
 if TYPE_CHECKING:
     from m2dexport.measure.bench import Bench
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     help="What to time; the first is what limits on latency mean.",
 )
 @click.option("--name", help="What this machine is called.  [default: its host name]")
+@cell_option
 @device_options
 @json_option
 def bench(
     bundle_path: Path,
     shapes: tuple[tuple[int, int], ...],
     name: str | None,
+    cell: str | None,
     as_json: bool,
     **device: Any,
 ) -> None:
@@ -44,11 +46,12 @@ def bench(
     Examples:
       m2dexport bench edge.m2d
       m2dexport bench edge.m2d --shapes 1x16,8x128 --json > edge.json
+      m2dexport bench nested.m2d --cell 2x128-int8-int8
     """
     from m2dexport.engines import Device
     from m2dexport.measure.bench import bench as measure
 
-    found = measure(bundle_path, Device(**device), shapes, name=name)
+    found = measure(bundle_path, Device(**device), shapes, name=name, cell=cell)
     if as_json:
         print_json(found.as_json())
     else:

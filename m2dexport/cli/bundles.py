@@ -1,4 +1,4 @@
-"""Commands on bundles: bundle, verify, encode."""
+"""Commands that make and use bundles: bundle, verify, encode."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2dexport.cli.console import busy, count_texts, print_json
-from m2dexport.cli.group import cli
+from m2dexport.cli.group import GroupWithArguments, cli
 from m2dexport.cli.options import (
     PATH,
     align_texts_option,
     bit_order_option,
     calibration_option,
+    cell_option,
     device_options,
     force_option,
     index_of,
@@ -29,13 +30,20 @@ from m2dexport.errors import UsageError
 
 if TYPE_CHECKING:
     from m2dexport.precisions import BitOrder
-    from m2dexport.runtime.bundle import BundleInfo
+    from m2dexport.runtime.bundle import ArtifactReport, BundleInfo, VerifyReport
+    from m2dexport.runtime.encoder import Encoder
 
 
-@cli.command()
-@click.argument("source", type=PATH, metavar="ARTIFACT|PROFILE.JSON")
-@click.option("--cell", metavar="ID", help="With a profile: the cell to build, as select names it.")
-@click.option("--target", metavar="NAME", help="With a profile of several targets: the cell's.")
+@cli.group(cls=GroupWithArguments, invoke_without_command=True, subcommand_metavar="")
+@click.argument("sources", type=PATH, nargs=-1, required=True, metavar="ARTIFACT...|PROFILE.JSON")
+@click.option(
+    "--cell",
+    "cells",
+    multiple=True,
+    metavar="ID",
+    help="With a profile: a cell to build, as select names it; may be repeated.",
+)
+@click.option("--target", metavar="NAME", help="With a profile of several targets: the cells'.")
 @click.option(
     "--allow-batch-dependent",
     is_flag=True,
@@ -55,11 +63,16 @@ if TYPE_CHECKING:
 @force_option
 @json_option
 def bundle(
-    source: Path, cell: str | None, out: Path, force: bool, as_json: bool, **options: Any
+    sources: tuple[Path, ...],
+    cells: tuple[str, ...],
+    out: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Pack an artifact or a profile's cell into one file for a device.
+    """Pack artifacts or a profile's cells into one file for a device.
 
-    A cell is built first.
+    Cells are built first. Several make a nested bundle, which holds what they share once.
 
     \b
     Examples:
@@ -67,35 +80,56 @@ def bundle(
       m2dexport bundle profile/profile.json --cell 4x128-int8-int8 --out edge.m2d
       m2dexport bundle profile/profile.json --cell 1x384-aligned-int8-int8 --index index.m2d \\
         --out query.m2d
+      m2dexport bundle profile/profile.json --cell 6x128-int8-int8 \\
+        --cell 2x128-aligned-int8-int8 --out nested.m2d
+      m2dexport bundle show nested.m2d
     """
     from m2dexport.runtime.bundle import write_bundle
+    from m2dexport.runtime.packing import write_nested
 
-    if not source.exists():
-        raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
-    if source.is_dir() == (cell is not None):
+    _require_sources(sources, cells, options)
+    if cells:
+        info = _bundle_cells(sources[0], cells, out, force=force, **options)
+    elif len(sources) == 1:
+        info = write_bundle(sources[0], out, force=force)
+    else:
+        info = write_nested(sources, out, force=force)
+    if as_json:
+        print_json(asdict(info))
+        return
+    spoken = f"; {info.speaks.name()}" if info.speaks else ""
+    click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}{spoken}")
+    if len(info.cells) > 1:
+        click.echo(f"cells: {', '.join(info.cells)}")
+
+
+def _require_sources(
+    sources: tuple[Path, ...], cells: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """Refuse what is not there, and options that do not go together."""
+    for source in sources:
+        if not source.exists():
+            raise UsageError(f"{source} does not exist; name an artifact folder or a profile.json.")
+    files = [source for source in sources if not source.is_dir()]
+    if len(sources) > 1 and files:
+        raise UsageError(
+            f"{files[0]} is not an artifact folder; name several of those, or one profile.json."
+        )
+    if bool(files) != bool(cells):
         raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
-    if cell is None and (options["target"] or options["allow_batch_dependent"]):
+    if not cells and (options["target"] or options["allow_batch_dependent"]):
         raise UsageError(
             "--target and --allow-batch-dependent go with a profile's cell; leave them out."
         )
-    if cell is None and options["index"]:
+    if not cells and options["index"]:
         raise UsageError(
             "--index goes with a profile's cell; build or quantize the artifact with --index."
         )
-    if cell is None:
-        info = write_bundle(source, out, force=force)
-    else:
-        info = _bundle_cell(source, cell, out, force=force, **options)
-    if as_json:
-        print_json(asdict(info))
-    else:
-        spoken = f"; {info.speaks.name()}" if info.speaks else ""
-        click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}{spoken}")
 
 
-def _bundle_cell(
+def _bundle_cells(
     source: Path,
-    cell: str,
+    cells: tuple[str, ...],
     out: Path,
     *,
     target: str | None,
@@ -109,7 +143,7 @@ def _bundle_cell(
     **trust: bool,
 ) -> BundleInfo:
     # These need torch; packing an artifact does not.
-    from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
+    from m2dexport.profile.deploy import Deployment, bundle_cell, bundle_cells, open_profiled
     from m2dexport.profile.manifest import read_profile
     from m2dexport.profile.select import profile_target
 
@@ -124,7 +158,9 @@ def _bundle_cell(
     )
     with busy("Building and packing"):
         checkpoint = open_profiled(profile, model, **trust)
-        return bundle_cell(profile, cell, checkpoint, out, deployment, force=force)
+        if len(cells) == 1:
+            return bundle_cell(profile, cells[0], checkpoint, out, deployment, force=force)
+        return bundle_cells(profile, cells, checkpoint, out, deployment, force=force)
 
 
 @cli.command()
@@ -133,46 +169,66 @@ def _bundle_cell(
     "--vectors",
     type=PATH,
     metavar="FILE",
-    help="Vectors of an index (.npy, .jsonl) that must be of this bundle's space.",
+    help="Vectors of an index (.npy, .safetensors, .jsonl) that must be of this bundle's space.",
+)
+@cell_option
+@click.option(
+    "--key", type=PATH, metavar="FILE", help="The ed25519 public key that must have signed it."
 )
 @device_options
 @json_option
 def verify(
     bundle_path: Path,
     vectors: Path | None,
+    cell: str | None,
+    key: Path | None,
     as_json: bool,
     **device: Any,
 ) -> None:
     """Check every byte of a BUNDLE, then run its golden texts here.
 
-    Of an artifact folder, which has no golden texts, it checks that its files belong together and
-    run.
+    Of a nested bundle, those of every cell, or of the one that --cell names. Of an artifact folder,
+    which has no golden texts, it checks that its files belong together and run.
 
     \b
     Examples:
       m2dexport verify edge.m2d
       m2dexport verify edge.m2d --vectors vectors.npy
+      m2dexport verify edge.m2d --key maker.pub
     """
     from m2dexport.engines import Device
     from m2dexport.runtime.bundle import verify_artifact, verify_bundle
 
-    check = verify_artifact if bundle_path.is_dir() else verify_bundle
-    report = check(bundle_path, Device(**device), vectors)
+    report: VerifyReport | ArtifactReport
+    if bundle_path.is_dir() and not (cell or key):
+        report = verify_artifact(bundle_path, Device(**device), vectors)
+    else:
+        report = verify_bundle(bundle_path, Device(**device), vectors, cell, key)
     if as_json:
         print_json(asdict(report))
-    else:
-        click.echo(report.sentence())
-        if report.vectors:
-            click.echo(report.vectors.sentence())
+        return
+    for line in report.lines():
+        click.echo(line)
 
 
 @cli.command()
 @click.argument("bundle_path", type=PATH, metavar="BUNDLE|ARTIFACT")
 @click.option("--in", "source", type=PATH, metavar="FILE", help="Texts.  [default: stdin]")
 @click.option(
-    "--out", type=PATH, metavar="FILE", help=".npy or .jsonl.  [default: JSONL to stdout]"
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    help=".npy, .safetensors or .jsonl.  [default: JSONL to stdout]",
 )
 @force_option
+@cell_option
+@click.option(
+    "--within-ms",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Of a nested bundle: the deepest cell that takes at most so long here for one text of 16 "
+    "tokens, which is measured first.",
+)
 @click.option("--prompt", metavar="NAME", help="A prompt of the model, such as query.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @device_options
@@ -181,6 +237,8 @@ def encode(
     source: Path | None,
     out: Path | None,
     force: bool,
+    cell: str | None,
+    within_ms: float | None,
     prompt: str | None,
     batch_size: int,
     **device: Any,
@@ -193,13 +251,12 @@ def encode(
     Examples:
       m2dexport encode edge.m2d --in texts.txt --out vectors.npy
       echo "A man is playing a guitar." | m2dexport encode edge.m2d
+      m2dexport encode nested.m2d --cell 2x128-int8-int8 --in texts.txt --out vectors.npy
     """
-    from m2dexport.engines import Device
-    from m2dexport.runtime.loading import load
     from m2dexport.runtime.streams import encode_stream
 
     summary = encode_stream(
-        load(bundle_path, Device(**device)),
+        _encoder(bundle_path, cell, within_ms, device),
         source,
         out,
         prompt=prompt,
@@ -208,3 +265,20 @@ def encode(
         on_progress=count_texts if out else lambda _: None,  # not among the rows of stdout
     )
     click.echo(("\r" if out and sys.stderr.isatty() else "") + summary.sentence(), err=True)
+
+
+def _encoder(
+    path: Path, cell: str | None, within_ms: float | None, device: dict[str, Any]
+) -> Encoder:
+    from m2dexport.engines import Device
+    from m2dexport.runtime.cells import cell_of
+    from m2dexport.runtime.loading import load
+    from m2dexport.runtime.nested import Nested
+
+    if within_ms is None:
+        return load(path, Device(**device), cell)
+    if cell is not None:
+        raise UsageError("--cell names a cell and --within-ms chooses one; leave one of them out.")
+    encoder = Nested(path, Device(**device)).within(within_ms)
+    click.echo(f"{path}: {cell_of(encoder.spec)} is the deepest within {within_ms:g} ms", err=True)
+    return encoder

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from m2dexport.cli.console import print_json
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, SHAPES, force_option, json_option
+from m2dexport.cli.options import PATH, SHAPES, cell_option, force_option, json_option
 from m2dexport.errors import UsageError
 
 
@@ -23,6 +24,7 @@ from m2dexport.errors import UsageError
     help="sentence-transformers, optimum, fastembed, transformers.js, text-embeddings-inference, "
     "triton, onnx (the graph alone, for onnxruntime in any language), or, of depth 0, model2vec.",
 )
+@cell_option
 @click.option(
     "--plain",
     is_flag=True,
@@ -38,13 +40,7 @@ from m2dexport.errors import UsageError
 @force_option
 @json_option
 def export(
-    source: Path,
-    consumer: str,
-    plain: bool,
-    shapes: tuple[tuple[int, int], ...] | None,
-    out: Path,
-    force: bool,
-    as_json: bool,
+    source: Path, consumer: str, out: Path, force: bool, as_json: bool, **options: Any
 ) -> None:
     """Write a folder that another program opens as it is.
 
@@ -60,10 +56,10 @@ def export(
     from m2dexport.consumers.export import export_for
     from m2dexport.consumers.source import Options
 
-    if shapes and consumer != "triton":
+    given = {name: value for name, value in options.items() if value is not None}
+    if "shapes" in given and consumer != "triton":
         raise UsageError("--shapes goes with --for triton; leave it out.")
-    options = Options(plain, shapes) if shapes else Options(plain)
-    found = export_for(consumer, source, out, options, force=force)
+    found = export_for(consumer, source, out, Options(**given), force=force)
     if as_json:
         print_json(asdict(found))
         return

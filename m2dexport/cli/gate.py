@@ -110,10 +110,10 @@ def _report(verdict: Verdict, junit: Path | None, summary: Path | None, *, githu
     from m2dexport.cli.verdicts import junit_xml, markdown, workflow_commands
     from m2dexport.files import atomic_file
 
-    for path, text in ((junit, junit_xml(verdict)), (summary, markdown(verdict))):
+    for path, rendered in ((junit, junit_xml), (summary, markdown)):
         if path is not None:
             with atomic_file(path, force=True) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+                temporary.write_text(rendered(verdict), encoding="utf-8")
     if not github and os.environ.get("GITHUB_ACTIONS") != "true":
         return
     for line in workflow_commands(verdict):

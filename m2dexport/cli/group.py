@@ -14,7 +14,7 @@ from m2dexport.errors import M2DError, missing_toolchain, one_line
 #: The commands, in the order of work.
 _ORDER = (
     *("inspect", "slice", "build", "quantize", "profile", "select", "check"),
-    *("bundle", "verify", "encode", "export", "bench", "doctor"),
+    *("bundle", "verify", "encode", "serve", "export", "bench", "doctor"),
 )
 #: What is typed out of habit -> the command that does it.
 _HABITS = {
@@ -74,6 +74,25 @@ class _Group(click.Group):
             if not isinstance(error, BrokenPipeError):
                 print_error(_sentence(error))
             raise SystemExit(1) from error
+
+
+class GroupWithArguments(click.Group):
+    """A command with arguments of its own beside its subcommands: the first word decides."""
+
+    allow_interspersed_args = True
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Return the context of the subcommand that the first word names, else of the command."""
+        command = self.commands.get(args[0]) if args else None
+        if command is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 
 
 def _sentence(error: OSError) -> str:

@@ -268,6 +268,13 @@ compilation_options = together(
 )
 
 
+cell_option = click.option(
+    "--cell",
+    metavar="ID",
+    help="Of a nested bundle: its cell.  [default: the deepest]",
+)
+
+
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 
 

@@ -128,7 +128,7 @@ def export_for(
     path, out = Path(path), Path(out)
     known = _consumer(consumer)
     require_folder(out, force=force)
-    source = open_source(path)
+    source = open_source(path, options.cell)
     way = _way(consumer, known, source)
     with atomic_folder(out, force=force) as folder:
         run = way.write(source, folder, options)

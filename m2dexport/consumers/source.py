@@ -10,16 +10,17 @@ from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
 from m2dexport.files import MODEL_SETTINGS, license_files
 from m2dexport.runtime import artifact
-from m2dexport.runtime.archive import open_bundle, read_manifest
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.runtime.loading import load
+from m2dexport.runtime.loading import load, load_cell
 
 
 @dataclass(frozen=True)
 class Options:
     """What a user may choose of an export."""
 
+    cell: str | None = None  # of a nested bundle; None: the deepest
     plain: bool = False  # standard operators alone
     #: (texts, tokens) that a server is warmed up with; the most texts are those of its batches.
     shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))
@@ -58,19 +59,24 @@ class Source:
         return self.files[name]
 
 
-def open_source(path: Path) -> Source:
-    """Return an artifact or a bundle.
+def open_source(path: Path, cell: str | None) -> Source:
+    """Return an artifact or a cell of a bundle.
+
+    Args:
+        path: the folder or the archive.
+        cell: the id of a nested bundle's cell; None: the deepest.
 
     Raises:
-        UsageError: when there is none at ``path``, or its engine is one for a GPU.
+        UsageError: when there is none at ``path``, or no such cell.
         BundleError: when it is damaged.
     """
+    one_thread = Device(threads=1)
     if path.is_dir():
         files, licenses = _of_folder(path)
-    else:
-        files = open_bundle(path)
-        licenses = dict(read_manifest(files, path).licenses)
-    return Source(path, load(path, Device(threads=1)), files, licenses)
+        return Source(path, load(path, one_thread, cell), files, licenses)
+    opened = open_cells(path)
+    encoder = load_cell(opened, cell, one_thread)
+    return Source(path, encoder, opened.files(cell), opened.manifest.licenses)
 
 
 def _of_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:

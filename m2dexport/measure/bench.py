@@ -26,8 +26,8 @@ from m2dexport.measure.noise import Noise, moment, noise_of, usage_since
 from m2dexport.measure.requests import Requests, Tokenization, requests_of, time_tokenization
 from m2dexport.measure.size import SizeParts, size_parts
 from m2dexport.runtime import artifact
-from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import FULL_MODEL, RANGES, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load
 from m2dexport.strict import is_name, require_name
@@ -100,6 +100,7 @@ def bench(
     *,
     repeats: int | None = None,
     name: str | None = None,
+    cell: str | None = None,
 ) -> Bench:
     """Measure a bundle (a .m2d archive) or an artifact folder on this machine.
 
@@ -109,22 +110,21 @@ def bench(
         shapes: (texts, tokens), cut to the maximum length; the first is also timed from text.
         repeats: timed rounds of each shape; None: by the time that they take.
         name: of the machine; None: its host name.
+        cell: id of a cell of the bundle; None: the default one.
 
     Raises:
-        UsageError: when there is nothing there, or a shape or the name is impossible.
-        BundleError: when the archive is damaged.
-        M2DError: when it does not run.
+        UsageError: when there is nothing there, no such cell, or a shape or name is impossible.
+        M2DError: when the archive is damaged, or it does not run.
     """
     path, name = Path(path), _called(name)
     _require_shapes(shapes)
-    encoder = load(path, device)
+    encoder = load(path, device, cell)
     spec = encoder.spec
     cut = tuple(dict.fromkeys((batch, min(size, spec.max_length)) for batch, size in shapes))
     requests = [_requests(encoder, shape) for shape in cut]
     settings = _settings(encoder, device.or_else(spec.device))
     latency, noise = _timed(encoder, requests, settings, repeats)
     del encoder
-    footprint = measure_encoder(path, spec.engine, device, cut, requests[0].texts[0][:1])
     return Bench(
         name=name,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -133,14 +133,14 @@ def bench(
         size_bytes=_size(path),
         spec=spec,
         device=settings,
-        parts=_parts_of(path, spec),
+        parts=_parts_of(path, spec, cell),
         machine=read_machine(),
         versions=_versions(spec.engine),
         asked=tuple(shapes),
         shapes=cut,
         latency=latency,
         tokenization=tuple(time_tokenization(each) for each in requests),
-        **asdict(footprint),
+        **asdict(measure_encoder(path, spec.engine, device, cut, requests[0].texts[0][:1], cell)),
         noise=noise,
     )
 
@@ -193,7 +193,7 @@ def _run_of(encoder: Encoder) -> Run:
     return one_by_one
 
 
-def _parts_of(path: Path, spec: ArtifactSpec) -> SizeParts:
+def _parts_of(path: Path, spec: ArtifactSpec, cell: str | None) -> SizeParts:
     if path.is_dir():
         graph: Mapping[str, Path | bytes] = artifact.graph_files(path, spec.engine)
         others = {
@@ -202,7 +202,7 @@ def _parts_of(path: Path, spec: ArtifactSpec) -> SizeParts:
             if (path / name).exists()
         }
     else:
-        files = open_bundle(path)
+        files = open_cells(path).files(cell)
         graph = {name: files[name] for name in files if name in artifact.GRAPH_FILES}
         others = {name: len(files[name]) for name in (TOKENIZER, RANGES) if name in files}
     return size_parts(spec.engine, graph, others[TOKENIZER], others.get(RANGES, 0))

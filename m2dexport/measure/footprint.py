@@ -74,6 +74,7 @@ def measure_encoder(
     device: Device,
     shapes: Sequence[tuple[int, int]],
     texts: Sequence[str],
+    cell: str | None = None,
 ) -> Footprint:
     """Load a bundle or an artifact folder in a process of its own, encode, and report likewise.
 
@@ -83,12 +84,14 @@ def measure_encoder(
         device: what to run it on; what it leaves open is as the artifact says.
         shapes: (batch, sequence), the largest of which is run.
         texts: what is encoded first.
+        cell: id of a cell of the bundle; None: the default one.
 
     Raises:
         M2DError: when the process fails.
     """
     asked = {
         "bundle": str(path),
+        "cell": cell,
         "engine": engine,
         "device": _stored(device),
         "shapes": shapes,
@@ -167,7 +170,7 @@ def _bundle(asked: Mapping[str, Any], device: Device) -> Callable[[], _Subject]:
     engine_runner(asked["engine"])  # imported before the clock starts
 
     def opened() -> _Subject:
-        encoder = load(path, device)
+        encoder = load(path, device, asked["cell"])
         first = partial(encoder.encode, asked["texts"])
         batches = encoder.spec.batch_invariant
         return _Subject(encoder.run, first, encoder.vocab_size, batches)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from m2dexport.errors import UsageError
 from m2dexport.profile.intervals import Replicates
-from m2dexport.profile.schema import Cell, Profile, TargetInfo, cell_id
+from m2dexport.profile.schema import Cell, Profile, TargetInfo
 from m2dexport.profile.target import budget_of
+from m2dexport.runtime.cells import cell_id
 from m2dexport.strict import is_name, shown
 
 

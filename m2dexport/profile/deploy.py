@@ -13,14 +13,17 @@ from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import calibration_texts, texts_sha256
 from m2dexport.engines import ENGINES, Compilation, Device
-from m2dexport.errors import UsageError
+from m2dexport.errors import UsageError, one_line
 from m2dexport.files import require_file, scratch_folder
 from m2dexport.precisions import BitOrder, WeightPrecision
+from m2dexport.profile.identity import model_sha256
 from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import needs_consent
 from m2dexport.runtime.artifact import Loss
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
-from m2dexport.runtime.index import Index
+from m2dexport.runtime.index import Index, read_index
+from m2dexport.runtime.manifest import Figures
+from m2dexport.runtime.packing import write_nested
 
 
 def open_profiled(
@@ -58,6 +61,12 @@ def open_profiled(
         raise UsageError(
             f"the weights of {named or 'the shipped checkpoint'} are not those that the profile "
             "measured; profile again."
+        )
+    if model_sha256(checkpoint) != profile.checkpoint.model_sha256:
+        raise UsageError(
+            f"{named or 'the shipped checkpoint'} has the weights that the profile measured, and "
+            "another configuration, tokenizer, pooling, head, prompts or maximum length; profile "
+            "again."
         )
     return checkpoint
 
@@ -107,6 +116,59 @@ def bundle_cell(
         ParityError: when the artifact does not reproduce the torch original.
     """
     require_file(Path(out), force=force)
+    cell = _deployable(profile, cell_id, deployment)
+    with scratch_folder() as scratch:
+        folder = _build(profile, cell, checkpoint, scratch / cell.id, deployment)
+        return write_bundle(folder, out, force=force)
+
+
+def bundle_cells(
+    profile: Profile,
+    cell_ids: Sequence[str],
+    checkpoint: Checkpoint,
+    out: str | Path,
+    deployment: Deployment = Deployment(),
+    *,
+    force: bool = False,
+) -> BundleInfo:
+    """Build the artifacts of several cells as ``bundle_cell`` does, and pack them into one file.
+
+    An aligned cell speaks the space of the cell of the full depth that has its codes, if that is
+    among them and the deployment names no other index. The bundle says what the profile measured of
+    each cell.
+
+    Args:
+        profile: the profile.
+        cell_ids: such as "6x128-int8-int8" and "2x128-aligned-int8-int8".
+        checkpoint: what was profiled, from ``open_profiled``.
+        out: the bundle to write.
+        deployment: as for ``bundle_cell``; an index is that of all cells.
+        force: whether a file at ``out`` is replaced.
+
+    Raises:
+        UsageError: as ``bundle_cell``, or when a cell is named twice.
+        ParityError: likewise.
+    """
+    require_file(Path(out), force=force)
+    for cell_id in cell_ids:
+        if cell_ids.count(cell_id) > 1:
+            raise UsageError(f"the cell {cell_id} is named twice; name each once.")
+    cells = [_deployable(profile, cell_id, deployment) for cell_id in cell_ids]
+    folders: dict[str, Path] = {}
+    with scratch_folder() as scratch:
+        for cell in sorted(cells, key=lambda cell: cell.align == "full"):
+            index = deployment.index
+            if cell.align == "full" and index is None:
+                index = _index_among(profile, cells, cell, folders)
+            folders[cell.id] = _build(
+                profile, cell, checkpoint, scratch / cell.id, replace(deployment, index=index)
+            )
+        figures = {cell.id: _figures(profile, cell) for cell in cells}
+        return write_nested(list(folders.values()), out, figures, force=force)
+
+
+def _deployable(profile: Profile, cell_id: str, deployment: Deployment) -> Cell:
+    """Return a cell of a profile that the deployment allows, and whose texts it has."""
     cell = profile.cell(cell_id, deployment.target)
     if needs_consent(cell) and not deployment.allow_batch_dependent:
         raise UsageError(
@@ -114,14 +176,44 @@ def bundle_cell(
             "--allow-batch-dependent, or let select name another cell."
         )
     _require_texts(profile, cell, deployment)
+    return cell
+
+
+def _build(
+    profile: Profile, cell: Cell, checkpoint: Checkpoint, folder: Path, deployment: Deployment
+) -> Path:
     recipe = _recipe(profile, cell, deployment)
-    with scratch_folder() as scratch:
-        folder = scratch / "artifact"
-        if cell.align == "full":
-            build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
-        else:
-            build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
-        return write_bundle(folder, out, force=force)
+    if cell.align == "full":
+        build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
+    else:
+        build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
+    return folder
+
+
+def _index_among(
+    profile: Profile, cells: Sequence[Cell], query: Cell, folders: dict[str, Path]
+) -> Index | None:
+    """Return what writes the index that an aligned cell is to query, if it was built, too."""
+    wanted = (profile.checkpoint.layers, query.dim, query.vectors, "none")
+    for cell in cells:
+        if (cell.layers, cell.dim, cell.vectors, cell.align) == wanted:
+            return replace(read_index(folders[cell.id]), name=cell.id)
+    return None
+
+
+def _figures(profile: Profile, cell: Cell) -> Figures:
+    first = cell.latency[0]
+    return Figures(
+        target=cell.target,
+        machine=one_line(profile.target(cell.target).machine.cpu) or "unknown",
+        threads=cell.device.threads,
+        batch=first.batch,
+        sequence=first.sequence,
+        p50_ms=cell.p50_ms,
+        p95_ms=cell.p95_ms,
+        peak_memory_bytes=cell.peak_memory_bytes,
+        quality=cell.mean_quality,
+    )
 
 
 def _recipe(profile: Profile, cell: Cell, deployment: Deployment) -> Recipe:

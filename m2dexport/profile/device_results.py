@@ -25,8 +25,8 @@ from m2dexport.profile.schema import (
     SizeParts,
     TargetInfo,
     Tokenization,
-    cell_id,
 )
+from m2dexport.runtime.cells import cell_id
 from m2dexport.strict import shown
 
 FORMAT = 1

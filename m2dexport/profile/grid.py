@@ -15,7 +15,7 @@ from m2dexport.engines import DEFAULT_ENGINE, ENGINES
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, VectorPrecision, WeightPrecision
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.schema import cell_id
+from m2dexport.runtime.cells import cell_id
 
 _Key = tuple[Any, ...]  # what a pass is told apart by, its weights first
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
 from m2dexport.profile.bounds import Count, Elapsed, Figure, Name, Natural, Points, Positive, Shard
@@ -371,24 +370,6 @@ class Profile(Model):
             f"the profile has no cell {cell_id!r}; ids look like {cells[0].id}, and select "
             "names one."
         )
-
-
-def cell_id(
-    layers: int,
-    dim: int,
-    weights: str,
-    vectors: str,
-    align: str = "none",
-    engine: str = DEFAULT_ENGINE,
-) -> str:
-    """Return the id of a cell: "6x128-int8-ubinary" is 6 layers, 128 dims, weights, vectors.
-
-    An aligned one is "2x128-aligned-int8-ubinary"; one of another engine than onnxruntime (and
-    depth 0, whose engine is always the same) says so: "6x128-int8-ubinary@openvino".
-    """
-    aligned = "aligned-" if align == "full" else ""
-    named = f"@{engine}" if layers > 0 and engine != DEFAULT_ENGINE else ""
-    return f"{layers}x{dim}-{aligned}{weights}-{vectors}{named}"
 
 
 def depth_name(layers: int, align: str) -> str:

@@ -10,46 +10,34 @@ whoever can write a new archive can write new checksums, so get bundles from whe
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 from m2dexport.engines import ENGINES
 from m2dexport.errors import BundleError, M2DError, UsageError, one_line
 from m2dexport.files import MODEL_SETTINGS, SPEC
-from m2dexport.precisions import BitOrder, VectorPrecision
-from m2dexport.runtime.artifact import (
-    GRAPH_FILES,
-    RANGES,
-    SMALL_LIMIT,
-    TOKENIZER,
-    ArtifactSpec,
-    SpaceId,
-)
-from m2dexport.strict import (
-    Name,
-    Sha256,
-    Share,
-    Within,
-    parse_json,
-    read_value,
-    require_format,
-    shown,
-)
-from m2dexport.vectors.codecs import PER_BYTE
+from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SMALL_LIMIT, TOKENIZER
+from m2dexport.runtime.manifest import MANIFEST, MOST_BYTES, Manifest, read_manifest
+from m2dexport.strict import parse_json, shown
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 GOLDEN = "golden.json"
-REQUIRED = frozenset({SPEC, GOLDEN, MANIFEST, TOKENIZER})
-KNOWN = REQUIRED | GRAPH_FILES | {RANGES, *MODEL_SETTINGS}
+#: Of a nested bundle: what cells have and the default one lacks.
+POOL = "cells.bin"
+#: Over the manifest, by whoever made the bundle.
+SIGNATURE = "signature.json"
+#: What the manifest does not list.
+UNLISTED = frozenset({MANIFEST, SIGNATURE})
+#: What the files of an encoder must be, and may be.
+REQUIRED = frozenset({SPEC, GOLDEN, TOKENIZER})
+OF_A_CELL = REQUIRED | GRAPH_FILES | {RANGES, *MODEL_SETTINGS}
+KNOWN = OF_A_CELL | UNLISTED | {POOL}
 
-_LIMIT = (1 << 32) - 1  # of a ZIP archive without the 64-bit extension
+_LIMIT = MOST_BYTES
 _MOST_ENTRIES = 16
 _VERSION = 20  # ZIP 2.0
 _UNIX = 3
@@ -60,50 +48,6 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
 #: What zipfile raises on damaged archives (RuntimeError: an entry marked as encrypted).
 _UNREADABLE = (OSError, zipfile.BadZipFile, EOFError, struct.error, ValueError, RuntimeError)
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """What the manifest says of a file."""
-
-    sha256: Sha256
-    size: Annotated[int, Within(0, _LIMIT)]  # bytes
-
-
-@dataclass(frozen=True)
-class VectorsEntry:
-    """What the manifest says of the vectors, for readers that have only those."""
-
-    precision: VectorPrecision
-    dim: int
-    codec: int
-    bit_order: BitOrder | None  # of packed vectors; None for the others
-
-
-@dataclass(frozen=True)
-class CoverageEntry:
-    """What the manifest says of the weights' quantization."""
-
-    share: Share
-    left_in_float32: list[Name]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The content of manifest.json."""
-
-    format: int
-    space_id: SpaceId
-    vectors: VectorsEntry
-    files: dict[Name, FileEntry]
-    coverage: CoverageEntry
-    created_by: dict[Name, Name]
-    licenses: dict[Name, str]  # file name to text
-
-    def to_json(self) -> bytes:
-        """Return the content of manifest.json: the same manifest is the same bytes."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
-        return f"{text}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -132,36 +76,6 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> None:
             stream.write(header)
             stream.write(files[entry.name])
         stream.write(directory)
-
-
-def manifest_of(
-    files: Mapping[str, bytes], spec: ArtifactSpec, licenses: Mapping[str, str]
-) -> Manifest:
-    """Return the manifest that a bundle must have.
-
-    Args:
-        files: every file of the bundle; a manifest among them is left out.
-        spec: the artifact's specification, for the space_id, the codec and the tool versions.
-        licenses: file name (LICENSE, NOTICE) to text.
-    """
-    return Manifest(
-        format=FORMAT,
-        space_id=spec.space_id,
-        vectors=VectorsEntry(
-            precision=spec.vectors,
-            dim=spec.dim,
-            codec=spec.codec,
-            bit_order=spec.bit_order if spec.vectors in PER_BYTE else None,
-        ),
-        files={
-            name: FileEntry(hashlib.sha256(content).hexdigest(), len(content))
-            for name, content in files.items()
-            if name != MANIFEST
-        },
-        coverage=CoverageEntry(spec.coverage, spec.left_in_float32),
-        created_by=spec.provenance,
-        licenses=dict(licenses),
-    )
 
 
 def open_bundle(path: Path) -> dict[str, bytes]:
@@ -241,7 +155,7 @@ def _require_plain_entry(info: zipfile.ZipInfo, path: Path) -> None:
         raise BundleError(
             f"{path}: {shown(name)} is compressed; a bundle stores files as they are."
         )
-    if info.file_size > SMALL_LIMIT and name not in GRAPH_FILES:
+    if info.file_size > SMALL_LIMIT and name not in (*GRAPH_FILES, POOL):
         raise BundleError(f"{path}: {shown(name)} is larger than {SMALL_LIMIT:,} bytes.")
 
 
@@ -288,20 +202,6 @@ def _layout(entries: Sequence[_Entry]) -> tuple[list[bytes], bytes]:
     return headers, directory + end
 
 
-def read_manifest(files: Mapping[str, bytes], path: Path) -> Manifest:
-    """Return the content of manifest.json.
-
-    Raises:
-        BundleError: when it is missing, is not a manifest, or is of a later format.
-    """
-    if MANIFEST not in files:
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; bundle makes one.")
-    where = f"{path}: {MANIFEST}"
-    stored = parse_json(files[MANIFEST], where, BundleError)
-    require_format(stored, FORMAT, path, BundleError)
-    return read_value(Manifest, stored, where, BundleError)
-
-
 def _engine_of(files: Mapping[str, bytes]) -> str:
     """Return the engine that a bundle's graph is for: of those whose files are there, its own."""
     there = [name for name, engine in ENGINES.items() if engine.files[0] in files] or ["onnx"]
@@ -313,14 +213,30 @@ def _engine_of(files: Mapping[str, bytes]) -> str:
 
 
 def _check_names(files: Mapping[str, bytes], manifest: Manifest, path: Path) -> None:
-    for name in sorted(set(files) - KNOWN):
-        raise BundleError(f"{path} holds {shown(name)}, which does not belong in a bundle.")
-    listed = set(manifest.files) | {MANIFEST}
+    for name in sorted(set(manifest.files) - set(files)):
+        raise BundleError(f"{path} lacks {shown(name)}; build the bundle again.")
+    if POOL in files and not manifest.cells:
+        raise BundleError(f"{path} holds {POOL}, and its {MANIFEST} names no cells.")
+    require_files_of_cell({name: files[name] for name in set(files) - UNLISTED - {POOL}}, path)
+    for name in sorted(set(files) - set(manifest.files) - UNLISTED):
+        raise BundleError(f"{path} holds {shown(name)}, which its manifest does not list.")
+
+
+def require_files_of_cell(files: Mapping[str, bytes], where: object) -> None:
+    """Refuse files that are too few or too many for one encoder.
+
+    Args:
+        files: name to content.
+        where: the bundle, for messages.
+
+    Raises:
+        BundleError: naming the file.
+    """
     engine = _engine_of(files)
     required = REQUIRED | set(ENGINES[engine].files)
+    for name in sorted(set(files) - OF_A_CELL):
+        raise BundleError(f"{where} holds {shown(name)}, which does not belong in a bundle.")
     for name in sorted(GRAPH_FILES & set(files) - required - set(ENGINES[engine].may_hold)):
-        raise BundleError(f"{path} holds {shown(name)} beside the graph of engine {engine}.")
-    for name in sorted((required | listed) - set(files)):
-        raise BundleError(f"{path} lacks {shown(name)}; build the bundle again.")
-    for name in sorted(set(files) - listed):
-        raise BundleError(f"{path} holds {shown(name)}, which its manifest does not list.")
+        raise BundleError(f"{where} holds {shown(name)} beside the graph of engine {engine}.")
+    for name in sorted(required - set(files)):
+        raise BundleError(f"{where} lacks {shown(name)}; build the bundle again.")

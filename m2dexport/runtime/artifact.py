@@ -50,6 +50,8 @@ RANGES = "ranges.json"
 #: another one's than the artifact's own.
 FULL_MODEL, FULL_TOKENIZER, FULL_LAYERS = "full_model", "full_tokenizer", "full_layers"
 FULL_POOLING, FULL_NORM = "full_pooling", "full_final_norm"
+#: What its provenance says of the dims that training visited at its depth; left out: unknown.
+TRAINED_DIMS, UNTRAINED = "trained_dims", "none"
 _FULL = (FULL_MODEL, FULL_TOKENIZER, FULL_LAYERS, FULL_POOLING, FULL_NORM)
 
 SMALL_LIMIT = 1 << 28  # bytes of any file but the graph
@@ -291,6 +293,12 @@ def full_layers(spec: ArtifactSpec) -> int | None:
     if len(found) < len(_FULL) or not re.fullmatch("[0-9]{1,7}", found[FULL_LAYERS]):
         raise UsageError(f"{SPEC} says half of what the encoder was aligned with; build it again.")
     return int(found[FULL_LAYERS])
+
+
+def trained_dims(spec: ArtifactSpec) -> tuple[int, ...] | None:
+    """Return the dims that training visited at an artifact's depth, None when unknown."""
+    stated = spec.provenance.get(TRAINED_DIMS)
+    return None if stated is None else tuple(map(int, re.findall("[0-9]{1,7}", stated)))
 
 
 def _space_id(

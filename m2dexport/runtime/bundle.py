@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,13 @@ from m2dexport.engines import ENGINES, Device, here
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC, atomic_file, license_files, require_file
 from m2dexport.runtime import artifact, golden
-from m2dexport.runtime.archive import (
-    GOLDEN,
-    MANIFEST,
-    manifest_of,
-    open_bundle,
-    read_manifest,
-    write_archive,
-)
+from m2dexport.runtime.archive import GOLDEN, write_archive
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec, Spoken
+from m2dexport.runtime.cells import Opened, cell_of, open_cells
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.golden import MAX_DIFFERENCE
+from m2dexport.runtime.manifest import MANIFEST, CellEntry, manifest_of, vectors_entry
+from m2dexport.runtime.signing import require_signed
 from m2dexport.runtime.vector_files import require_vectors_of
 from m2dexport.vectors.codecs import LEVELS
 
@@ -38,6 +34,7 @@ class BundleInfo:
     space_id: str
     speaks: Spoken | None  # the space of another encoder that its vectors are in, too
     files: tuple[str, ...]  # names of the entries, manifest.json included
+    cells: tuple[str, ...]  # ids, the deepest first; what is said above is of the default one
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,10 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a bundle was found to be on this machine."""
+    """What a bundle, or one cell of it, was found to be on this machine."""
 
     path: Path
+    cell: str  # id
     space_id: str
     files: int  # checked by size and sha256
     texts: int  # golden texts tokenized and, up to 1,024 tokens, run
@@ -75,17 +73,27 @@ class VerifyReport:
     equal_codes: float | None  # share of equal codes, 0..1; None for float32
     vectors: IndexReport | None  # of an index; None: none was named
     oracle: str | None  # what ran them in the place of a GPU's engine; None: nothing did
+    nested: bool  # whether the cell is one of several
+    signed_by: str | None = None  # the key that was named and that signed it; None: not asked
+    others: tuple[VerifyReport, ...] = ()  # of the other cells
 
     def sentence(self) -> str:
         """Return the report as one line."""
         oracle = f", by {self.oracle} and not on a GPU" if self.oracle else ""
+        where = f"{self.path}: {self.cell}" if self.nested else f"{self.path}"
         sign = "<=" if self.metric == MAX_DIFFERENCE else ">="
         codes = "" if self.equal_codes is None else f", {self.equal_codes:.2%} of codes equal"
+        signed = f", signed by the key {self.signed_by}" if self.signed_by else ""
         return (
-            f"{self.path}: {self.files} files whole, {self.texts} golden texts reproduced "
+            f"{where}: {self.files} files whole{signed}, {self.texts} golden texts reproduced "
             f"({self.metric} {self.worst:.6g} {sign} {self.limit:g}{codes}){oracle}, space "
             f"{self.space_id}"
         )
+
+    def lines(self) -> tuple[str, ...]:
+        """Return what is printed: a line per cell, and one about the vectors of an index."""
+        index = [self.vectors.sentence()] if self.vectors else []
+        return (self.sentence(), *(other.sentence() for other in self.others), *index)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,10 @@ class ArtifactReport:
             f"{self.path}: {self.files} files that belong together, {self.texts} texts run; an "
             f"artifact has no golden texts, bundle adds them; space {self.space_id}"
         )
+
+    def lines(self) -> tuple[str, ...]:
+        """Return what is printed: the report, and a line about the vectors of an index."""
+        return (self.sentence(), *([self.vectors.sentence()] if self.vectors else []))
 
 
 def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) -> BundleInfo:
@@ -125,8 +137,36 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
         >>> write_bundle(Path("artifact"), Path("edge.m2d")).space_id
         'm2d1-5c0f6e1f0b3c9a7d2f4e8a6b1c3d5e7f'
     """
-    folder, out = Path(folder), Path(out)
+    out = Path(out)
     require_file(out, force=force)
+    packed = pack(Path(folder))
+    manifest = manifest_of(packed.files, packed.spec, packed.licenses)
+    files = {**packed.files, MANIFEST: manifest.to_json()}
+    return write_verified(files, [packed], out, force=force)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a bundle holds of an artifact."""
+
+    spec: ArtifactSpec
+    files: Mapping[str, bytes]  # name to content, golden.json included
+    licenses: Mapping[str, str]  # file name to text
+    device: Device  # that gave the golden vectors
+
+    @property
+    def cell(self) -> str:
+        """The id of the cell that it is."""
+        return cell_of(self.spec)
+
+
+def pack(folder: Path) -> Packed:
+    """Return what a bundle holds of an artifact folder, after running its golden texts.
+
+    Raises:
+        UsageError: when ``folder`` is not an artifact.
+        BundleError: when the artifact's files do not belong together.
+    """
     spec = artifact.read_spec(folder)
     files = _artifact_files(folder, spec)
     device = here(spec.engine, replace(spec.device, threads=1), elsewhere=True).device
@@ -136,29 +176,61 @@ def write_bundle(folder: str | Path, out: str | Path, *, force: bool = False) ->
         path.name: path.read_text(encoding="utf-8", errors="replace")
         for path in license_files(folder)
     }
-    files[MANIFEST] = manifest_of(files, spec, licenses).to_json()
+    return Packed(spec, files, licenses, device)
+
+
+def write_verified(
+    files: Mapping[str, bytes], cells: Sequence[Packed], out: Path, *, force: bool
+) -> BundleInfo:
+    """Write a bundle and verify every cell as it is read back; else leave nothing.
+
+    Args:
+        files: the entries, name to content.
+        cells: what they hold, the default cell first.
+        out: the file to write.
+        force: whether a file that is there is replaced.
+    """
     with atomic_file(out, force=force) as temporary:
         write_archive(temporary, files)
-        _verify(open_bundle(temporary), out, device)
-    return BundleInfo(out, out.stat().st_size, spec.space_id, spec.speaks, tuple(sorted(files)))
+        opened = replace(open_cells(temporary), path=out)
+        for packed in cells:
+            _verify(opened, packed.cell, packed.device)
+    spec = cells[0].spec
+    entries, ids = tuple(sorted(files)), tuple(packed.cell for packed in cells)
+    return BundleInfo(out, out.stat().st_size, spec.space_id, spec.speaks, entries, ids)
 
 
 def verify_bundle(
-    path: str | Path, device: Device = Device(), vectors: Path | None = None
+    path: str | Path,
+    device: Device = Device(),
+    vectors: Path | None = None,
+    cell: str | None = None,
+    key: Path | None = None,
 ) -> VerifyReport:
     """Check every byte of a bundle, its space_id, and its golden texts by running them here.
 
     Args:
         path: the bundle.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a .npy or .jsonl file of an index, whose vectors must be of the bundle's space.
+        vectors: a file of vectors of an index, which must be of the space of the cell.
+        cell: of a nested bundle, the one to verify; None: the default one, and then all others.
+        key: a file with the ed25519 public key that must have signed it; None: whatever signed it.
 
     Raises:
-        UsageError: when there is no such file, or ``vectors`` are of another space.
+        UsageError: when there is no such file or cell, or ``vectors`` are of another space.
         BundleError: when anything does not match, naming what.
+        MissingExtra: when a key is named and cryptography is not installed.
     """
-    path = Path(path)
-    return _verify(open_bundle(path), path, device, vectors)
+    opened = open_cells(Path(path))
+    signed_by = require_signed(opened.entries, key, path).fingerprint if key else None
+    chosen = opened.require_cell(cell)
+    others = [each for each in opened.cells if cell is None and each != chosen]
+    report = _verify(opened, chosen, device, vectors)
+    return replace(
+        report,
+        signed_by=signed_by,
+        others=tuple(_verify(opened, each, device) for each in others),
+    )
 
 
 def verify_artifact(
@@ -171,7 +243,7 @@ def verify_artifact(
     Args:
         folder: the artifact.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a .npy or .jsonl file of an index, whose vectors must be of the artifact's space.
+        vectors: a file of vectors of an index, which must be of the artifact's space.
 
     Raises:
         UsageError: when ``folder`` is not an artifact, or ``vectors`` are of another space.
@@ -193,17 +265,22 @@ def _oracle_of(encoder: Encoder) -> str | None:
     return encoder.describe()["engine"]
 
 
-def _verify(
-    files: Mapping[str, bytes], path: Path, device: Device, vectors: Path | None = None
-) -> VerifyReport:
+def _verify(opened: Opened, cell: str, device: Device, vectors: Path | None = None) -> VerifyReport:
+    files, path = opened.files(cell), opened.path
+    entry = opened.manifest.cells.get(cell)
+    where = f"{path}: {cell}" if entry else path
     encoder = encoder_from_files(files, path, device)
-    _require_one_space(encoder, files, path)
-    _require_manifest(encoder, files, path)
-    rows, tolerance, found = golden.require_golden(encoder, files[GOLDEN], path)
+    _require_one_space(encoder, files, where)
+    if cell == opened.default:
+        _require_manifest(encoder, opened)
+    if entry:
+        _require_cell(encoder, cell, entry, where)
+    rows, tolerance, found = golden.require_golden(encoder, files[GOLDEN], where)
     return VerifyReport(
         path=path,
+        cell=cell,
         space_id=encoder.spec.space_id,
-        files=len(files),
+        files=len(files) if entry else len(opened.entries),
         texts=len(rows),
         metric=tolerance.metric,
         worst=found.worst,
@@ -212,6 +289,7 @@ def _verify(
         equal_codes=found.equal_codes,
         oracle=_oracle_of(encoder),
         vectors=_index_report(vectors, encoder.spec, path),
+        nested=entry is not None,
     )
 
 
@@ -232,7 +310,7 @@ def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
     return parts | artifact.settings_in(folder)
 
 
-def _require_one_space(encoder: Encoder, files: Mapping[str, bytes], path: Path) -> None:
+def _require_one_space(encoder: Encoder, files: Mapping[str, bytes], path: object) -> None:
     """Refuse files that are whole one by one and do not belong together."""
     spec, ranges = encoder.spec, encoder.ranges
     if (spec.vectors in LEVELS) != (ranges is not None):
@@ -264,14 +342,27 @@ def _expected_ranges(encoder: Encoder) -> dict[str, NDArray[Any]]:
     return {"range_low": ranges.low, "range_step": ranges.step(encoder.spec.vectors)}
 
 
-def _require_manifest(encoder: Encoder, files: Mapping[str, bytes], path: Path) -> None:
+def _require_manifest(encoder: Encoder, opened: Opened) -> None:
     """Refuse a manifest that describes another artifact than the one beside it."""
-    found = read_manifest(files, path)
-    expected = manifest_of(files, encoder.spec, found.licenses)
+    found = opened.manifest
+    expected = replace(
+        manifest_of({}, encoder.spec, found.licenses),
+        files=found.files,  # each of which was compared when it was read
+        cells=found.cells,
+        default_cell=found.default_cell,
+    )
     for field in fields(found):
         values = [getattr(manifest, field.name) for manifest in (found, expected)]
         if values[0] != values[1]:
             raise BundleError(
-                f"{path}: {MANIFEST} and {SPEC} disagree about {field.name}; build the bundle "
-                "again."
+                f"{opened.path}: {MANIFEST} and {SPEC} disagree about {field.name}; build the "
+                "bundle again."
             )
+
+
+def _require_cell(encoder: Encoder, cell: str, entry: CellEntry, where: object) -> None:
+    """Refuse a manifest that describes another cell than the one it names."""
+    spec = encoder.spec
+    found = (cell, entry.space_id, entry.vectors)
+    if found != (cell_of(spec), spec.space_id, vectors_entry(spec)):
+        raise BundleError(f"{where}: {MANIFEST} and {SPEC} disagree; build the bundle again.")

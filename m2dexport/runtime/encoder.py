@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +49,7 @@ class Encoded:
 
 
 class Encoder:
-    """A loaded artifact. Safe to use from several threads.
+    """A loaded artifact. Safe to use from several threads, and in a process that is forked later.
 
     Args:
         spec: the artifact's specification.
@@ -54,6 +57,7 @@ class Encoder:
         graph: the files of its graph by name, as contents, or as paths of files too large to read.
         device: what to run it on; what it leaves open is as the artifact says.
         ranges: the frozen ranges of int8 and int4 vectors; needed to use the codes.
+        tokenizer: of another encoder that has the same ``tokenizer_json``; None: one is made.
 
     Raises:
         M2DError: when the tokenizer or the graph holds what no artifact of ``build`` does, or the
@@ -67,13 +71,14 @@ class Encoder:
         graph: Mapping[str, Path | bytes],
         device: Device = Device(),
         ranges: Ranges | None = None,
+        tokenizer: tokenizers.Tokenizer | None = None,
     ) -> None:
         self.spec = spec
         self.ranges = ranges
         self._engine = engine_runner(spec.engine)
         require_version(spec.engine, spec.min_engine)
         require_plain_tokenizer(tokenizer_json, spec.max_length)
-        self._tokenizer = load_tokenizer(tokenizer_json)
+        self._tokenizer = load_tokenizer(tokenizer_json) if tokenizer is None else tokenizer
         require_room(self._tokenizer)
         files = [graph[name] for name in ENGINES[spec.engine].files]
         states = _states(files)
@@ -86,6 +91,7 @@ class Encoder:
         self._workers = workers_for(device.workers, device.threads)
         if _states(files) != states:
             raise M2DError("the graph changed while it was loaded; load it again.")
+        _LOADED.add(self)
 
     @property
     def on_gpu(self) -> bool:
@@ -153,17 +159,30 @@ class Encoder:
             UsageError: when the model has no prompt of that name, or ``texts`` is one string.
             M2DError: when the graph fails, or what it returns is not as the specification says.
         """
-        tokens = self._tokens(texts, prompt)
-        failed = {i: reason for i, each in enumerate(tokens) if (reason := self._lacks(each.ids))}
+        tokens = self.tokens(texts, prompt=prompt)
+        failed = {i: reason for i, each in enumerate(tokens) if (reason := self.lacks(each.ids))}
         good = [index for index in range(len(tokens)) if index not in failed]
         width, dtype = code_width(self.spec.dim, self.spec.vectors), code_dtype(self.spec.vectors)
         vectors = np.zeros((len(tokens), width), dtype=dtype)
-        size = batch_size if self.spec.batch_invariant else 1
-        ids = [tokens[i].ids for i in good]
-        rows = encode_tokens(self.run, ids, self.spec.pad_id, size, self._workers)
-        if rows is not None:
-            vectors[good] = rows
+        if good:
+            vectors[good] = self.encode_ids([tokens[i].ids for i in good], batch_size=batch_size)
         return Encoded(vectors, sum(each.truncated for each in tokens), self.spec.space_id, failed)
+
+    def encode_ids(self, ids: Sequence[Sequence[int]], *, batch_size: int = 32) -> NDArray[Any]:
+        """Return one vector per text, in order, from its token ids, as ``tokens`` gives them.
+
+        Args:
+            ids: of each text, specials included, none of which ``lacks`` refuses; at least one
+                text.
+            batch_size: as for ``encode_report``.
+
+        Raises:
+            M2DError: as ``encode_report``.
+        """
+        size = batch_size if self.spec.batch_invariant else 1
+        rows = encode_tokens(self.run, ids, self.spec.pad_id, size, self._workers)
+        assert rows is not None, "no texts"
+        return rows
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[Any]:
         """Return the final vectors of int64 (batch, sequence) ids and mask, one row per text.
@@ -192,15 +211,20 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> list[list[int]]:
         """Return the token ids of each text, cut at the maximum length, specials included."""
-        return [tokens.ids for tokens in self._tokens(texts, prompt)]
+        return [tokens.ids for tokens in self.tokens(texts, prompt=prompt)]
 
-    def _tokens(self, texts: Sequence[str], prompt: str | None) -> list[Tokens]:
+    def tokens(self, texts: Sequence[str], *, prompt: str | None = None) -> list[Tokens]:
+        """Return the token ids of each text, as ``tokenize``, and whether it was cut.
+
+        Raises:
+            UsageError: when the model has no prompt of that name, or ``texts`` is one string.
+        """
         if isinstance(texts, str):  # a sequence of one-letter texts, too, but never meant so
             raise UsageError("texts is one string; pass a list of strings.")
         return tokenize(self._tokenizer, texts, self._prompt(prompt))
 
-    def _lacks(self, ids: Sequence[int]) -> str | None:
-        """Return why a text has no vector, None when it has one."""
+    def lacks(self, ids: Sequence[int]) -> str | None:
+        """Return why a text of these token ids has no vector, None when it has one."""
         if self._rows is None or max(ids, default=0) < self._rows:
             return None
         return f"has the token {max(ids)}, and the model's table has only {self._rows} rows"
@@ -215,8 +239,28 @@ class Encoder:
         return self.spec.prompts[name]
 
 
+_LOADED: weakref.WeakSet[Encoder] = weakref.WeakSet()
+
+
+def _keep_sessions() -> None:
+    """Never free an engine's session in a forked process.
+
+    Its threads stay behind in the parent. It encodes without them, but to free it is to wait for
+    them to end: such a process would not come to its own end.
+    """
+    for encoder in list(_LOADED):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(encoder._session))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_keep_sessions)
+
+
 def encoder_from_files(
-    files: Mapping[str, bytes], path: Path, device: Device = Device()
+    files: Mapping[str, bytes],
+    path: Path,
+    device: Device = Device(),
+    tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Encoder:
     """Return the encoder of a bundle's files, as ``open_bundle`` reads them.
 
@@ -224,6 +268,7 @@ def encoder_from_files(
         files: name to content.
         path: the bundle, for messages.
         device: what to run it on; what it leaves open is as the artifact says.
+        tokenizer: of another encoder that has the same tokenizer.json; None: one is made.
 
     Raises:
         BundleError: when a file cannot be read.
@@ -239,7 +284,8 @@ def encoder_from_files(
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
-    return Encoder(spec, tokenizer_json, graph, keeping_engines(path, spec, device), ranges)
+    device = keeping_engines(path, spec, device)
+    return Encoder(spec, tokenizer_json, graph, device, ranges, tokenizer)
 
 
 def keeping_engines(path: Path, spec: ArtifactSpec, device: Device) -> Device:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -126,14 +125,14 @@ def compare(encoder: Encoder, golden: Sequence[Golden], metric: Metric) -> Compa
 
 
 def require_golden(
-    encoder: Encoder, content: bytes, path: Path
+    encoder: Encoder, content: bytes, path: object
 ) -> tuple[list[Golden], Tolerance, Comparison]:
     """Run the golden texts of a bundle, and refuse an encoder that does not give their vectors.
 
     Args:
         encoder: of the bundle.
         content: of its golden.json.
-        path: the bundle, for messages.
+        path: the bundle, or a cell of one, for messages.
 
     Raises:
         BundleError: when a text becomes other tokens here, or the vectors are off by more than the
@@ -205,7 +204,7 @@ def _require_row(row: Golden, number: int, spec: ArtifactSpec) -> None:
         )
 
 
-def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: Path) -> None:
+def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: object) -> None:
     for row in rows:
         if encoder.tokenize([row.text], prompt=row.prompt)[0] != row.ids:
             raise BundleError(

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
-from m2dexport.lines import JSONL
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.runtime import artifact
-from m2dexport.runtime.archive import open_bundle
 from m2dexport.runtime.artifact import (
     FULL_MODEL,
     FULL_TOKENIZER,
@@ -28,6 +26,8 @@ from m2dexport.runtime.artifact import (
     space_id_of_full_model,
     spec_from_json,
 )
+from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.vector_files import VECTOR_FILES
 from m2dexport.strict import parse_json, sha256_of_json
 from m2dexport.vectors.codecs import LEVELS, Ranges, ranges_from_json
 
@@ -46,20 +46,22 @@ class Index:
 
 
 def read_index(path: str | Path) -> Index:
-    """Return what wrote an index, from its bundle or artifact.
+    """Return what wrote an index, from its bundle or artifact; a nested bundle's default cell did.
 
     Raises:
         UsageError: when it is neither.
         BundleError: when the bundle is damaged.
     """
-    path = Path(path)
-    if path.suffix in (".npy", *JSONL):
+    path, name = Path(path), str(path)
+    if path.suffix in VECTOR_FILES:
         raise UsageError(f"{path} holds vectors; name the bundle that wrote them.")
     if path.is_dir():
         spec, ranges = artifact.read_spec(path), artifact.read_ranges(path)
         tokenizer = artifact.read_file(path, TOKENIZER).decode(errors="replace")
     elif path.is_file():
-        files = open_bundle(path)
+        opened = open_cells(path)
+        name = f"{path} ({opened.default})" if opened.manifest.cells else name
+        files = opened.files()
         spec = spec_from_json(files[SPEC], path)
         ranges = ranges_from_json(files[RANGES]) if RANGES in files else None
         tokenizer = files[TOKENIZER].decode(errors="replace")
@@ -69,7 +71,7 @@ def read_index(path: str | Path) -> Index:
         raise UsageError(
             f"{path} was changed since it was built; name the one that wrote the index."
         )
-    return Index(str(path), spec, ranges, sha256_of_json(parse_json(tokenizer, path)))
+    return Index(name, spec, ranges, sha256_of_json(parse_json(tokenizer, path)))
 
 
 @dataclass(frozen=True)

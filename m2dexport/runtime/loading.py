@@ -1,29 +1,51 @@
-"""Load a bundle or an artifact folder, ready to encode."""
+"""Load a bundle, one of its cells, or an artifact folder, ready to encode."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import tokenizers
+
 from m2dexport.engines import Device
+from m2dexport.errors import UsageError
 from m2dexport.runtime import artifact, golden
-from m2dexport.runtime.archive import GOLDEN, open_bundle
+from m2dexport.runtime.archive import GOLDEN
+from m2dexport.runtime.cells import Opened, cell_of, open_cells
 from m2dexport.runtime.encoder import (
     Encoder,
     decoded,
     encoder_from_files,
     keeping_engines,
 )
+from m2dexport.strict import shown
+
+_LOG = logging.getLogger(__name__)
 
 
-def load(path: str | Path, device: Device = Device()) -> Encoder:
+def load(
+    path: str | Path,
+    device: Device = Device(),
+    cell: str | None = None,
+    *,
+    budget_ms: float | None = None,
+    max_mb: float | None = None,
+) -> Encoder:
     """Load a bundle (a .m2d archive) or an artifact folder.
+
+    Of a nested bundle, limits choose the deepest cell that is within them by what the bundle says,
+    and a line of the log says why; ``Nested.within`` measures instead.
 
     Args:
         path: the archive or the folder.
         device: what to run it on; what it leaves open is as the artifact says.
+        cell: the id of a cell; None: the bundle's default, which is the deepest.
+        budget_ms: milliseconds at most of the median that the profile measured, on its machine.
+        max_mb: size at most of the cell's files, in 10^6 bytes.
 
     Raises:
-        UsageError: when there is nothing there, or the folder is not an artifact.
+        UsageError: when there is nothing there, the folder is not an artifact, there is no such
+            cell, or none is within the limits.
         BundleError: when the archive is damaged or does not match its checksums, or an engine that
             was built for this machine's GPU does not give its golden vectors.
 
@@ -32,14 +54,95 @@ def load(path: str | Path, device: Device = Device()) -> Encoder:
         (1, 128)
     """
     path = Path(path)
+    limited = budget_ms is not None or max_mb is not None
+    if cell is not None and limited:
+        raise UsageError("a cell is named, and limits to choose one by; leave one of them out.")
     if path.is_dir():
-        spec = artifact.read_spec(path)
-        tokenizer_json = decoded(artifact.read_file(path, artifact.TOKENIZER), path)
-        graph = artifact.graph_files(path, spec.engine)
-        device = keeping_engines(path, spec, device)
-        return Encoder(spec, tokenizer_json, graph, device, artifact.read_ranges(path))
-    files = open_bundle(path)
-    encoder = encoder_from_files(files, path, device)
+        return _load_folder(path, device, cell, limited=limited)
+    opened = open_cells(path)
+    if limited:
+        cell = choose_cell(opened, budget_ms, max_mb)
+    return load_cell(opened, cell, device)
+
+
+def _load_folder(path: Path, device: Device, cell: str | None, *, limited: bool) -> Encoder:
+    spec = artifact.read_spec(path)
+    if limited:
+        raise UsageError(f"{path} is one cell, and so none can be chosen; name a nested bundle.")
+    if cell not in (None, cell_of(spec)):
+        raise UsageError(f"{path} has no cell {shown(cell)}; it is {cell_of(spec)}.")
+    tokenizer_json = decoded(artifact.read_file(path, artifact.TOKENIZER), path)
+    graph = artifact.graph_files(path, spec.engine)
+    device = keeping_engines(path, spec, device)
+    return Encoder(spec, tokenizer_json, graph, device, artifact.read_ranges(path))
+
+
+def load_cell(
+    opened: Opened,
+    cell: str | None = None,
+    device: Device = Device(),
+    known: dict[bytes, tokenizers.Tokenizer] | None = None,
+) -> Encoder:
+    """Load a cell of a bundle that was read.
+
+    Args:
+        opened: the bundle.
+        cell: the id; None: the default.
+        device: what to run it on; what it leaves open is as the artifact says.
+        known: tokenizer.json -> its tokenizer, of cells that were loaded before; the cell takes
+            its own from there, or adds it.
+
+    Raises:
+        UsageError: when there is no such cell.
+        BundleError: as ``load``.
+    """
+    files = opened.files(cell)
+    known = {} if known is None else known
+    content = files[artifact.TOKENIZER]
+    encoder = encoder_from_files(files, opened.path, device, known.get(content))
+    known[content] = encoder.tokenizer
     if encoder.on_gpu:  # by an engine that was built here, or kept here by whoever could write it
-        golden.require_golden(encoder, files[GOLDEN], path)
+        golden.require_golden(encoder, files[GOLDEN], opened.path)
     return encoder
+
+
+def choose_cell(opened: Opened, budget_ms: float | None, max_mb: float | None) -> str:
+    """Return the deepest cell of a bundle that is within limits by what its manifest says.
+
+    Args:
+        opened: the bundle.
+        budget_ms: milliseconds at most of the median that the profile measured; None: no limit.
+        max_mb: size at most of the cell's files, in 10^6 bytes; None: no limit.
+
+    Raises:
+        UsageError: when none is, or no time is known.
+    """
+    path, known = opened.path, {}
+    for cell in opened.cells:
+        entry = opened.manifest.cells.get(cell)
+        figures, size = entry.figures if entry else None, opened.size_of(cell) / 1e6
+        if budget_ms is not None and figures is None:
+            raise UsageError(
+                f"{path} says no time of {cell}, since it was not built from a profile; measure "
+                "here with encode --within-ms or Nested.within, or name a cell."
+            )
+        known[cell] = f"{size:.2f} MB"
+        if figures and budget_ms is not None:
+            known[cell] += (
+                f", {figures.p50_ms:.2f} ms for {figures.batch}x{figures.sequence} tokens on "
+                f"{figures.machine}"
+            )
+        in_time = budget_ms is None or (figures is not None and figures.p50_ms <= budget_ms)
+        if in_time and (max_mb is None or size <= max_mb):
+            _LOG.info("%s: chose %s, the deepest within the limits: %s", path, cell, known[cell])
+            return cell
+    least = opened.cells[-1]
+    raise UsageError(
+        f"no cell of {path} is within {_limits(budget_ms, max_mb)}; the shallowest, {least}, takes "
+        f"{known[least]}."
+    )
+
+
+def _limits(budget_ms: float | None, max_mb: float | None) -> str:
+    limits = {"ms": budget_ms, "MB": max_mb}
+    return " and ".join(f"{limit:g} {unit}" for unit, limit in limits.items() if limit is not None)

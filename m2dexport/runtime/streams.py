@@ -1,13 +1,7 @@
-"""Texts from a file or stdin, vectors to .npy or JSONL, a chunk at a time.
+"""Texts from a file or stdin, vectors to a file or stdout, a chunk at a time.
 
-The identity of the vector space travels with the vectors:
-
-* JSONL: every row is ``{"id"?, "vector": [...], "space_id": "m2d1-..."}``, so that rows stay
-  identified when files are cut, mixed or concatenated, and there is no header to skip;
-* .npy: behind the vectors, the file holds two more arrays, the space_id and the artifact.json of
-  the model that made them, as strings. ``np.load(path)`` reads the vectors and ignores the rest.
-
-``vector_files`` compares it with the bundle whose queries are to be put to them.
+``vector_writing`` has the formats, each of which names the space of its vectors; ``vector_files``
+compares it with the bundle whose queries are to be put to them.
 """
 
 from __future__ import annotations
@@ -21,14 +15,22 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
-
-import numpy as np
+from typing import BinaryIO
 
 from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_file, require_file
 from m2dexport.lines import JSONL, text_lines
 from m2dexport.runtime.encoder import Encoded, Encoder
+from m2dexport.runtime.vector_files import VECTOR_FILES
+from m2dexport.runtime.vector_writing import (
+    Chunk,
+    sidecar_of,
+    write_jsonl,
+    write_npy,
+    write_safetensors,
+    write_sidecar,
+    written_at,
+)
 from m2dexport.strict import is_unicode
 
 _CHUNK, _CHUNK_CHARACTERS = 1024, 1 << 22  # texts held in memory at a time, and their length
@@ -62,7 +64,7 @@ class StreamSummary:
 class _Row:
     where: str  # file and line
     text: str
-    id: tuple[str, ...]  # the row's id as JSON, or nothing
+    id: str | None  # the row's id as JSON
 
 
 def encode_stream(
@@ -79,15 +81,15 @@ def encode_stream(
 
     A text that the model cannot encode, since a token of it lies beyond the model's table, is named
     in a warning with its line. The others are encoded; its own row keeps the others in their
-    places and holds zeros in .npy and a null in JSONL.
+    places and holds zeros, or a null in JSONL.
 
     Args:
         encoder: a loaded bundle.
         source: a .jsonl (or .ndjson) file of objects with "text" and perhaps "id" (or "_id"), or
             any other file of one text per line, empty lines being empty texts, whose first line
             must not begin like a JSON object; None reads stdin, as JSONL when it does.
-        out: .npy (rows in the order of the texts, ids left out) or .jsonl, written only when all
-            went well; None writes JSONL to stdout.
+        out: .npy (rows in the order of the texts, ids left out; a sidecar is written beside it),
+            .safetensors or .jsonl, written only when all went well; None writes JSONL to stdout.
         prompt: name of one of the model's prompts; None takes its default.
         batch_size: texts run together at most.
         force: whether a file at ``out`` is replaced.
@@ -104,28 +106,41 @@ def encode_stream(
         rows = _rows(stream, source)
         run = _Run(encoder, prompt, batch_size, on_progress)
         if out is None:
-            _write_jsonl(sys.stdout, run, rows)
+            write_jsonl(sys.stdout, encoder.spec, run.chunks(rows))
         else:
-            temporary = stack.enter_context(atomic_file(out, force=force))
-            if out.suffix == ".npy":
-                with temporary.open("wb") as binary:
-                    _write_npy(binary, run, rows)
-            else:
-                with temporary.open("w", encoding="utf-8", newline="\n") as text:
-                    _write_jsonl(text, run, rows)
+            _write_file(out, run, rows, force)
     return StreamSummary(run.texts, run.truncated, run.failed, encoder.spec.space_id, run.seconds)
+
+
+def _write_file(out: Path, run: _Run, rows: Iterator[_Row], force: bool) -> None:
+    spec, chunks = run.encoder.spec, run.chunks(rows)
+    if out.suffix == ".npy":
+        # Entered first, the sidecar is renamed last: without it, the file still tells its space.
+        with (
+            atomic_file(sidecar_of(out), force=force) as sidecar,
+            atomic_file(out, force=force) as path,
+        ):
+            write_npy(path, spec, chunks)
+            write_sidecar(sidecar, spec, run.texts)
+        return
+    with atomic_file(out, force=force) as path:
+        if out.suffix == ".safetensors":
+            write_safetensors(path, spec, chunks)
+        else:
+            with path.open("w", encoding="utf-8", newline="\n") as text:
+                write_jsonl(text, spec, chunks)
 
 
 def _require_places(source: Path | None, out: Path | None, force: bool) -> None:
     """Refuse what cannot be read or written before any text is read."""
-    if out is not None and out.suffix not in (".npy", *JSONL):
-        raise UsageError(f"{out} has an unknown ending; name it .npy or .jsonl.")
+    if out is not None and out.suffix not in VECTOR_FILES:
+        raise UsageError(f"{out} has an unknown ending; name it .npy, .safetensors or .jsonl.")
     if source is not None and not source.is_file():
         raise UsageError(f"{source} is not a file; name a file of texts, or pass them on stdin.")
-    if out is not None:
-        if source is not None and out.exists() and out.samefile(source):
-            raise UsageError(f"{out} is the file of the texts; name another one for the vectors.")
-        require_file(out, force=force)
+    for path in () if out is None else written_at(out):
+        if source is not None and path.exists() and path.samefile(source):
+            raise UsageError(f"{path} is the file of the texts; name another one for the vectors.")
+        require_file(path, force=force)
     # A process may be started without either of the two.
     if source is None and sys.stdin is None:
         raise UsageError("stdin is closed; name a file of texts with --in.")
@@ -151,14 +166,13 @@ class _Run:
         self._batch_size = batch_size
         self._on_progress = on_progress
         self._started = time.perf_counter()
-        # An unknown prompt must fail before any text is read; it also gives dtype and width.
-        self.empty = self._encode([]).vectors
+        self._encode([])  # an unknown prompt fails before any text is read
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def chunks(self, rows: Iterator[_Row]) -> Iterator[tuple[list[_Row], Encoded]]:
+    def chunks(self, rows: Iterator[_Row]) -> Iterator[Chunk]:
         for chunk in _chunks(rows):
             encoded = self._encode([row.text for row in chunk])
             for index, reason in encoded.failed.items():
@@ -171,7 +185,7 @@ class _Run:
                     warnings.warn(
                         "more texts get no vector; the last line counts them.", stacklevel=2
                     )
-            yield chunk, encoded
+            yield Chunk(encoded.vectors, encoded.failed, [row.id for row in chunk])
 
     def _encode(self, texts: list[str]) -> Encoded:
         encoded = self.encoder.encode_report(
@@ -196,40 +210,6 @@ def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
         yield chunk
 
 
-def _write_jsonl(stream: IO[str], run: _Run, rows: Iterator[_Row]) -> None:
-    tail = f', "space_id": {json.dumps(run.encoder.spec.space_id)}}}\n'
-    # Nine digits tell every float32 apart.
-    number = "{:.9g}".format if run.empty.dtype == np.float32 else str
-    for chunk, encoded in run.chunks(rows):
-        for index, (row, vector) in enumerate(zip(chunk, encoded.vectors, strict=True)):
-            head = f'"id": {row.id[0]}, ' if row.id else ""
-            values = f"[{', '.join(map(number, vector.tolist()))}]"
-            stream.write(f'{{{head}"vector": {"null" if index in encoded.failed else values}{tail}')
-        stream.flush()
-
-
-def _write_npy(stream: BinaryIO, run: _Run, rows: Iterator[_Row]) -> None:
-    """Write rows behind a header whose number of rows is put in at the end."""
-    dtype = run.empty.dtype
-    descr = np.lib.format.dtype_to_descr(dtype)
-
-    def write_header(count: int) -> None:
-        shape = (count, *run.empty.shape[1:])
-        header = {"descr": descr, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-
-    write_header(0)
-    start = stream.tell()
-    for _, encoded in run.chunks(rows):
-        stream.write(np.ascontiguousarray(encoded.vectors, dtype=dtype).tobytes())
-    for text in (run.encoder.spec.space_id, run.encoder.spec.to_json()):
-        np.lib.format.write_array(stream, np.array(text), allow_pickle=False)
-    stream.seek(0)
-    write_header(run.texts)
-    # numpy leaves room in the header for the rows to grow in number.
-    assert stream.tell() == start, "the header of the .npy file grew over its first rows"
-
-
 def _rows(stream: BinaryIO, source: Path | None) -> Iterator[_Row]:
     name = str(source) if source else _STDIN
     jsonl = source is not None and source.suffix in JSONL
@@ -239,7 +219,7 @@ def _rows(stream: BinaryIO, source: Path | None) -> Iterator[_Row]:
                 raise UsageError(f"{name}:1 looks like JSONL; name the file .jsonl.")
             jsonl = True
         if not jsonl:
-            yield _Row(f"{name}:{number}", text, ())
+            yield _Row(f"{name}:{number}", text, None)
         elif text.strip():
             yield _row(text, f"{name}:{number}")
 
@@ -258,7 +238,7 @@ def _row(line: str, where: str) -> _Row:
     try:
         # NaN and infinite numbers, which Python reads, are not JSON.
         ids = [value[key] for key in ("id", "_id") if key in value]  # BEIR's have an underscore
-        names = tuple(json.dumps(each, allow_nan=False) for each in ids[:1])
+        name = json.dumps(ids[0], allow_nan=False) if ids else None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} has an id that is not JSON: {one_line(error)}.") from error
-    return _Row(where, value["text"], names)
+    return _Row(where, value["text"], name)

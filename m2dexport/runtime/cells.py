@@ -1,0 +1,196 @@
+"""The cells of a bundle: one encoder each, of several depths in a nested bundle.
+
+A nested bundle is the bundle of its default cell with one entry more, which holds what the other
+cells have and the default one lacks. Every file of a cell is spans of entries, one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2dexport.engines import DEFAULT_ENGINE
+from m2dexport.errors import BundleError, UsageError
+from m2dexport.files import SPEC
+from m2dexport.runtime import artifact
+from m2dexport.runtime.archive import POOL, UNLISTED, open_bundle, require_files_of_cell
+from m2dexport.runtime.artifact import GRAPH_FILES, SMALL_LIMIT, ArtifactSpec
+from m2dexport.runtime.manifest import CellFile, Manifest, Span, read_manifest
+from m2dexport.strict import shown
+
+
+def cell_id(
+    layers: int,
+    dim: int,
+    weights: str,
+    vectors: str,
+    align: str = "none",
+    engine: str = DEFAULT_ENGINE,
+) -> str:
+    """Return the id of a cell: "6x128-int8-ubinary" is 6 layers, 128 dims, weights, vectors.
+
+    An aligned one is "2x128-aligned-int8-ubinary"; one of another engine than onnxruntime (and
+    depth 0, whose engine is always the same) says so: "6x128-int8-ubinary@openvino".
+    """
+    aligned = "aligned-" if align == "full" else ""
+    named = f"@{engine}" if layers > 0 and engine != DEFAULT_ENGINE else ""
+    return f"{layers}x{dim}-{aligned}{weights}-{vectors}{named}"
+
+
+def cell_of(spec: ArtifactSpec) -> str:
+    """Return the id of the cell that an artifact is."""
+    align = "none" if artifact.full_layers(spec) is None else "full"
+    return cell_id(spec.layers, spec.dim, spec.weights, spec.vectors, align, spec.engine)
+
+
+def depth_order(cell: str) -> tuple[int, int, str]:
+    """Return what sorts the ids of cells by layers, then by dims."""
+    layers, _, rest = cell.partition("x")
+    return int(layers), int(rest.partition("-")[0]), cell
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle that was read, with every byte of its entries checked."""
+
+    path: Path
+    entries: Mapping[str, bytes]  # name to content
+    manifest: Manifest
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The ids of its cells, the deepest first."""
+        found = self.manifest.cells or [self.default]
+        return tuple(sorted(found, key=depth_order, reverse=True))
+
+    @property
+    def default(self) -> str:
+        """The id of the cell that is meant where none is named."""
+        return self.manifest.default_cell or cell_of(_spec_of(self.entries, self.path))
+
+    def require_cell(self, cell: str | None) -> str:
+        """Return the id of a cell; None is the default.
+
+        Raises:
+            UsageError: when there is no such cell, naming those there are.
+        """
+        if cell is not None and cell not in self.cells:
+            raise UsageError(
+                f"{self.path} has no cell {shown(cell)}; it has {', '.join(self.cells)}."
+            )
+        return self.default if cell is None else cell
+
+    def size_of(self, cell: str) -> int:
+        """Return the bytes of the files of a cell, shared or not."""
+        if self.manifest.cells:
+            return self.manifest.cells[cell].size
+        return sum(map(len, self.files().values()))
+
+    def files(self, cell: str | None = None) -> dict[str, bytes]:
+        """Return the files of a cell, name to content, after checking those that were put together.
+
+        Args:
+            cell: its id; None: the default.
+
+        Raises:
+            UsageError: when there is no such cell.
+            BundleError: when a file is not what the manifest says.
+        """
+        cell = self.require_cell(cell)
+        if cell == self.default:
+            return {n: self.entries[n] for n in self.entries if n not in (*UNLISTED, POOL)}
+        known = self.manifest.cells[cell].files
+        files = {name: self._joined(file, f"{cell}: {name}") for name, file in known.items()}
+        require_files_of_cell(files, f"{self.path}: {cell}")
+        return files
+
+    def spec(self, cell: str | None = None) -> ArtifactSpec:
+        """Return the specification of a cell; None: of the default one.
+
+        Raises:
+            UsageError: when there is no such cell.
+            BundleError: when it cannot be read.
+        """
+        return _spec_of(self.files(cell), self.path)
+
+    def _joined(self, file: CellFile, name: str) -> bytes:
+        views = {entry: memoryview(content) for entry, content in self.entries.items()}
+        parts = [views[s.entry][s.offset : s.offset + s.size] for s in file.spans]
+        content = b"".join(parts)
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise BundleError(
+                f"{self.path}: {name} does not match its sha256; build the bundle again."
+            )
+        return content
+
+
+def open_cells(path: Path) -> Opened:
+    """Return a bundle with its cells, after checking each byte and where each file comes from.
+
+    Raises:
+        UsageError: when there is no such file.
+        BundleError: when it is not a bundle, is damaged, was made by another format, or a cell's
+            files are not parts of its entries.
+    """
+    entries = open_bundle(path)
+    opened = Opened(path, entries, read_manifest(entries, path))
+    _require_cells(opened)
+    return opened
+
+
+def _spec_of(files: Mapping[str, bytes], path: Path) -> ArtifactSpec:
+    try:
+        return artifact.spec_from_json(files[SPEC], SPEC)
+    except UsageError as error:
+        raise BundleError(f"{path} cannot be used: {error}") from error
+
+
+def _require_cells(opened: Opened) -> None:
+    """Refuse cells that cannot be put together from the entries, before any of them is."""
+    path, manifest = opened.path, opened.manifest
+    if (manifest.default_cell is None) != (not manifest.cells):
+        raise BundleError(f"{path} names cells and a default cell only together; build it again.")
+    if manifest.default_cell is None:
+        return
+    sizes = {name: entry.size for name, entry in manifest.files.items()}
+    for cell, entry in manifest.cells.items():
+        for name, file in entry.files.items():
+            _require_spans(file, sizes, f"{path}: {cell}: {shown(name)}")
+            if file.size > SMALL_LIMIT and name not in GRAPH_FILES:
+                raise BundleError(f"{path}: {cell}: {shown(name)} is larger than {SMALL_LIMIT:,}.")
+    if manifest.default_cell not in manifest.cells:
+        raise BundleError(f"{path} lacks its default cell; build it again.")
+    _require_default(manifest, path)
+
+
+def _require_spans(file: CellFile, sizes: Mapping[str, int], where: str) -> None:
+    for span in file.spans:
+        if span.size < 1 or span.offset + span.size > sizes.get(span.entry, 0):
+            raise BundleError(
+                f"{where} takes {span.size:,} bytes at {span.offset:,} of {shown(span.entry)}, "
+                "which are not there; build the bundle again."
+            )
+    if sum(span.size for span in file.spans) != file.size:
+        raise BundleError(f"{where} is not as long as its parts; build the bundle again.")
+    if file.size > sum(sizes.values()):  # parts repeated without end
+        raise BundleError(f"{where} is larger than the bundle; build it again.")
+
+
+def _require_default(manifest: Manifest, path: Path) -> None:
+    """Refuse a default cell that is other files than the entries of those names."""
+    assert manifest.default_cell is not None
+    if manifest.cells[manifest.default_cell].files != whole_files(manifest):
+        raise BundleError(
+            f"{path}: the files of its default cell are not its entries; build it again."
+        )
+
+
+def whole_files(manifest: Manifest) -> dict[str, CellFile]:
+    """Return the files of the default cell as the manifest must have them: each a whole entry."""
+    return {
+        name: CellFile(entry.sha256, entry.size, [Span(name, 0, entry.size)])
+        for name, entry in manifest.files.items()
+        if name != POOL
+    }

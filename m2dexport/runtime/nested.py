@@ -1,0 +1,121 @@
+"""A nested bundle on a device: opened once, and its cells in turn."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from m2dexport.engines import Device
+from m2dexport.errors import UsageError
+from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.loading import load_cell
+
+_LOG = logging.getLogger(__name__)
+_WARM, _TIMED = 3, 15  # runs
+
+
+class Nested:
+    """The cells of a bundle. Safe to use from several threads.
+
+    The file is read once and stays in memory, what cells share once; a cell is loaded when it is
+    first asked for, and stays loaded. Cells with the same tokenizer.json have one tokenizer.
+
+    Args:
+        path: the bundle, nested or of one cell.
+        device: what to run cells on; what it leaves open is as each artifact says.
+
+    Raises:
+        UsageError: when there is no such file.
+        BundleError: when it is damaged.
+
+    Example:
+        >>> nested = Nested("nested.m2d")
+        >>> documents = nested.cell("6x128-int8-int8").encode(["A man is playing a guitar."])
+        >>> queries = nested.within(2.0).encode(["music"])
+    """
+
+    def __init__(self, path: str | Path, device: Device = Device()) -> None:
+        self._opened = open_cells(Path(path))
+        self._device = device
+        self._encoders: dict[str, Encoder] = {}
+        self._tokenizers: dict[bytes, tokenizers.Tokenizer] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The ids of its cells, the deepest first."""
+        return self._opened.cells
+
+    def cell(self, cell: str | None = None) -> Encoder:
+        """Return the encoder of a cell; without an id, of the default one.
+
+        Raises:
+            UsageError: when there is no such cell, naming those there are.
+            BundleError: when its files are damaged.
+        """
+        cell = self._opened.require_cell(cell)
+        with self._lock:
+            if cell not in self._encoders:
+                self._encoders[cell] = load_cell(self._opened, cell, self._device, self._tokenizers)
+            return self._encoders[cell]
+
+    def release(self, cell: str) -> None:
+        """Forget the encoder of a cell, whose memory is free once nobody else holds it."""
+        with self._lock:
+            self._encoders.pop(cell, None)
+
+    def within(self, limit_ms: float, shape: tuple[int, int] = (1, 16)) -> Encoder:
+        """Return the encoder of the deepest cell that runs within a time limit here.
+
+        Cells are timed now, the deepest first; those that are too slow are released.
+
+        Args:
+            limit_ms: milliseconds at most of the median of 15 runs, tokenization not included.
+            shape: texts and tokens of each that are run, cut to the maximum length.
+
+        Raises:
+            UsageError: when none does.
+        """
+        for cell in self.cells:
+            taken = milliseconds(self.cell(cell), shape)
+            said = f"{cell} takes {taken:.2f} ms for {shape[0]}x{shape[1]} tokens"
+            if taken <= limit_ms:
+                _LOG.info("%s: chose %s, within %g ms", self._opened.path, said, limit_ms)
+                return self.cell(cell)
+            _LOG.info("%s: %s, over %g ms", self._opened.path, said, limit_ms)
+            self.release(cell)
+        raise UsageError(
+            f"no cell of {self._opened.path} runs within {limit_ms:g} ms here; {said}; allow more, "
+            "or bundle a shallower cell."
+        )
+
+
+def milliseconds(encoder: Encoder, shape: tuple[int, int]) -> float:
+    """Return the median time of an encoder's graph at a shape, measured now.
+
+    Args:
+        encoder: what is timed.
+        shape: texts and tokens of each, cut to the maximum length.
+
+    Raises:
+        UsageError: when the shape is none.
+    """
+    batch, sequence = shape
+    if batch < 1 or sequence < 1:
+        raise UsageError(f"{batch}x{sequence} cannot be timed; name 1 or more texts and tokens.")
+    size = (batch, min(sequence, encoder.spec.max_length))
+    ids = np.random.default_rng(0).integers(encoder.vocab_size, size=size, dtype=np.int64)
+    rows = [ids] if encoder.spec.batch_invariant else np.split(ids, batch)
+    taken = []
+    for _ in range(_WARM + _TIMED):
+        start = time.perf_counter()
+        for row in rows:
+            encoder.run(row, np.ones_like(row))
+        taken.append((time.perf_counter() - start) * 1e3)
+    return float(np.median(taken[_WARM:]))

@@ -1,0 +1,133 @@
+"""A bill of materials of a bundle, in CycloneDX 1.6 as JSON.
+
+It says what the bundle holds (every file with its sha256), what made it, what it needs to run, and
+under which licences; it is worked out from the bundle alone, so it has no date, and its serial
+number follows from the manifest. https://cyclonedx.org/docs/1.6/json/ describes the fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from m2dexport.engines import ENGINES
+from m2dexport.runtime.artifact import ArtifactSpec
+from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.manifest import MANIFEST, Manifest
+
+_VERSION = "1.6"
+#: Keys of an artifact's provenance that are no packages, but hashes of models or what was chosen.
+_MODEL_HASHES = ("checkpoint", "sub_model", "full_model", "full_tokenizer")
+
+
+def sbom_of(path: Path) -> str:
+    """Return the bill of materials of a bundle as JSON; the same bundle gives the same text.
+
+    Raises:
+        UsageError: when there is no such file.
+        BundleError: when it is damaged.
+    """
+    opened = open_cells(path)
+    manifest, specs = opened.manifest, {cell: opened.spec(cell) for cell in opened.cells}
+    sha256 = hashlib.sha256(opened.entries[MANIFEST]).hexdigest()
+    needed = _needed(specs.values())
+    models = [_model(name, spec) for name, spec in sorted(specs.items())]
+    bom = {
+        "bomFormat": "CycloneDX",
+        "specVersion": _VERSION,
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, sha256)}",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "application",
+                "bom-ref": "bundle",
+                "name": " ".join(sorted(specs)),
+                "licenses": _licenses(manifest),
+                "hashes": _hashes(sha256),
+                "description": f"m2dexport bundle; the hash is of its {MANIFEST}",
+            },
+            "tools": {"components": _makers(manifest)},
+        },
+        "components": [*models, *_files(manifest), *needed],
+        "dependencies": [
+            {"ref": "bundle", "dependsOn": [each["bom-ref"] for each in (*models, *needed)]}
+        ],
+    }
+    return json.dumps(bom, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _model(name: str, spec: ArtifactSpec) -> dict[str, Any]:
+    facts = {
+        "engine": spec.engine,
+        "space_id": spec.space_id,
+        **{key: spec.provenance[key] for key in _MODEL_HASHES if key in spec.provenance},
+        **({"calibration_texts_sha256": spec.fitted_to} if spec.fitted_to else {}),
+    }
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": f"model:{name}",
+        "name": name,
+        "properties": [
+            {"name": f"m2dexport:{key}", "value": value} for key, value in sorted(facts.items())
+        ],
+    }
+
+
+def _files(manifest: Manifest) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": "file",
+            "bom-ref": f"file:{name}",
+            "name": name,
+            "hashes": _hashes(entry.sha256),
+            "properties": [{"name": "m2dexport:bytes", "value": str(entry.size)}],
+        }
+        for name, entry in sorted(manifest.files.items())
+    ]
+
+
+def _needed(specs: Iterable[ArtifactSpec]) -> list[dict[str, Any]]:
+    """Return the packages that run the bundle, with the oldest version where one is known."""
+    oldest = {"numpy": "", "tokenizers": ""}
+    for spec in specs:
+        package = ENGINES[spec.engine].package
+        # Of two cells, the one that needs the newer engine decides.
+        oldest[package] = max(oldest.get(package, ""), spec.min_engine, key=_by_number)
+    return [
+        {
+            "type": "library",
+            "bom-ref": f"needs:{package}",
+            "name": package,
+            "purl": f"pkg:pypi/{package.replace('_', '-')}",
+            **({"properties": [{"name": "m2dexport:oldest", "value": least}]} if least else {}),
+        }
+        for package, least in sorted(oldest.items())
+    ]
+
+
+def _by_number(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part]
+
+
+def _makers(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return the packages that made the bundle, with their versions."""
+    return [
+        {"type": "library", "name": name, "version": version}
+        for name, version in sorted(manifest.created_by.items())
+        if version[:1].isdigit() and not name.startswith(("full_", *_MODEL_HASHES))
+    ]
+
+
+def _licenses(manifest: Manifest) -> list[dict[str, Any]]:
+    return [
+        {"license": {"name": name, "text": {"contentType": "text/plain", "content": text}}}
+        for name, text in sorted(manifest.licenses.items())
+    ]
+
+
+def _hashes(sha256: str) -> list[dict[str, str]]:
+    return [{"alg": "SHA-256", "content": sha256}]

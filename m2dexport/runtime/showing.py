@@ -1,0 +1,189 @@
+"""What a bundle is, and what two bundles differ in, without running them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2dexport.errors import BundleError, UsageError
+from m2dexport.files import SPEC
+from m2dexport.runtime import golden
+from m2dexport.runtime.archive import GOLDEN, UNLISTED
+from m2dexport.runtime.artifact import ArtifactSpec, Spoken, spec_from_json
+from m2dexport.runtime.cells import Opened, open_cells
+from m2dexport.runtime.golden import Metric
+from m2dexport.runtime.manifest import MANIFEST, Figures
+
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class ShownCell:
+    """One cell of a bundle."""
+
+    id: str
+    space_id: str
+    speaks: Spoken | None  # the space of another encoder that its vectors are in, too
+    engine: str
+    min_engine: str  # the oldest version of it that runs the graph
+    layers: int
+    dim: int
+    weights: str
+    vectors: str
+    max_length: int  # tokens
+    prompts: tuple[str, ...]  # names
+    size_bytes: int  # of its files
+    own_bytes: int  # of those, what no other cell has: without it, the bundle would lack them
+    metric: Metric  # that its golden vectors are compared by
+    limit: float  # of that
+    figures: Figures | None  # that a profile measured; None: it was not built from one
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a bundle says it is; its bytes are those that it lists, and nothing was run."""
+
+    path: Path
+    format: int
+    size_bytes: int
+    default_cell: str
+    cells: tuple[ShownCell, ...]  # the deepest first
+    files: Mapping[str, int]  # entries, name to bytes
+    licenses: tuple[str, ...]  # names of files
+    created_by: Mapping[str, str]  # hashes and versions of tools, of the default cell
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that two bundles differ in, as text; "none" where one of them lacks it."""
+
+    what: str
+    first: str
+    second: str
+
+
+def show_bundle(path: str | Path) -> Shown:
+    """Return what a bundle is, after checking each byte.
+
+    Raises:
+        UsageError: when there is no such file.
+        BundleError: when it is damaged, or says what cannot be.
+    """
+    opened = open_cells(Path(path))
+    manifest = opened.manifest
+    files = {name: len(content) for name, content in opened.entries.items()}
+    return Shown(
+        path=opened.path,
+        format=manifest.format,
+        size_bytes=opened.path.stat().st_size,
+        default_cell=opened.default,
+        cells=tuple(_shown_cell(opened, cell) for cell in opened.cells),
+        files=dict(sorted(files.items())),
+        licenses=tuple(sorted(manifest.licenses)),
+        created_by=manifest.created_by,
+    )
+
+
+def _shown_cell(opened: Opened, cell: str) -> ShownCell:
+    files = opened.files(cell)
+    spec = _spec(files, f"{opened.path}: {cell}")
+    _, tolerance = golden.golden_from_json(files[GOLDEN], spec)
+    entry = opened.manifest.cells.get(cell)
+    return ShownCell(
+        id=cell,
+        space_id=spec.space_id,
+        speaks=spec.speaks,
+        engine=spec.engine,
+        min_engine=spec.min_engine,
+        layers=spec.layers,
+        dim=spec.dim,
+        weights=spec.weights,
+        vectors=spec.vectors,
+        max_length=spec.max_length,
+        prompts=tuple(sorted(spec.prompts)),
+        size_bytes=opened.size_of(cell),
+        own_bytes=_own_bytes(opened, cell),
+        metric=tolerance.metric,
+        limit=tolerance.limit,
+        figures=entry.figures if entry else None,
+    )
+
+
+def _own_bytes(opened: Opened, cell: str) -> int:
+    """Return how many bytes of the entries belong to one cell alone."""
+    if not opened.manifest.cells:
+        return opened.size_of(cell)
+    owners = {name: np.zeros(len(content), np.int8) for name, content in opened.entries.items()}
+    for each, entry in opened.manifest.cells.items():
+        mark = 1 if each == cell else 2
+        for span in (span for file in entry.files.values() for span in file.spans):
+            owners[span.entry][span.offset : span.offset + span.size] |= mark
+    return sum(int((found == 1).sum()) for found in owners.values())
+
+
+def _spec(files: Mapping[str, bytes], where: str) -> ArtifactSpec:
+    try:
+        return spec_from_json(files[SPEC], SPEC)
+    except UsageError as error:
+        raise BundleError(f"{where} cannot be used: {error}") from error
+
+
+def differences(first: str | Path, second: str | Path) -> tuple[Difference, ...]:
+    """Return what two bundles differ in; none: they are the same bytes.
+
+    Of two plain bundles, the one cell of each is compared, whatever its id; of nested ones, cells
+    of one id.
+
+    Raises:
+        UsageError: when there is no such file.
+        BundleError: when one is damaged.
+    """
+    pair = open_cells(Path(first)), open_cells(Path(second))
+    if pair[0].entries == pair[1].entries:
+        return ()
+    facts = [dict(_facts(each, plain=not any(p.manifest.cells for p in pair))) for each in pair]
+    names = dict.fromkeys([*facts[0], *facts[1]])
+    both = [Difference(name, *(fact.get(name, _NONE) for fact in facts)) for name in names]
+    found = tuple(each for each in both if each.first != each.second)
+    return found or (Difference(MANIFEST, *(_digest(each.entries[MANIFEST]) for each in pair)),)
+
+
+def _facts(opened: Opened, *, plain: bool) -> Iterator[tuple[str, str]]:
+    """Yield all that a bundle can differ from another in, by name."""
+    manifest = opened.manifest
+    yield "bytes", f"{opened.path.stat().st_size:,}"
+    yield "cells", ", ".join(opened.cells)
+    yield "default cell", opened.default
+    for cell in opened.cells:
+        before = "" if plain else f"{cell}: "
+        files, entry = opened.files(cell), manifest.cells.get(cell)
+        for field, value in _flat(asdict(_spec(files, f"{opened.path}: {cell}"))):
+            yield f"{before}{field}", value
+        for name in sorted(files):
+            if name != SPEC:
+                yield f"{before}{name}", _digest(files[name])
+        for field, value in _flat(asdict(entry.figures) if entry and entry.figures else {}):
+            yield f"{before}figures.{field}", value
+    for name in sorted(manifest.licenses):
+        yield f"licence {name}", _digest(manifest.licenses[name].encode())
+    for name in sorted(UNLISTED.intersection(opened.entries) - {MANIFEST}):
+        yield name, _digest(opened.entries[name])
+
+
+def _digest(content: bytes) -> str:
+    return f"{len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of nested objects by dotted names; lists as JSON."""
+    for key, each in value.items():
+        if isinstance(each, dict) and each:
+            yield from _flat(each, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", each if isinstance(each, str) else json.dumps(each, default=str)

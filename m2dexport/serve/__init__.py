@@ -1,0 +1,1 @@
+"""An embeddings server for one bundle, as OpenAI's clients know it; needs the extra ``serve``."""
