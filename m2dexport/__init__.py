@@ -2,8 +2,8 @@
 
 What a program needs is here, by name; ``docs/python.md`` shows it at work. Each name is imported
 when it is first used: on a device, which has the base install only, ``load``, ``Encoder``,
-``Device``, ``write_bundle``, ``verify_bundle``, ``read_index`` and ``read_vectors`` work; the
-others need ``m2dexport[export]``.
+``Nested``, ``Device``, ``write_bundle``, ``write_nested``, ``verify_bundle``, ``read_index`` and
+``read_vectors`` work; the others need ``m2dexport[export]``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
     from m2dexport.engines import Device
     from m2dexport.errors import M2DError
-    from m2dexport.profile.deploy import Deployment, bundle_cell, open_profiled
+    from m2dexport.profile.deploy import Deployment, bundle_cell, bundle_cells, open_profiled
     from m2dexport.profile.manifest import read_profile, write_profile
     from m2dexport.profile.plan import Plan
     from m2dexport.profile.release import Basis, build_for_targets
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from m2dexport.runtime.encoder import Encoder
     from m2dexport.runtime.index import read_index
     from m2dexport.runtime.loading import load
+    from m2dexport.runtime.nested import Nested
+    from m2dexport.runtime.packing import write_nested
     from m2dexport.runtime.vector_files import read_vectors
     from m2dexport.slice.slicing import Cut, slice_checkpoint
     from m2dexport.vectors.tasks import load_task
@@ -45,12 +47,14 @@ __all__ = [
     "Device",
     "Encoder",
     "M2DError",
+    "Nested",
     "Plan",
     "Recipe",
     "build_aligned",
     "build_artifact",
     "build_for_targets",
     "bundle_cell",
+    "bundle_cells",
     "load",
     "load_task",
     "open_checkpoint",
@@ -64,6 +68,7 @@ __all__ = [
     "slice_checkpoint",
     "verify_bundle",
     "write_bundle",
+    "write_nested",
     "write_profile",
 ]
 
@@ -74,7 +79,7 @@ _MODULES = {
     "checkpoint.open": ("Checkpoint", "open_checkpoint"),
     "engines": ("Device",),
     "errors": ("M2DError",),
-    "profile.deploy": ("Deployment", "bundle_cell", "open_profiled"),
+    "profile.deploy": ("Deployment", "bundle_cell", "bundle_cells", "open_profiled"),
     "profile.manifest": ("read_profile", "write_profile"),
     "profile.plan": ("Plan",),
     "profile.release": ("Basis", "build_for_targets"),
@@ -84,6 +89,8 @@ _MODULES = {
     "runtime.bundle": ("verify_bundle", "write_bundle"),
     "runtime.encoder": ("Encoder",),
     "runtime.loading": ("load",),
+    "runtime.nested": ("Nested",),
+    "runtime.packing": ("write_nested",),
     "runtime.index": ("read_index",),
     "runtime.vector_files": ("read_vectors",),
     "slice.slicing": ("Cut", "slice_checkpoint"),

@@ -29,6 +29,7 @@ NAMES = {
     *("load_task", "profile_checkpoint", "read_profile", "write_profile", "select_cell"),
     *("open_profiled", "bundle_cell", "write_bundle", "verify_bundle", "load"),
     *("build_aligned", "build_for_targets", "read_index", "read_vectors", "Deployment"),
+    *("bundle_cells", "write_nested", "Nested"),
 }
 
 

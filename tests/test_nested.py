@@ -189,6 +189,10 @@ def empty_span(manifest: Manifest) -> None:
     file_of(manifest)["spans"].append({"entry": POOL, "offset": 0, "size": 0})
 
 
+def with_a_file_more(manifest: Manifest) -> None:
+    manifest["cells"][SHALLOW]["files"]["evil.py"] = file_of(manifest)
+
+
 def without_default(manifest: Manifest) -> None:
     del manifest["cells"][DEEP]
 
@@ -218,6 +222,7 @@ def with_a_cell_of_no_id(manifest: Manifest) -> None:
         (of_another_size, "is not as long as its parts"),
         (endless, "is larger than the bundle"),
         (empty_span, "takes 0 bytes"),
+        (with_a_file_more, r"1x8-fp32-ubinary holds 'evil\.py', which does not belong"),
         (without_default, "lacks its default cell"),
         (with_another_default, "are not its entries"),
         (without_cells, "names no cells"),
@@ -243,10 +248,6 @@ def without_golden(manifest: Manifest) -> None:
     del manifest["cells"][SHALLOW]["files"][GOLDEN]
 
 
-def with_a_file_more(manifest: Manifest) -> None:
-    manifest["cells"][SHALLOW]["files"]["evil.py"] = file_of(manifest)
-
-
 def with_another_space(manifest: Manifest) -> None:
     manifest["cells"][SHALLOW]["space_id"] = manifest["space_id"]
 
@@ -260,7 +261,6 @@ def under_another_id(manifest: Manifest) -> None:
     [
         (other_digest, r"1x8-fp32-ubinary: tokenizer\.json does not match its sha256"),
         (without_golden, r"1x8-fp32-ubinary lacks 'golden\.json'"),
-        (with_a_file_more, r"holds 'evil\.py', which does not belong"),
         (with_another_space, "1x8-fp32-ubinary: manifest.json and artifact.json disagree"),
         (under_another_id, "1x9-fp32-ubinary: manifest.json and artifact.json disagree"),
     ],
@@ -473,7 +473,7 @@ def test_what_stands_elsewhere_behind_other_bytes_is_stored_once() -> None:
     deep = b"header".join(weights)
     shallow = b"another one" + weights[2] + b"?" + weights[0]
     more, _ = share({"model": deep}, [{"model": shallow}], "rest")
-    assert len(more) < 16_000
+    assert len(more) < 32_000  # less than a piece at each of four ends
     assert share({"model": deep}, [{"model": deep, "copy": deep}], "rest")[0] == b""
 
 
@@ -502,7 +502,7 @@ def test_the_depths_of_a_checkpoint_share_their_weights(
     name = max(shallow, key=lambda name: len(shallow[name]))
     _, (spans,) = share(deep, [{name: shallow[name]}], POOL)
     again = sum(span.size for span in spans[name] if span.entry == POOL)
-    assert again < 0.1 * len(shallow[name])
+    assert again < 0.2 * len(shallow[name])  # a few pieces of 6 kB
 
 
 READER = Path(__file__).parent.parent / "examples" / "read_bundle.py"

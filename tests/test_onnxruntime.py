@@ -9,11 +9,17 @@ import onnxruntime as ort
 import pytest
 from click.testing import Result
 from command_line import m2d
+from tiny import TEXTS
 from tiny_artifact import tiny_artifact, tiny_graph
 
+from m2dexport.build.build import build_artifact
+from m2dexport.build.recipe import Recipe
+from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.engines import SPIN_US, Device
 from m2dexport.engines.onnxruntime import run
 from m2dexport.errors import M2DError, UsageError
+from m2dexport.runtime.loading import load
+from m2dexport.vectors.codecs import cosines
 
 CUDA = "CUDAExecutionProvider"
 ELSEWHERE = ("CUDA", "CoreML", "QNN", "Tensorrt", "Xnnpack")
@@ -108,3 +114,37 @@ def test_a_session_does_not_keep_the_file_that_it_was_loaded_from() -> None:
     session = run.load({"model.onnx": content}, Device(), "portable")
     assert sys.getrefcount(content) == before
     assert run.describe(session)["provider"] == "CPUExecutionProvider"
+
+
+def test_cuda_is_told_to_multiply_float32_in_float32(monkeypatch) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.18.0")
+    assert run._provider_options(CUDA) == {"use_tf32": "0"}
+    assert run._provider_options("CPUExecutionProvider") == {}
+    monkeypatch.setattr(ort, "__version__", "1.17.3")
+    assert run._provider_options(CUDA) == {}
+
+
+def test_what_onnxruntime_prints_of_cuda_stays_out_of_the_output(monkeypatch, capsys) -> None:
+    found: list[bool] = []
+
+    def preload() -> None:
+        found.append(True)
+        sys.stdout.write("Failed to load libcublas.so")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
+    run._find_cuda(CUDA)
+    run._find_cuda("CPUExecutionProvider")
+    assert found == [True] and capsys.readouterr().out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["fp32", "fp16", "int8-weight-only", "int8"])
+def test_cuda_gives_the_vectors_of_the_cpu(small, tmp_path: Path, weights) -> None:
+    if CUDA not in ort.get_available_providers():
+        pytest.skip("this onnxruntime has no provider for CUDA")
+    recipe = Recipe(weights=weights, min_coverage=0.0)  # of this model, most weights are small
+    built = build_artifact(open_checkpoint(small("bert")), 2, 32, tmp_path / "a", recipe)
+    on_gpu, on_cpu = (load(built.path, device).encode(TEXTS) for device in (Device(CUDA), Device()))
+    # Kernels of integer weights differ: the CPU's also round what they multiply with.
+    floor = {"int8": 0.99, "int8-weight-only": 0.9999}.get(weights, 0.999999)
+    assert cosines(on_gpu, on_cpu).min() >= floor

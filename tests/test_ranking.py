@@ -129,6 +129,7 @@ def test_products_are_exact_whatever_the_order_of_their_sums() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     values = rounded(vectors)
     assert np.abs(values - vectors).max() <= 2.0**-27
+    np.testing.assert_array_equal(rank(values, vectors, 7), rank(vectors, vectors, 7))
     products = nearest(vectors[:1], [vectors], 40)
     for row, product in zip(products.rows[0], products.similarity[0], strict=True):
         terms = zip(values[0].tolist(), values[row].tolist(), strict=True)

@@ -20,6 +20,7 @@ from m2dexport.vectors.resample import (
     difference,
     draws,
     given_of,
+    groups_of,
     interval,
     mean_of,
     means_of_items,
@@ -58,6 +59,15 @@ def test_a_replicate_is_what_scipy_gives_for_the_items_drawn(pairs) -> None:
         rows = drawn(weights, replicate)
         expected = correlation(stats.spearmanr, x[rows], y[rows])
         assert found.replicates[replicate] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("different", [1, 3, 40, 300])
+def test_what_ties_is_summed_together_however_many_groups_there_are(different: int) -> None:
+    values = np.random.default_rng(1).integers(0, different, 300).astype(np.float64)
+    weights = draws("5eed", len(values))
+    sums = groups_of(values).sums(weights)
+    expected = [weights[values == value].sum(axis=0) for value in np.unique(values)]
+    np.testing.assert_array_equal(sums, expected)
 
 
 @settings(deadline=None, max_examples=50)

@@ -25,7 +25,7 @@ from m2dexport.build.recipe import Recipe
 from m2dexport.build.source import Source, export_source
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.data import calibration_texts
-from m2dexport.engines import Compilation, Device, engine_maker, engine_runner
+from m2dexport.engines import Compilation, Device, engine_maker, engine_runner, here
 from m2dexport.engines.tensorrt import cuda, library, load, session, store
 from m2dexport.engines.tensorrt.recipe import (
     EngineRecipe,
@@ -33,7 +33,7 @@ from m2dexport.engines.tensorrt.recipe import (
     profiles_for,
     recipe_from_toml,
 )
-from m2dexport.errors import M2DError, MissingExtra, UsageError
+from m2dexport.errors import M2DError, MissingDevice, MissingExtra, UsageError
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.typed import compute_half, hide_finitely
 from m2dexport.runtime.bundle import verify_bundle, write_bundle
@@ -368,12 +368,16 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
         store.keep(tmp_path / "file" / "folder", key, "engine", b"")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a driver may be there")
-def test_a_gpu_of_no_known_capability_is_named(tmp_path: Path) -> None:
+def test_a_gpu_that_the_library_does_not_know_is_named_and_the_oracle_stands_in(
+    monkeypatch,
+) -> None:
     gpu = cuda.Gpu(0, "NVIDIA H100", "9.0", 13000)
-    key = store.key_of(b"", b"", (RTX, "1.7"), gpu)
-    with pytest.raises(M2DError, match=r"makes no engines for NVIDIA H100 .*9.0.*, only for 7.5"):
-        load._kept_or_built(recipe(), b"", key, gpu, tmp_path)
+    monkeypatch.setattr(load, "require_gpu", lambda index, engine: gpu)
+    monkeypatch.setattr(load, "gpu_count", lambda: 1)
+    assert engine_runner(RTX).devices() == ("CPU",)
+    with pytest.raises(MissingDevice, match=r"makes no engines for NVIDIA H100 .*9.0.*, only for"):
+        engine_runner(RTX).require_device(Device("CUDA"))
+    assert here(RTX, Device()).device.provider == "CPU"
 
 
 def test_an_engine_is_built_once_and_kept(small, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tiny_artifact import tiny_artifact
+from tiny_artifact import tiny_artifact, tiny_spec
 from tiny_profile import cell, profile, target
 
 from m2dexport.checkpoint.open import open_checkpoint
@@ -306,13 +307,14 @@ def test_the_gpu_bench_compares_every_candidate_and_says_what_this_machine_lacks
     run(
         "bench_gpu",
         *("--model", small("bert"), "--device", "cpu"),
-        *("--shapes", "2x8", "--rounds", 1),
+        *("--weights", "fp32,int8", "--shapes", "2x8", "--rounds", 1),
         "--out",
         out,
     )
     found = {name: cells for name, *cells in rows(sections(out.read_text())["2 layers"])}
     assert found["sentence-transformers fp16"][0].endswith(", 1.00x")
-    for name in ("sentence-transformers bf16", "onnxruntime CPUExecutionProvider fp16"):
+    typed = "onnxruntime fp16, TensorRT's graph"
+    for name in ("sentence-transformers bf16", "onnxruntime fp32", typed):
         assert float(found[name][-1]) > 0.99
     assert "needs a GPU" in found["tensorrt-rtx int8"][0]
 
@@ -331,6 +333,17 @@ def test_tensorrt_engines_are_built_of_every_depth_and_compared_with_float32(
         [n, w] for n in "12" for w in ("fp16", "int8-weight-only")
     ]
     assert all(float(row[3]) > 0 and float(row[5].split(" / ")[1]) > 0.99 for row in found)
+
+
+def test_nested_bundles_are_compared_with_separate_ones(tmp_path: Path) -> None:
+    artifacts = [
+        tiny_artifact(tmp_path / str(layers), replace(tiny_spec(), layers=layers))
+        for layers in (1, 2)
+    ]
+    run("bench_nested", *artifacts, "--rounds", 1, "--out", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    for named in ("| load 2x12-fp32-float32 |", "| switch to a cell", "| and 1x12-fp32-float32 |"):
+        assert named in page
 
 
 def test_a_server_is_loaded_by_every_number_of_clients_and_stopped_without_a_loss(

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from m2dexport import Checkpoint, Device, Recipe, build_artifact, open_checkpoint, slice_checkpoint
 from m2dexport.batches import padded
+from m2dexport.build.source import export_source
 from m2dexport.checkpoint.tokenizer import sealed_tokenizer_json
 from m2dexport.data import calibration_texts
-from m2dexport.engines import Compilation, engine_runner
+from m2dexport.engines import Compilation, engine_maker, engine_runner, engine_version
 from m2dexport.errors import M2DError
 from m2dexport.files import require_file, scratch_folder
 from m2dexport.runtime.loading import load
@@ -65,6 +66,7 @@ class Bench:
     checkpoint: Checkpoint
     layers: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]  # (texts, tokens)
+    weights: tuple[str, ...]
     device: str  # cuda or cpu
     rounds: int
 
@@ -91,6 +93,7 @@ def _options() -> tuple[Bench, Path | None]:
     add("--model", help="folder or hub id; default: the checkpoint that ships")
     add("--layers", type=page.numbers, help="for example 6,2; default: all layers")
     add("--shapes", type=_shapes, default=_shapes("1x32,32x128,128x128"), help="texts x tokens")
+    add("--weights", default=",".join(WEIGHTS), help="of ours; default: %(default)s")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--rounds", type=int, default=30, help="of timing; default: 30")
     add("--out", type=Path, help="the Markdown file to write; default: standard output")
@@ -102,7 +105,12 @@ def _options() -> tuple[Bench, Path | None]:
     checkpoint = open_checkpoint(options.model)
     layers = options.layers or (checkpoint.layers,)
     shapes = tuple((n, min(length, checkpoint.max_length)) for n, length in options.shapes)
-    return Bench(checkpoint, layers, shapes, options.device, options.rounds), options.out
+    weights = tuple(options.weights.split(","))
+    if unknown := set(weights) - set(WEIGHTS):
+        parser.error(
+            f"--weights has {', '.join(sorted(unknown))}; choose from {', '.join(WEIGHTS)}"
+        )
+    return Bench(checkpoint, layers, shapes, weights, options.device, options.rounds), options.out
 
 
 def _shapes(text: str) -> tuple[tuple[int, int], ...]:
@@ -144,13 +152,14 @@ def _candidates(bench: Bench, layers: int, scratch: Path) -> tuple[dict[str, Run
         makers[f"{ANCHOR}, unpadded"] = partial(
             _torch, sub_model, torch.float16, bench.device, "flash_attention_2"
         )
-    provider = "CUDAExecutionProvider" if bench.device == "cuda" else "CPUExecutionProvider"
-    for weights in WEIGHTS[:2]:
-        makers[f"onnxruntime {provider} {weights}"] = partial(
-            _onnxruntime, bench, layers, weights, provider, scratch / f"ort-{weights}"
+    device = Device("CUDAExecutionProvider" if bench.device == "cuda" else "CPUExecutionProvider")
+    for weights in bench.weights:
+        makers[f"onnxruntime {weights}"] = partial(
+            _onnxruntime, bench, layers, weights, device, scratch / f"onnx-{weights}"
         )
+    makers["onnxruntime fp16, TensorRT's graph"] = partial(_typed_graph, bench, layers, device)
     for engine in ("tensorrt", "tensorrt-rtx"):
-        for weights in WEIGHTS:
+        for weights in bench.weights:
             makers[f"{engine} {weights}"] = partial(
                 _tensorrt, bench, layers, engine, weights, scratch / f"{engine}-{weights}"
             )
@@ -186,13 +195,21 @@ def _torch(folder: Path, dtype: torch.dtype, device: str, attention: str | None)
     return run
 
 
-def _onnxruntime(bench: Bench, layers: int, weights: str, provider: str, out: Path) -> Run:
-    """Run the graph that TensorRT gets: its types are explicit, and so computed in."""
-    recipe = Recipe("tensorrt-rtx", weights=weights)  # type: ignore[arg-type]
+def _onnxruntime(bench: Bench, layers: int, weights: str, device: Device, out: Path) -> Run:
+    recipe = Recipe("onnx", weights=weights, device=device)  # type: ignore[arg-type]
     built = build_artifact(bench.checkpoint, layers, bench.checkpoint.dim, out, recipe)
+    encoder = load(built.path)
+    return lambda batch: encoder.run(batch.ids, batch.mask)
+
+
+def _typed_graph(bench: Bench, layers: int, device: Device) -> Run:
+    """Run the float16 graph that TensorRT gets: its types are explicit, and so computed in."""
+    maker = engine_maker("tensorrt")
+    source = export_source(bench.checkpoint, (layers,), bench.checkpoint.dim, "tensorrt")
+    graph = maker.quantize(source.vectors_at(layers), "fp16")
+    files = {"model.onnx": maker.files(graph)["model.onnx"]}
     runner = engine_runner("onnx")
-    files = {"model.onnx": built.path / "model.onnx"}
-    session = runner.load(files, Device(provider), "portable")
+    session = runner.load(files, device, "portable")
     return lambda batch: runner.run(session, batch.ids, batch.mask)[0]
 
 
@@ -247,7 +264,8 @@ def _in_turns(runs: Mapping[str, Run], batch: Batch, rounds: int) -> dict[str, l
 
 def _report(bench: Bench, sections: Mapping[int, Mapping[str, Row]]) -> Iterator[str]:
     gpu = torch.cuda.get_device_name() if bench.device == "cuda" else "no GPU"
-    yield from page.heading(gpu, ("m2dexport", "torch", "sentence-transformers", "onnxruntime"))
+    yield from page.heading(gpu, ("m2dexport", "torch", "sentence-transformers"))
+    yield f"onnxruntime {engine_version('onnx')[1]} on its provider for the {bench.device.upper()}."
     yield from ("", f"Tokenizing takes {_tokenizing(bench):.1f} us a text more, on the CPU.")
     for layers, rows in sections.items():
         anchor = next(name for name in (f"{ANCHOR}, unpadded", ANCHOR) if name in rows)

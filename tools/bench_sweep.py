@@ -4,6 +4,8 @@ A pass gives every depth and dim, plain and aligned, in every vector precision, 
 depth against documents of each (in the first weights), intervals of all figures, and the files of
 every graph. The encode is what a user of the full depth alone would run: the same texts, batches
 and device. Making the weights (calibration, rounding) is apart: its cost does not grow with texts.
+Of the pass, "encoding" is its forward passes over the texts, and "the rest" comes after them: depth
+0, scoring, crossing and writing graphs, the last of which does not grow with texts either.
 
     python tools/bench_sweep.py                                # the checkpoint and tasks that ship
     python tools/bench_sweep.py --texts 100000 --weights fp32  # memory, on made-up retrieval
@@ -17,7 +19,7 @@ import argparse
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +43,8 @@ from m2dexport.vectors.tasks import Task, default_tasks, load_task
 _BATCH = 32
 _QUERIES = 1000
 _HEAD = (
-    *("weights", "engine", "make, s", "encode, s", "pass, s", "(pass - make) / encode", "cells"),
-    "peak MB",
+    *("weights", "engine", "make, s", "encode, s", "pass, s", "encoding, s", "the rest, s"),
+    *("(pass - make) / encode", "cells", "peak MB"),
 )
 
 
@@ -73,15 +75,30 @@ def encode_seconds(work: Work, one: Pass) -> tuple[float, float]:
     return made, time.perf_counter() - start
 
 
-def row(work: Work, one: Pass) -> list[str]:
+@dataclass(frozen=True)
+class Steps:
+    """When each step of a sweep began and, so far, ended."""
+
+    begun: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Note that a step goes on."""
+        self.ended[step] = time.perf_counter()
+        self.begun.setdefault(step, self.ended[step])
+
+
+def row(work: Work, steps: Steps, one: Pass) -> list[str]:
     """Return a row of the table."""
     page.say(f"{one.name}: {len(one.wanted)} cells")
     made, encode = encode_seconds(work, one)
     start = time.perf_counter()
     work.measured(one)
-    whole = time.perf_counter() - start
+    end = time.perf_counter()
+    whole, step = end - start, f"quality {one.weights}"
+    encoding, rest = steps.ended[step] - steps.begun[step], end - steps.ended[step]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10)
-    seconds = [f"{each:.1f}" for each in (made, encode, whole)]
+    seconds = [f"{each:.1f}" for each in (made, encode, whole, encoding, rest)]
     ratio = f"{(whole - made) / encode:.2f}"
     return [one.weights, one.plan.engine, *seconds, ratio, str(len(one.wanted)), f"{peak:.0f}"]
 
@@ -100,15 +117,14 @@ def lines(given: argparse.Namespace) -> Iterator[str]:
     passes = passes_of(plans)
     wanted = frozenset(name for each in passes for name in each.wanted)
     texts = align_texts(None)
-    sweep = Sweep(
-        checkpoint, tasks, calibration_texts(), texts, plans, passes, wanted, lambda *_: None
-    )
+    steps = Steps()
+    sweep = Sweep(checkpoint, tasks, calibration_texts(), texts, plans, passes, wanted, steps)
     threads = f"{threads_for(given.threads)} threads"
     yield from page.heading(threads, ("onnxruntime", "torch", "numpy"))
     with passing_parts() as parts:
         work = Work(sweep, parts)
         yield from ("", f"{len(work.basis.corpus.ids):,} texts, {len(wanted)} cells:", "")
-        yield from page.table(_HEAD, (row(work, one) for one in passes))
+        yield from page.table(_HEAD, (row(work, steps, one) for one in passes))
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ python -m pip install --quiet --upgrade pip
 python -m pip install --quiet -e ".[export,tensorrt-rtx]" pytest "sentence-transformers>=6.2"
 # CUDA's provider replaces the CPU's onnxruntime: the two overwrite each other's files.
 python -m pip uninstall --quiet --yes onnxruntime
-python -m pip install --quiet onnxruntime-gpu
+python -m pip install --quiet "onnxruntime-gpu[cuda,cudnn]"
 python -m pip install --quiet "tensorrt>=11" || echo "tensorrt is not to be had here" | tee "$out/tensorrt.txt"
 {
     nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total --format=csv
     m2dexport doctor || true
 } 2>&1 | tee "$out/machine.txt"
-python -m pytest -n 0 -m gpu tests/test_tensorrt.py 2>&1 | tee "$out/tests.txt" || true
+python -m pytest -n 0 -m gpu tests/test_tensorrt.py tests/test_onnxruntime.py 2>&1 | tee "$out/tests.txt" || true
 python tools/bench_gpu.py --layers 6,2 --out "$out/bench.md" 2>&1 | tee "$out/bench.log"

@@ -237,11 +237,9 @@ def encode(
     source: Path | None,
     out: Path | None,
     force: bool,
-    cell: str | None,
-    within_ms: float | None,
     prompt: str | None,
     batch_size: int,
-    **device: Any,
+    **which: Any,
 ) -> None:
     """Encode texts with a BUNDLE: one per line, or JSONL with "text".
 
@@ -256,7 +254,7 @@ def encode(
     from m2dexport.runtime.streams import encode_stream
 
     summary = encode_stream(
-        _encoder(bundle_path, cell, within_ms, device),
+        _encoder(bundle_path, **which),
         source,
         out,
         prompt=prompt,
@@ -267,9 +265,8 @@ def encode(
     click.echo(("\r" if out and sys.stderr.isatty() else "") + summary.sentence(), err=True)
 
 
-def _encoder(
-    path: Path, cell: str | None, within_ms: float | None, device: dict[str, Any]
-) -> Encoder:
+def _encoder(path: Path, *, cell: str | None, within_ms: float | None, **device: Any) -> Encoder:
+    """Return the cell that is named, or that is chosen by its time here."""
     from m2dexport.engines import Device
     from m2dexport.runtime.cells import cell_of
     from m2dexport.runtime.loading import load

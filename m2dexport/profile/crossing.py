@@ -7,8 +7,10 @@ wrote in the reference's weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from m2dexport.profile.surface import Corpus, Surface
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
 from m2dexport.vectors.quality import BRIEF, comparable, ranking_scores, score_ranking
-from m2dexport.vectors.ranking import Rows, rank
+from m2dexport.vectors.ranking import Doubles, Rows, rank, rounded
 from m2dexport.vectors.resample import Score
 from m2dexport.vectors.retrieval import TOP, RetrievalTask
 
@@ -31,6 +33,8 @@ Floats = NDArray[np.float32]
 _Scores = dict[str, Score]  # by "task/metric"
 _View = tuple[int, Align]  # depth, and whether it is aligned
 _RANGES = "ranges.json"
+#: Queries of up to so many bytes are rounded once, to twice as many, and not for all documents.
+_ROUNDED_ONCE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def side_of(
 
 
 def as_queries(
-    side: Side, indexes: Iterable[Index], wanted: frozenset[str]
+    side: Side, indexes: Sequence[Index], wanted: frozenset[str], threads: Executor
 ) -> dict[str, dict[str, _Scores]]:
     """Return cell -> index cell -> what the cell's queries find in what the index cell wrote.
 
@@ -151,25 +155,24 @@ def as_queries(
         side: whose queries they are.
         indexes: the full depth's, in the weights of the pass and in the reference's.
         wanted: ids of all cells that there will be.
+        threads: that score.
     """
     found: dict[str, dict[str, _Scores]] = {}
     plan = side.one.plan
-    for index, dim, vectors in product(indexes, plan.dims, plan.vectors):
-        written = Graph(side.full, index.weights, engine=index.engine).cell(dim, vectors)
-        asking = [
-            (name, view)
-            for view in side.views(dim)
-            if (name := _id(side, view, dim, vectors)) in side.one.wanted and name != written
-        ]
-        if written not in wanted or dim not in index.ranges or not asking:
-            continue
-        ranges = index.ranges[dim]
-        for (task, rows), documents in zip(side.tasks, index.documents, strict=True):
-            stored = comparable(codecs.truncate(documents, dim), vectors, ranges)
-            for name, view in asking:
-                asked = comparable(side.at(view, dim, rows[0]), vectors, ranges)
-                scores = _scores(task, asked, stored)
-                found.setdefault(name, {}).setdefault(written, {}).update(scores)
+    for dim, (number, (task, rows)) in product(plan.dims, enumerate(side.tasks)):
+        queries = {view: side.at(view, dim, rows[0]) for view in side.views(dim)}
+        for index, vectors in product(indexes, plan.vectors):
+            written = Graph(side.full, index.weights, engine=index.engine).cell(dim, vectors)
+            names = {_id(side, view, dim, vectors): view for view in queries}
+            asking = [name for name in names if name in side.one.wanted and name != written]
+            if written not in wanted or dim not in index.ranges or not asking:
+                continue
+            ranges = index.ranges[dim]
+            documents = codecs.truncate(index.documents[number], dim)
+            scores = partial(_scores, task, vectors, ranges, comparable(documents, vectors, ranges))
+            scored = threads.map(scores, [queries[names[name]] for name in asking])
+            for name, of_task in zip(asking, scored, strict=True):
+                found.setdefault(name, {}).setdefault(written, {}).update(of_task)
     return found
 
 
@@ -178,36 +181,71 @@ def _id(side: Side, view: _View, dim: int, vectors: VectorPrecision) -> str:
     return graph.cell(dim, vectors)
 
 
-def cross_depth(side: Side) -> tuple[CrossDepth, ...]:
-    """Return queries of every depth against documents of every depth, unquantized."""
+def cross_depth(side: Side, threads: Executor) -> tuple[CrossDepth, ...]:
+    """Return queries of every depth against documents of every depth, unquantized.
+
+    Args:
+        side: the queries and the documents.
+        threads: that score.
+    """
     found = []
     for dim in side.one.plan.dims if side.tasks else ():
-        qualities: dict[tuple[_View, _View], dict[str, float]] = {}
+        views = side.views(dim)
+        points: dict[tuple[_View, _View], dict[str, float]] = {pair: {} for pair in _pairs(views)}
         for task, rows in side.tasks:
-            queries = {view: side.at(view, dim, rows[0]) for view in side.views(dim)}
-            for holding in queries:  # whose documents may be large: one after the other
-                documents = side.at(holding, dim, rows[1])
-                for asking, vectors in queries.items():
-                    points = score_ranking(task, _ranked(task, vectors, documents))
-                    kept = {f"{task.name}/{metric}": points[metric] for metric in BRIEF}
-                    qualities.setdefault((asking, holding), {}).update(kept)
-        for asking, holding in product(side.views(dim), repeat=2):
-            found.append(
-                CrossDepth(
-                    dim=dim,
-                    queries=depth_name(*asking),
-                    documents=depth_name(*holding),
-                    quality=qualities[asking, holding],
-                )
+            for pair, of_task in _crossed(side, dim, task, rows, threads):
+                points[pair] |= {f"{task.name}/{metric}": each for metric, each in of_task.items()}
+        found += [
+            CrossDepth(
+                dim=dim,
+                queries=depth_name(*asking),
+                documents=depth_name(*holding),
+                quality=points[asking, holding],
             )
+            for asking, holding in _pairs(views)
+        ]
     return tuple(found)
 
 
-def _scores(task: RetrievalTask, queries: Floats, documents: Floats) -> _Scores:
-    scores = ranking_scores(task, _ranked(task, queries, documents), only=BRIEF)
+def _pairs(views: Sequence[_View]) -> Iterable[tuple[_View, _View]]:
+    """Return every view as the one whose queries meet documents of every view."""
+    return [(asking, holding) for asking in views for holding in views]
+
+
+def _crossed(
+    side: Side, dim: int, task: RetrievalTask, rows: tuple[list[int], ...], threads: Executor
+) -> Iterator[tuple[tuple[_View, _View], dict[str, float]]]:
+    """Yield whose queries and whose documents, and what of a task is found."""
+    views = side.views(dim)
+    queries: Floats | Doubles = np.concatenate([side.at(view, dim, rows[0]) for view in views])
+    if queries.nbytes <= _ROUNDED_ONCE:
+        queries = rounded(queries)
+
+    def asked_by_all(holding: _View) -> list[dict[str, float]]:
+        rankings = _ranked(task, queries, side.at(holding, dim, rows[1]))
+        each_view = np.split(rankings, len(views))
+        return [score_ranking(task, rankings, only=BRIEF) for rankings in each_view]
+
+    for holding, found in zip(views, threads.map(asked_by_all, views), strict=True):
+        for asking, points in zip(views, found, strict=True):
+            yield (asking, holding), points
+
+
+def _scores(
+    task: RetrievalTask,
+    vectors: VectorPrecision,
+    ranges: Ranges,
+    documents: Floats,
+    queries: Floats,
+) -> _Scores:
+    """Return what queries that are not stored yet find in documents as an index compares them."""
+    ranking = _ranked(task, comparable(queries, vectors, ranges), documents)
+    scores = ranking_scores(task, ranking, only=BRIEF)
     return {f"{task.name}/{metric}": score for metric, score in scores.items()}
 
 
-def _ranked(task: RetrievalTask, queries: Floats, documents: Floats) -> Rows:
-    own = np.array(task.own, dtype=np.intp) if task.own else None
+def _ranked(task: RetrievalTask, queries: Floats | Doubles, documents: Floats) -> Rows:
+    """Rank documents for the queries of a task, which may be there several times."""
+    times = len(queries) // len(task.queries)
+    own = np.tile(np.array(task.own, dtype=np.intp), times) if task.own else None
     return rank(queries, documents, TOP, own)

@@ -20,7 +20,8 @@ from m2dexport.graph.vector import depth_graph, vector_graph
 from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import WeightPrecision
 from m2dexport.profile.maps import Maps
-from m2dexport.profile.surface import Corpus, View, empty_in
+from m2dexport.profile.surface import Corpus, empty_in
+from m2dexport.profile.views import View
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 
 Floats = NDArray[np.float32]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import onnx_ir as ir
@@ -25,7 +24,7 @@ from m2dexport.graph.vector import (
 from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile.costs import Sample
-from m2dexport.profile.crossing import Index, as_queries, cross_depth, side_of
+from m2dexport.profile.crossing import Index, Side, as_queries, cross_depth, side_of
 from m2dexport.profile.floor import Floor, floor_of
 from m2dexport.profile.found import (
     INDEX,
@@ -40,15 +39,13 @@ from m2dexport.profile.grid import Graph, Pass, graph_of
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import Flag
-from m2dexport.profile.surface import (
-    Corpus,
-    Depth,
+from m2dexport.profile.surface import Corpus, Depth, Surface, compute_surface
+from m2dexport.profile.views import (
     Spot,
-    Surface,
     View,
-    compute_surface,
     qualities,
     rankings_of,
+    scoring_threads,
     views_of,
 )
 from m2dexport.progress import OnProgress
@@ -101,54 +98,57 @@ def measure_pass(
         rankings = rankings_of(surface, corpus, full)
         write_rankings(rankings, folder / RANKINGS)
     maps, spots = basis.maps.stored_in(one.weights), _scored(one)
-    step = partial(on_progress, f"scoring {one.name}")
-    views = _counted(views_of(surface, maps, corpus, plan, full), len({*_views(spots)}), step)
-    quality = qualities(views, spots, corpus, rankings)
-    graphs, flags = _graphs(one, maps, surface, folder)
     floors: list[View] = []
+    graphs: dict[Graph, Candidate] = {}
     for graph, floor in _floors(basis, one, maps, folder):
         if isinstance(floor, M2DError):
             failures[graph] = str(floor)
         else:
-            graphs[graph], flags[graph] = floor.candidate, ()
+            graphs[graph] = floor.candidate
             floors.append(floor.view)
-    quality |= qualities(floors, spots, corpus, rankings)
-    side = side_of(surface, {view.dim: view.vectors for view in floors}, maps, corpus, one, full)
-    own = side.index(corpus.calibration)
-    if one.leads and own is not None:
-        own.write(folder / INDEX)
-    indexes = [each for each in (own, beside.index) if each is not None]
-    queries = as_queries(side, indexes, beside.wanted)
-    crossed = cross_depth(side) if one.crosses else ()
+    static = {view.dim: view.vectors for view in floors}
+    side = side_of(surface, static, maps, corpus, one, full)
+    indexes = _indexes(side, corpus, beside, folder)
+    views = chain(views_of(surface, maps, corpus, plan, full), floors)
+    counted = _counted(views, len({spot[:3] for spot in spots}), f"scoring {one.name}", on_progress)
+    with scoring_threads(plan.device.threads) as threads:
+        writing = threads.submit(_graphs, one, maps, surface, folder)
+        quality = qualities(counted, spots, corpus, rankings, threads)
+        queries = as_queries(side, indexes, beside.wanted, threads)
+        crossed = cross_depth(side, threads) if one.crosses else ()
+    graphs = writing.result() | graphs
+    flags = {graph: _flags_of(surface.depths.get(graph.layers)) for graph in graphs}
     samples = dict(_samples(one, surface, folder))
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
     write_found(Found(*found), folder)
 
 
-def _counted(views: Iterable[View], total: int, step: Callable[[int, int], None]) -> Iterator[View]:
+def _indexes(side: Side, corpus: Corpus, beside: Beside, folder: Path) -> list[Index]:
+    """Return what the full depth wrote, here and in the reference's weights; keep it for others."""
+    own = side.index(corpus.calibration)
+    if side.one.leads and own is not None:
+        own.write(folder / INDEX)
+    return [each for each in (own, beside.index) if each is not None]
+
+
+def _counted(
+    views: Iterable[View], total: int, step: str, on_progress: OnProgress
+) -> Iterator[View]:
     """Yield views; say how many are scored."""
     for done, view in enumerate(views):
-        step(min(done, total), total)
+        on_progress(step, min(done, total), total)
         yield view
-    step(total, total)
+    on_progress(step, total, total)
 
 
-def _views(spots: Iterable[Spot]) -> list[tuple[object, ...]]:
-    """Return the views of the transformer that cells are among."""
-    return [spot[:3] for spot in spots if spot[0] > 0]
-
-
-def _graphs(
-    one: Pass, maps: Maps, surface: Surface, folder: Path
-) -> tuple[dict[Graph, Candidate], dict[Graph, tuple[Flag, ...]]]:
-    """Write the graphs of the transformer's depths; return them and their flags."""
-    graphs: dict[Graph, Candidate] = {}
-    flags: dict[Graph, tuple[Flag, ...]] = {}
-    for layers, depth in surface.depths.items():
-        for graph, model in _models(one, maps, layers, depth):
-            graphs[graph], flags[graph] = _written(graph, model, one.plan, folder), _flags_of(depth)
-    return graphs, flags
+def _graphs(one: Pass, maps: Maps, surface: Surface, folder: Path) -> dict[Graph, Candidate]:
+    """Write the graphs of the transformer's depths."""
+    return {
+        graph: _written(graph, model, one.plan, folder)
+        for layers, depth in surface.depths.items()
+        for graph, model in _models(one, maps, layers, depth)
+    }
 
 
 def _scored(one: Pass) -> dict[Spot, str]:
@@ -269,7 +269,10 @@ def added_bytes(graph: Graph, dim: int, vectors: VectorPrecision, width: int, mo
     return tail_bytes(dim, dim, vectors) - (most - dim) * (width * value + 4)
 
 
-def _flags_of(depth: Depth) -> tuple[Flag, ...]:
+def _flags_of(depth: Depth | None) -> tuple[Flag, ...]:
+    """Return the flags of a depth of the transformer; none of depth 0."""
+    if depth is None:
+        return ()
     flags: dict[Flag, bool] = {
         "batch_dependent": depth.batch_dependent,
         "mixed_precision": depth.mixed,

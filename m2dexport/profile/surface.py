@@ -1,8 +1,9 @@
-"""The quality surface: the vectors of all depths from one pass, scored at every dim and precision.
+"""The quality surface: the vectors of all depths from one pass.
 
 A depth-n sub-model is a prefix of the full one. So one forward pass over a text that pools after
-every layer gives the vectors of all depths, and cutting and encoding those gives every dim and
-vector precision: the surface costs one full-depth encode of the texts per weight precision.
+every layer gives the vectors of all depths, and cutting and encoding those (``views``) gives every
+dim and vector precision: the surface costs one full-depth encode of the texts per weight precision,
+and the scoring.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,7 @@ from m2dexport.build.recipe import MIN_COVERAGE
 from m2dexport.build.source import Source
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
-from m2dexport.precisions import Align, VectorPrecision, WeightPrecision
-from m2dexport.profile.maps import Maps
+from m2dexport.precisions import WeightPrecision
 from m2dexport.profile.plan import Plan
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
@@ -46,17 +46,9 @@ from m2dexport.quantize.recipes import Requirement
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
-from m2dexport.vectors.codecs import Ranges
-from m2dexport.vectors.quality import ranking_of, scores_of
-from m2dexport.vectors.ranking import Rows
-from m2dexport.vectors.resample import Score
-from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task
 
 Floats = NDArray[np.float32]
-
-#: Where a cell is among the views of a pass: layers, align, dim, and vectors.
-Spot = tuple[int, Align, int, VectorPrecision]
 
 _BATCH = 32
 #: Vectors that take more bytes than this are kept on disk while a pass is scored.
@@ -275,17 +267,6 @@ class _Pass:
         return self.requirement.floor is not None and not invariant
 
 
-def rankings_of(surface: Surface, corpus: Corpus, full: int) -> dict[str, Rows]:
-    """Return what the full depth at its full width finds, by retrieval task."""
-    vectors = surface.depths[full].vectors
-    width = vectors.shape[1]
-    return {
-        task.name: ranking_of(task, [vectors[row] for row in rows], width)
-        for task, rows in corpus.tasks
-        if isinstance(task, RetrievalTask)
-    }
-
-
 def empty_in(folder: Path | None, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Return a new array: in memory, or where it would be large, in a file of a folder.
 
@@ -303,66 +284,6 @@ def empty_in(folder: Path | None, shape: tuple[int, ...], dtype: Any) -> NDArray
         else:
             file.truncate(size)
         return np.memmap(file, dtype, "r+", shape=shape)
-
-
-@dataclass(frozen=True)
-class View:
-    """The vectors of one depth and dim, aligned or not, before they are coded."""
-
-    layers: int
-    align: Align
-    dim: int
-    vectors: Floats  # (texts, dim or more), of the whole corpus, not normalised
-    ranges: Ranges | None  # that int8 and int4 are coded with; None where none are
-
-
-def views_of(surface: Surface, maps: Maps, corpus: Corpus, plan: Plan, full: int) -> Iterator[View]:
-    """Yield every depth and dim that did not fail, plain and aligned.
-
-    Plain vectors are coded with ranges of their own, aligned ones with the full depth's.
-    """
-    ranged = any(vectors in (*codecs.LEVELS, *codecs.PER_BYTE) for vectors in plan.vectors)
-    for layers, depth in surface.depths.items():
-        alignments = plan.alignments(layers, full)
-        mapped = [dim for dim in plan.dims if "full" in alignments and (layers, dim) in maps.linear]
-        if "none" in alignments:
-            calibration = depth.vectors[list(corpus.calibration)]
-            for dim in plan.dims:
-                cut = codecs.truncate(calibration, dim) if ranged else None
-                ranges = None if cut is None else codecs.calibrate_ranges(cut)
-                yield View(layers, "none", dim, depth.vectors, ranges)
-        normalized = codecs.normalize(depth.vectors) if mapped else depth.vectors
-        for dim in mapped:
-            aligned = maps.linear[layers, dim](normalized)
-            yield View(layers, "full", dim, aligned, maps.ranges[dim])
-
-
-def qualities(
-    views: Iterable[View],
-    wanted: Mapping[Spot, str],
-    corpus: Corpus,
-    rankings: Mapping[str, Rows] | None = None,
-) -> dict[str, dict[str, Score]]:
-    """Return cell id -> "task/metric" -> score.
-
-    Args:
-        views: the vectors, each of them needed only while it is scored.
-        wanted: what is scored -> the id of the cell.
-        corpus: whose texts they are.
-        rankings: by task, what the reference cell finds; None: there is nothing to overlap with.
-    """
-    found: dict[str, dict[str, Score]] = {}
-    for view in views:
-        spot = view.layers, view.align, view.dim
-        kept = {precision: name for (*each, precision), name in wanted.items() if (*each,) == spot}
-        for task, rows in corpus.tasks if kept else ():
-            vectors = [view.vectors[row, : view.dim] for row in rows]
-            for precision, name in kept.items():
-                reference = (rankings or {}).get(task.name)
-                scores = scores_of(task, vectors, view.dim, precision, view.ranges, reference)
-                for metric, score in scores.items():
-                    found.setdefault(name, {})[f"{task.name}/{metric}"] = score
-    return found
 
 
 def _at(probes: Embedded, index: int) -> Embedded:

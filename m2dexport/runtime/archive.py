@@ -85,7 +85,17 @@ def open_bundle(path: Path) -> dict[str, bytes]:
 
     Raises:
         UsageError: when there is no such file.
-        BundleError: when it is not a bundle, is damaged, or was made by a later format.
+        BundleError: when it is not a bundle, is damaged, or was made by another format.
+    """
+    return read_bundle(path)[0]
+
+
+def read_bundle(path: Path) -> tuple[dict[str, bytes], Manifest]:
+    """Return the files of a bundle, as ``open_bundle``, and what manifest.json says.
+
+    Raises:
+        UsageError: as ``open_bundle``.
+        BundleError: likewise.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
@@ -107,7 +117,7 @@ def open_bundle(path: Path) -> dict[str, bytes]:
             )
         if hashlib.sha256(files[name]).hexdigest() != entry.sha256:
             raise BundleError(f"{path}: {name} does not match its sha256; copy the bundle again.")
-    return files
+    return files, manifest
 
 
 def _read_archive(stream: BinaryIO, path: Path) -> dict[str, bytes]:

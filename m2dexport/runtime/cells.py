@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
-from m2dexport.runtime.archive import POOL, UNLISTED, open_bundle, require_files_of_cell
+from m2dexport.runtime.archive import OF_A_CELL, POOL, UNLISTED, read_bundle, require_files_of_cell
 from m2dexport.runtime.artifact import GRAPH_FILES, SMALL_LIMIT, ArtifactSpec
-from m2dexport.runtime.manifest import CellFile, Manifest, Span, read_manifest
+from m2dexport.runtime.manifest import CellFile, Manifest, Span
 from m2dexport.strict import shown
 
 
@@ -65,10 +66,10 @@ class Opened:
         found = self.manifest.cells or [self.default]
         return tuple(sorted(found, key=depth_order, reverse=True))
 
-    @property
+    @cached_property
     def default(self) -> str:
         """The id of the cell that is meant where none is named."""
-        return self.manifest.default_cell or cell_of(_spec_of(self.entries, self.path))
+        return self.manifest.default_cell or _of_one_cell(self.entries, self.path)
 
     def require_cell(self, cell: str | None) -> str:
         """Return the id of a cell; None is the default.
@@ -134,8 +135,7 @@ def open_cells(path: Path) -> Opened:
         BundleError: when it is not a bundle, is damaged, was made by another format, or a cell's
             files are not parts of its entries.
     """
-    entries = open_bundle(path)
-    opened = Opened(path, entries, read_manifest(entries, path))
+    opened = Opened(path, *read_bundle(path))
     _require_cells(opened)
     return opened
 
@@ -143,6 +143,14 @@ def open_cells(path: Path) -> Opened:
 def _spec_of(files: Mapping[str, bytes], path: Path) -> ArtifactSpec:
     try:
         return artifact.spec_from_json(files[SPEC], SPEC)
+    except UsageError as error:
+        raise BundleError(f"{path} cannot be used: {error}") from error
+
+
+def _of_one_cell(files: Mapping[str, bytes], path: Path) -> str:
+    """Return the id of the cell that a plain bundle is."""
+    try:
+        return cell_of(_spec_of(files, path))
     except UsageError as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
 
@@ -157,12 +165,20 @@ def _require_cells(opened: Opened) -> None:
     sizes = {name: entry.size for name, entry in manifest.files.items()}
     for cell, entry in manifest.cells.items():
         for name, file in entry.files.items():
+            if name not in OF_A_CELL:
+                raise BundleError(
+                    f"{path}: {cell} holds {shown(name)}, which does not belong there."
+                )
             _require_spans(file, sizes, f"{path}: {cell}: {shown(name)}")
             if file.size > SMALL_LIMIT and name not in GRAPH_FILES:
                 raise BundleError(f"{path}: {cell}: {shown(name)} is larger than {SMALL_LIMIT:,}.")
-    if manifest.default_cell not in manifest.cells:
+    default = manifest.cells.get(manifest.default_cell)
+    if default is None:
         raise BundleError(f"{path} lacks its default cell; build it again.")
-    _require_default(manifest, path)
+    if default.files != whole_files(manifest):
+        raise BundleError(
+            f"{path}: the files of its default cell are not its entries; build it again."
+        )
 
 
 def _require_spans(file: CellFile, sizes: Mapping[str, int], where: str) -> None:
@@ -176,15 +192,6 @@ def _require_spans(file: CellFile, sizes: Mapping[str, int], where: str) -> None
         raise BundleError(f"{where} is not as long as its parts; build the bundle again.")
     if file.size > sum(sizes.values()):  # parts repeated without end
         raise BundleError(f"{where} is larger than the bundle; build it again.")
-
-
-def _require_default(manifest: Manifest, path: Path) -> None:
-    """Refuse a default cell that is other files than the entries of those names."""
-    assert manifest.default_cell is not None
-    if manifest.cells[manifest.default_cell].files != whole_files(manifest):
-        raise BundleError(
-            f"{path}: the files of its default cell are not its entries; build it again."
-        )
 
 
 def whole_files(manifest: Manifest) -> dict[str, CellFile]:

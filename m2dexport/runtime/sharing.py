@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from m2dexport.runtime.manifest import Span
 
-_LEAST = 512  # bytes of a piece, the last one of a file apart
-_BITS = 10  # a cut every 2^10 bytes beyond that, on average
+_LEAST = 2048  # bytes of a piece, the last one of a file apart
+_BITS = 12  # a cut every 2^12 bytes beyond that, on average
 _WORD = 8
 _MIX, _FACTOR = np.uint64(0x5BD1E9955BD1E995), np.uint64(0x9E3779B97F4A7C15)
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.runtime import golden
 from m2dexport.runtime.archive import GOLDEN, UNLISTED
-from m2dexport.runtime.artifact import ArtifactSpec, Spoken, spec_from_json
+from m2dexport.runtime.artifact import Spoken
 from m2dexport.runtime.cells import Opened, open_cells
 from m2dexport.runtime.golden import Metric
 from m2dexport.runtime.manifest import MANIFEST, Figures
@@ -92,7 +91,7 @@ def show_bundle(path: str | Path) -> Shown:
 
 def _shown_cell(opened: Opened, cell: str) -> ShownCell:
     files = opened.files(cell)
-    spec = _spec(files, f"{opened.path}: {cell}")
+    spec = opened.spec(cell)
     _, tolerance = golden.golden_from_json(files[GOLDEN], spec)
     entry = opened.manifest.cells.get(cell)
     return ShownCell(
@@ -127,13 +126,6 @@ def _own_bytes(opened: Opened, cell: str) -> int:
     return sum(int((found == 1).sum()) for found in owners.values())
 
 
-def _spec(files: Mapping[str, bytes], where: str) -> ArtifactSpec:
-    try:
-        return spec_from_json(files[SPEC], SPEC)
-    except UsageError as error:
-        raise BundleError(f"{where} cannot be used: {error}") from error
-
-
 def differences(first: str | Path, second: str | Path) -> tuple[Difference, ...]:
     """Return what two bundles differ in; none: they are the same bytes.
 
@@ -163,7 +155,7 @@ def _facts(opened: Opened, *, plain: bool) -> Iterator[tuple[str, str]]:
     for cell in opened.cells:
         before = "" if plain else f"{cell}: "
         files, entry = opened.files(cell), manifest.cells.get(cell)
-        for field, value in _flat(asdict(_spec(files, f"{opened.path}: {cell}"))):
+        for field, value in _flat(asdict(opened.spec(cell))):
             yield f"{before}{field}", value
         for name in sorted(files):
             if name != SPEC:

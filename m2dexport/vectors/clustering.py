@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ _TOPICS = ("label", "labels", "labeltext", "cluster", "category", "class", "topi
 _STARTS = 3  # k-means runs, of which the tightest counts
 _STEPS = 20  # of one run
 _SEED = 0
+#: Limits and filters of warnings are those of the process: two threads would restore each other's.
+_ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _k_means(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     random = np.random.default_rng(_SEED)
     for _ in range(_STARTS):
         # More threads take sums in another order; clusters stay empty where vectors are equal.
-        with threadpool_limits(1), warnings.catch_warnings():
+        with _ONE_AT_A_TIME, threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             start = _seeds(vectors, count, random)
             centres, clusters = kmeans2(vectors, start, _STEPS, minit="matrix", check_finite=False)

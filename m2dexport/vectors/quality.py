@@ -5,7 +5,7 @@ All metrics are in points, 0 to 100, and each has its bootstrap replicates (``re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,14 @@ from m2dexport.vectors.codecs import Ranges, encode_vectors, truncate
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.ranking import NO_ROW, Rows, rank, rescore, rounded
 from m2dexport.vectors.resample import Doubles, Score, draws, means_of_items, pearson, spearman
-from m2dexport.vectors.retrieval import TOP, RetrievalTask
+from m2dexport.vectors.retrieval import DISCOUNTS, TOP, RetrievalTask
 from m2dexport.vectors.search import Codec
 from m2dexport.vectors.tasks import Task
 
 Floats = NDArray[np.float32]
 
 _MULTIPLIER = 4  # times as many candidates are rescored
-_PAIR_BLOCK = 256  # pairs whose vectors stay in the processor's cache
+_BLOCK_VALUES = 1 << 17  # of vectors, or of one side of pairs
 #: Metrics of rankings beside a cell's own: rescored ones, and those of other cells' queries.
 BRIEF = (f"ndcg@{TOP}", f"recall@{TOP}")
 
@@ -65,7 +65,17 @@ def scores_of(
             are not rescored.
         reference: the ``ranking_of`` the reference cell, of retrieval: adds ``overlap@10``.
     """
-    floats = [truncate(rows, dim) for rows in vectors]
+    return stored_scores(task, [truncate(v, dim) for v in vectors], precision, ranges, reference)
+
+
+def stored_scores(
+    task: Task,
+    floats: Sequence[Floats],
+    precision: VectorPrecision,
+    ranges: Ranges | None = None,
+    reference: Rows | None = None,
+) -> dict[str, Score]:
+    """Return what ``scores_of`` does, of vectors that are cut and normalised already."""
     stored = [comparable(rows, precision, ranges) for rows in floats]
     if isinstance(task, StsTask):
         return pair_scores(task, *stored)
@@ -74,13 +84,13 @@ def scores_of(
     if isinstance(task, ClusteringTask):
         return clustering_scores(task, *stored)
     first, second = stored
-    scores = ranking_scores(task, rank(first, second, TOP, _own(task)), reference)
-    if precision in ("ubinary", "binary") and ranges is not None:
-        candidates = rank(first, second, _MULTIPLIER * TOP, _own(task))
+    rescores = precision in ("ubinary", "binary") and ranges is not None
+    best = rank(first, second, (_MULTIPLIER if rescores else 1) * TOP, _own(task))
+    scores = ranking_scores(task, best[:, :TOP], reference)
+    if rescores:
         documents_by = {precision: second, "int8": comparable(floats[1], "int8", ranges)}
         for name, documents in documents_by.items():
-            rescored = rescore(floats[0], documents, candidates, TOP)
-            found = ranking_scores(task, rescored, only=BRIEF)
+            found = ranking_scores(task, rescore(floats[0], documents, best, TOP), only=BRIEF)
             scores |= {f"{key}+{name}x{_MULTIPLIER}": value for key, value in found.items()}
     return scores
 
@@ -111,7 +121,19 @@ def comparable(vectors: Floats, precision: VectorPrecision, ranges: Ranges | Non
         ranges: the frozen ranges of int8 and int4 vectors.
     """
     codec = Codec(precision, vectors.shape[1], ranges)
-    return codec.comparable(encode_vectors(vectors, precision, ranges))
+    codes = encode_vectors(vectors, precision, ranges)
+    found = np.empty(vectors.shape, dtype=np.float32)
+    for rows in _blocks(vectors):
+        found[rows] = codec.comparable(codes[rows])
+    return found
+
+
+def _blocks(vectors: Floats) -> Iterator[slice]:
+    """Yield the rows of as many vectors at a time as stay in the processor's cache."""
+    count, dim = vectors.shape
+    size = max(1, _BLOCK_VALUES // dim)
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
 def score_pairs(task: StsTask, first: Floats, second: Floats) -> dict[str, float]:
@@ -134,17 +156,20 @@ def pair_scores(task: StsTask, first: Floats, second: Floats) -> dict[str, Score
 
 def similarities(first: Floats, second: Floats) -> Doubles:
     """Return the dot product of each pair of ``comparable`` vectors, (pairs,)."""
-    blocks = [slice(at, at + _PAIR_BLOCK) for at in range(0, len(first), _PAIR_BLOCK)]
-    return np.concatenate(
-        [(rounded(first[block]) * rounded(second[block])).sum(axis=1) for block in blocks]
-    )
+    products = np.empty(len(first))
+    for rows in _blocks(first):
+        products[rows] = (rounded(first[rows]) * rounded(second[rows])).sum(axis=1)
+    return products
 
 
 def score_ranking(
-    task: RetrievalTask, ranking: Rows, reference: Rows | None = None
+    task: RetrievalTask,
+    ranking: Rows,
+    reference: Rows | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Return metric -> points of ``ranking_scores``, without resampling."""
-    figures = _per_query(task, ranking, reference)
+    figures = _per_query(task, ranking, reference, only)
     return {metric: float(values.mean()) for metric, values in figures.items()}
 
 
@@ -171,33 +196,37 @@ def ranking_scores(
         reference: the ``ranking_of`` the reference cell.
         only: metrics to return; None: all.
     """
-    figures = _per_query(task, ranking, reference)
-    figures = {name: each for name, each in figures.items() if only is None or name in only}
+    figures = _per_query(task, ranking, reference, only)
     values = np.stack(list(figures.values()))
     scores = means_of_items(values, draws(task.sha256, len(ranking)))
     return dict(zip(figures, scores, strict=True))
 
 
-def _per_query(task: RetrievalTask, ranking: Rows, reference: Rows | None) -> dict[str, Doubles]:
+def _per_query(
+    task: RetrievalTask, ranking: Rows, reference: Rows | None, only: Collection[str] | None
+) -> dict[str, Doubles]:
     """Return metric -> points of each query."""
     judged, places = task.judged, ranking.shape[1]
     gains = judged.gains(ranking)
     relevant = gains > 0
-    discounts = 1 / np.log2(np.arange(2, TOP + 2))
-    ideal = (judged.ideal * discounts).sum(axis=1)
     found, all_of_them = relevant.sum(axis=1), np.maximum(judged.counts, 1)
-    precision = np.cumsum(relevant, axis=1) / np.arange(1, places + 1)
-    figures = {
-        f"ndcg@{TOP}": (gains * discounts[:places]).sum(axis=1) / np.where(ideal > 0, ideal, 1),
-        f"recall@{TOP}": found / all_of_them,
-        f"mrr@{TOP}": (relevant / np.arange(1, places + 1)).max(axis=1, initial=0),
-        f"map@{TOP}": (precision * relevant).sum(axis=1) / all_of_them,
+
+    def average_precision() -> Doubles:
+        precision = np.cumsum(relevant, axis=1) / np.arange(1, places + 1)
+        found_at: Doubles = (precision * relevant).sum(axis=1)
+        return found_at / all_of_them
+
+    metrics: dict[str, Callable[[], Doubles]] = {
+        f"ndcg@{TOP}": lambda: (gains * DISCOUNTS[:places]).sum(axis=1) / judged.ideal,
+        f"recall@{TOP}": lambda: found / all_of_them,
+        f"mrr@{TOP}": lambda: (relevant / np.arange(1, places + 1)).max(axis=1, initial=0),
+        f"map@{TOP}": average_precision,
     }
     if (judged.counts > 1).any():
-        figures[f"complete@{TOP}"] = (found == all_of_them).astype(np.float64)
+        metrics[f"complete@{TOP}"] = lambda: (found == all_of_them).astype(np.float64)
     if reference is not None:
-        figures[f"overlap@{TOP}"] = _overlap(ranking, reference)
-    return {metric: 100 * values for metric, values in figures.items()}
+        metrics[f"overlap@{TOP}"] = lambda: _overlap(ranking, reference)
+    return {name: 100 * of() for name, of in metrics.items() if only is None or name in only}
 
 
 def _overlap(ranking: Rows, reference: Rows) -> Doubles:

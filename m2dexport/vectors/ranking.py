@@ -10,12 +10,13 @@ float32 itself does above 1/8.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 #: A row of a ranking that has no more documents.
@@ -24,6 +25,7 @@ NO_ROW = -1
 _QUERY_BLOCK = 256
 _DOCUMENT_BLOCK = 8192
 _BLOCK_VALUES = 1 << 21  # of a block of documents
+_BLOCK_PRODUCTS = 1 << 17  # of queries with few documents, as many as a processor's cache holds
 _GRAIN = 1 << 26
 _FEW = 2048  # documents that are all multiplied with a query sooner than some are picked out
 
@@ -38,14 +40,16 @@ class Found:
     similarity: NDArray[np.floating]
 
 
-def rank(queries: Floats, documents: Floats, count: int, leave_out: Rows | None = None) -> Rows:
+def rank(
+    queries: Floats | Doubles, documents: Floats, count: int, leave_out: Rows | None = None
+) -> Rows:
     """Return the rows of the documents with the largest dot products, (queries, count) at most.
 
     Best first, ties by row. Decoded one-bit codes (signs of -1 and 1) are ranked by their Hamming
     distance this way, since ``sign @ sign = dim - 2 * distance``.
 
     Args:
-        queries: float32 (queries, dim), of length 1 or whole numbers.
+        queries: float32 (queries, dim), of length 1 or whole numbers; or ``rounded`` ones.
         documents: float32 (documents, dim), likewise.
         count: how many to return.
         leave_out: per query, the row of a document that is not ranked, or ``NO_ROW``. Its ranking
@@ -104,26 +108,30 @@ def nearest_among(
     return Found(rows, products)
 
 
-def nearest(queries: Floats, blocks: Iterable[Floats], count: int) -> Found:
+def nearest(queries: Floats | Doubles, blocks: Iterable[Floats], count: int) -> Found:
     """Return the best documents of each query from documents that come in blocks.
 
     Args:
-        queries: float32 (queries, dim), of length 1 or whole numbers.
+        queries: float32 (queries, dim), of length 1 or whole numbers; or ``rounded`` ones.
         blocks: float32 (documents, dim) each, likewise, in the order of their rows.
         count: how many to return, or as many as there are.
     """
-    rows = np.empty((len(queries), 0), dtype=np.intp)
-    products = np.empty((len(queries), 0), dtype=np.float64)
+    found = Found(np.empty((len(queries), 0), dtype=np.intp), np.empty((len(queries), 0)))
     first_row = 0
     for block in blocks:
-        found = _nearest_of_block(queries, rounded(block), count)
-        rows = np.concatenate([rows, found.rows + first_row], axis=1)
-        products = np.concatenate([products, found.similarity], axis=1)
-        order = np.argsort(-products, axis=1, kind="stable")[:, :count]
-        rows = np.take_along_axis(rows, order, axis=1)
-        products = np.take_along_axis(products, order, axis=1)
+        best = _nearest_of_block(queries, rounded(block), count)
+        best = replace(best, rows=best.rows + first_row)
+        found = _nearest_of_both(found, best, count) if first_row else best
         first_row += len(block)
-    return Found(rows, products)
+    return found
+
+
+def _nearest_of_both(first: Found, second: Found, count: int) -> Found:
+    rows = np.concatenate([first.rows, second.rows], axis=1)
+    products = np.concatenate([first.similarity, second.similarity], axis=1)
+    order = np.argsort(-products, axis=1, kind="stable")[:, :count]
+    best = (np.take_along_axis(each, order, axis=1) for each in (rows, products))
+    return Found(*best)
 
 
 def block_rows(dim: int) -> int:
@@ -131,8 +139,14 @@ def block_rows(dim: int) -> int:
     return max(1, min(_DOCUMENT_BLOCK, _BLOCK_VALUES // max(1, dim)))
 
 
-def rounded(vectors: Floats) -> NDArray[np.float64]:
-    """Return float64 (rows, dim) vectors in multiples of 2^-26: products are exact in any order."""
+def rounded(vectors: Floats | Doubles) -> Doubles:
+    """Return float64 (rows, dim) vectors in multiples of 2^-26: products are exact in any order.
+
+    What is float64 already is taken to be rounded: whoever multiplies vectors often rounds them
+    once.
+    """
+    if vectors.dtype == np.float64:
+        return vectors  # type: ignore[return-value]
     values = vectors.astype(np.float64)
     values *= _GRAIN
     np.rint(values, out=values)
@@ -140,23 +154,29 @@ def rounded(vectors: Floats) -> NDArray[np.float64]:
     return values
 
 
-def _nearest_of_block(queries: Floats, documents: NDArray[np.float64], count: int) -> Found:
+def _nearest_of_block(queries: Floats | Doubles, documents: Doubles, count: int) -> Found:
     count = min(count, len(documents))
     rows = np.empty((len(queries), count), dtype=np.intp)
     products = np.empty((len(queries), count), dtype=np.float64)
-    for start in range(0, len(queries), _QUERY_BLOCK):
-        block = rounded(queries[start : start + _QUERY_BLOCK]) @ documents.T
-        first = len(documents) - count
-        best = np.sort(np.argpartition(block, first, axis=1)[:, first:], axis=1)  # by row
+    size = max(_QUERY_BLOCK, _BLOCK_PRODUCTS // max(1, len(documents)))
+    for start in range(0, len(queries), size):
+        block = rounded(queries[start : start + size]) @ documents.T
+        best = _columns_of_largest(block, count)
         values = np.take_along_axis(block, best, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
-        end = start + len(block)
-        rows[start:end] = np.take_along_axis(best, order, axis=1)
-        products[start:end] = np.take_along_axis(values, order, axis=1)
-        lowest = values.min(axis=1, initial=np.inf)
-        # Where more documents tie than there are places, the partition takes any of them.
-        for row in np.flatnonzero((block >= lowest[:, None]).sum(axis=1) > count):
-            tied = np.flatnonzero(block[row] >= lowest[row])
-            order = np.argsort(-block[row, tied], kind="stable")[:count]
-            rows[start + row], products[start + row] = tied[order], block[row, tied[order]]
+        rows[start : start + size] = np.take_along_axis(best, order, axis=1)
+        products[start : start + size] = np.take_along_axis(values, order, axis=1)
     return Found(rows, products)
+
+
+def _columns_of_largest(block: Doubles, count: int) -> Rows:
+    """Return where the largest values of each row are, ascending; of those that tie, the first."""
+    width = block.shape[1]
+    lowest = np.partition(block, width - count, axis=1)[:, width - count, None]
+    kept, tied = block > lowest, block == lowest
+    ties, places = np.count_nonzero(tied, axis=1), np.flatnonzero(tied)
+    earlier = np.arange(len(places)) - np.repeat(np.cumsum(ties) - ties, ties)
+    room = np.repeat(count - np.count_nonzero(kept, axis=1), ties)
+    kept.ravel()[places[earlier < room]] = True
+    columns: Rows = (np.flatnonzero(kept) % width).reshape(len(block), count)
+    return columns

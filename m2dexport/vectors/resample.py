@@ -24,6 +24,7 @@ REPLICATES = 256
 BOUNDS = (2.5, 97.5)
 
 _BLOCK_VALUES = 1 << 20  # items x replicates that are computed at a time
+_FEW_GROUPS = 8  # items in a group, on average, above which there are few groups
 _STRETCH = 32  # rows that are cumulated one by one
 # What every cell needs again is kept: draws of so many tasks, and blocks of 4 MB at most.
 _KEPT_DRAWS, _KEPT_BLOCKS = 32, 16
@@ -103,10 +104,17 @@ class Groups:
 
     def sums(self, values: NDArray[np.uint8] | Singles) -> Singles:
         """Return the sum over each group of (items, replicates) values, (groups, replicates)."""
-        found = values[self.order]
         if self.starts is None:
-            return found.astype(np.float32, copy=False)
-        return np.add.reduceat(found, self.starts, axis=0, dtype=np.float32)
+            return values[self.order].astype(np.float32, copy=False)
+        if len(self.starts) < len(self.order) // _FEW_GROUPS:
+            return np.add.reduceat(values[self.order], self.starts, axis=0, dtype=np.float32)
+        # The same sums in the same order; starting anew for every group would take longer.
+        sizes = np.diff(self.starts, append=len(self.order))
+        found = values[self.order[self.starts]].astype(np.float32)
+        for place in range(1, sizes.max()):
+            more = np.flatnonzero(sizes > place)
+            found[more] += values[self.order[self.starts[more] + place]]
+        return found
 
     def cumulated(self, values: NDArray[np.uint8]) -> Singles:
         """Return ``sums`` of whole numbers, each with those of all groups before it."""
@@ -223,8 +231,8 @@ def _weighted_sums(values: Doubles, weights: Draws) -> Doubles:
 
     Without BLAS, whose threads are not worth their start here, and wait for busy cores.
     """
-    blocks = (weights[:, block].astype(np.float64) for block in blocks_of(weights))
-    return np.concatenate([np.einsum("fi,ir->fr", values, each) for each in blocks], axis=1)
+    found: Doubles = np.einsum("fi,ir->fr", values, weights)
+    return found
 
 
 def _spread_out(groups: Groups, values: Singles) -> Singles:

@@ -20,6 +20,8 @@ from m2dexport.vectors.ranking import NO_ROW, Rows
 from m2dexport.vectors.texts import TextSet, as_number, digest_of, read_jsonl, text_of
 
 TOP = 10  # documents of a ranking that count
+#: What a gain is worth at each place of a ranking, (TOP,).
+DISCOUNTS: NDArray[np.float64] = 1 / np.log2(np.arange(2, TOP + 2))
 
 _COLUMNS = ("query-id", "corpus-id", "score")
 #: Their names in files by others, without case, spaces and punctuation.
@@ -68,11 +70,13 @@ class RetrievalTask:
             for row, gain in gains.items()
         )
         best = [sorted(gains.values(), reverse=True)[:TOP] for gains in self.relevance]
+        padded = np.array([each + [0.0] * (TOP - len(each)) for each in best], dtype=np.float64)
+        ideal = (padded * DISCOUNTS).sum(axis=1)
         return Judged(
             width,
             np.array([key for key, _ in pairs], dtype=np.int64),
             np.array([gain for _, gain in pairs], dtype=np.float64),
-            np.array([each + [0.0] * (TOP - len(each)) for each in best], dtype=np.float64),
+            np.where(ideal > 0, ideal, 1),
             np.array([len(gains) for gains in self.relevance]),
         )
 
@@ -84,7 +88,7 @@ class Judged:
     width: int
     keys: NDArray[np.int64]  # query * width + row + 1, sorted
     values: NDArray[np.float64]  # the gain of each key
-    ideal: NDArray[np.float64]  # (queries, TOP): a query's largest gains, best first
+    ideal: NDArray[np.float64]  # (queries,): the best discounted sum of gains; 1 without any
     counts: NDArray[np.int64]  # (queries,): relevant documents
 
     def gains(self, ranking: Rows) -> NDArray[np.float64]:

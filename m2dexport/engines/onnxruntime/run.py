@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ Session = ort.InferenceSession
 
 _ENGINE = ENGINES["onnx"]
 _ERRORS_ONLY = 3
+_CUDA = "CUDAExecutionProvider"
+_ON_CUDA = (_CUDA, "TensorrtExecutionProvider")
+#: The release whose CUDA provider can be told to leave TF32; before, it always uses it.
+_KNOWS_TF32 = (1, 18)
 _PROVIDERS = Path(ort.__file__).parent / "capi"  # the libraries of the execution providers
 #: The release that knows session.intra_op.spin_duration_us; before, a thread that spins does so
 #: for as long as its processor takes for 2**20 pauses, so there it sleeps.
@@ -69,12 +75,14 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> ort.Inf
     """
     provider = require_device(device)
     (model,) = (files[name] for name in _ENGINE.files)
+    _find_cuda(provider)
     options = session_options(device, isa)
     try:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             options,
             providers=[provider],
+            provider_options=[_provider_options(provider)],
             enable_fallback=0,
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -87,6 +95,22 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> ort.Inf
     session.disable_fallback()  # to the CPU, should a run fail; releases before 1.32 need this
     session._model_bytes = None  # which only that would need
     return session
+
+
+def _provider_options(provider: str) -> dict[str, str]:
+    """Return what a provider is told; CUDA's would multiply float32 with 10 bits of precision."""
+    if provider == _CUDA and _version() >= _KNOWS_TF32:
+        return {"use_tf32": "0"}
+    return {}
+
+
+def _find_cuda(provider: str) -> None:
+    """Load CUDA's libraries from where pip installs them, which a provider's library does not."""
+    if provider in _ON_CUDA and hasattr(ort, "preload_dlls"):  # since 1.21
+        with redirect_stdout(
+            io.StringIO()
+        ):  # it prints what it does not find; loading says so, too
+            ort.preload_dlls()
 
 
 def _loader_text(provider: str) -> str | None:
@@ -153,8 +177,11 @@ def _spin_us(device: Device) -> int:
     wanted = SPIN_US if device.spin_us is None else device.spin_us
     if wanted < 0:
         raise UsageError(f"threads cannot spin for {wanted} microseconds; ask for 0 or more.")
-    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    return wanted if version >= _BOUNDED_SPIN else 0
+    return wanted if _version() >= _BOUNDED_SPIN else 0
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in ort.__version__.split(".")[:2])
 
 
 @cache

@@ -26,28 +26,33 @@ from m2dexport.engines.tensorrt.oracle import PROVIDER, open_oracle
 from m2dexport.engines.tensorrt.recipe import EngineRecipe, recipe_from_toml
 from m2dexport.engines.tensorrt.session import Session
 from m2dexport.engines.tensorrt.store import TIMING, Key, keep, key_of, stored
-from m2dexport.errors import M2DError, UsageError
+from m2dexport.errors import M2DError, MissingDevice, UsageError
 from m2dexport.precisions import Isa
 
 GRAPH, RECIPE, ENGINE = "model.onnx", "engine.toml", "model.engine"
 _PROVIDERS = re.compile(r"CUDA(?::([0-9]{1,3}))?")
 
 
-def providers() -> tuple[str, ...]:
-    """Return the GPUs of this machine as a device names them, and the CPU, for the oracle."""
-    return (*(f"CUDA:{index}" for index in range(gpu_count())), PROVIDER)
+def providers(engine: str) -> tuple[str, ...]:
+    """Return the GPUs of this machine that an engine runs on, as a device names them, and the CPU.
+
+    The CPU is for the oracle.
+    """
+    gpus = [f"CUDA:{index}" for index in range(gpu_count())]
+    return (*(gpu for gpu in gpus if _is_known(gpu, engine)), PROVIDER)
 
 
 def require_provider(engine: str, device: Device) -> str:
     """Return the provider of a device: "CUDA", "CUDA:1", or "CPU" for the oracle.
 
     Raises:
-        UsageError: when there is no such provider, or this machine has no such GPU.
+        UsageError: when there is no such provider, or this machine has no such GPU, or one that the
+            library makes no engines for.
         MissingExtra: when cuda-bindings is not installed.
     """
     provider = device.provider or ENGINES[engine].provider
     if provider != PROVIDER:
-        require_gpu(_gpu_number(provider, engine), engine)
+        _require_known_gpu(provider, engine)
     elif device.cache is not None:
         raise UsageError("on the CPU nothing is compiled that a cache could keep; leave it out.")
     return provider
@@ -79,7 +84,7 @@ def load_session(
     _require_own_engine(recipe, content)
     if provider == PROVIDER:
         return open_oracle(content[GRAPH], recipe, device)
-    gpu = require_gpu(_gpu_number(provider, engine), engine)
+    gpu = _require_known_gpu(provider, engine)
     version = engine_version(engine)[1]
     key = key_of(content[GRAPH], content[RECIPE], (engine, version), gpu)
     built = _built_for(recipe, content, version, gpu)
@@ -118,6 +123,26 @@ def describe_session(session: Session | onnxruntime.Session) -> dict[str, str]:
             "provider": f"{gpu.name} ({gpu.capability})",
         }
     return {**onnxruntime.describe(session), "provider": PROVIDER}
+
+
+def _is_known(provider: str, engine: str) -> bool:
+    try:
+        _require_known_gpu(provider, engine)
+    except MissingDevice:
+        return False
+    return True
+
+
+def _require_known_gpu(provider: str, engine: str) -> Gpu:
+    gpu = require_gpu(_gpu_number(provider, engine), engine)
+    if is_portable(engine):
+        known = known_gpus(import_library(engine))
+        if gpu.capability not in known:
+            raise MissingDevice(
+                f"{engine} {engine_version(engine)[1]} makes no engines for {gpu.name} (compute "
+                f"capability {gpu.capability}), only for {', '.join(known)}; use another engine."
+            )
+    return gpu
 
 
 def _gpu_number(provider: str, engine: str) -> int:
@@ -167,13 +192,6 @@ def _kept_or_built(
     if kept is not None:
         return kept
     portable = is_portable(recipe.library)
-    if portable:
-        known = known_gpus(import_library(recipe.library))
-        if gpu.capability not in known:
-            raise M2DError(
-                f"{recipe.library} {key.version} makes no engines for {gpu.name} (compute "
-                f"capability {gpu.capability}), only for {', '.join(known)}; use another engine."
-            )
     where = f", and kept in {cache}" if cache else ""
     warnings.warn(f"an engine is built for {gpu.name}{where}; this takes seconds.", stacklevel=2)
     timing = cache / TIMING if cache and not portable else None

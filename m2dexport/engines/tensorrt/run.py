@@ -14,7 +14,7 @@ from m2dexport.engines.tensorrt.load import (
     run_session,
 )
 
-devices = providers
+devices = partial(providers, "tensorrt")
 require_device = partial(require_provider, "tensorrt")
 load = partial(load_session, "tensorrt")
 run = run_session

@@ -14,7 +14,7 @@ from m2dexport.engines.tensorrt.load import (
     run_session,
 )
 
-devices = providers
+devices = partial(providers, "tensorrt-rtx")
 require_device = partial(require_provider, "tensorrt-rtx")
 load = partial(load_session, "tensorrt-rtx")
 run = run_session
