@@ -33,6 +33,7 @@ from m2dexport.consumers.export import CONSUMERS
 from m2dexport.engines.openvino.make import files_from_onnx
 from m2dexport.files import MODEL_SETTINGS
 from m2dexport.graph.plain import write_plainly
+from m2dexport.runtime.archive import open_bundle, write_archive
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.slice.slicing import slice_checkpoint
 
@@ -295,7 +296,7 @@ def test_depth_0_is_a_table_for_its_readers(consumer: str, table, tmp_path: Path
     else:
         found = SentenceTransformer(str(out), device="cpu").encode([row["input"] for row in rows])
     np.testing.assert_allclose(found, [row["vector"] for row in rows], atol=CLOSE)
-    assert "--plain is about a graph" in refused(
+    assert "--plain is about ONNX" in refused(
         "export", folder, "--for", consumer, "--plain", "--out", tmp_path / "plain"
     )
 
@@ -327,6 +328,24 @@ def test_code_of_the_checkpoints_own_is_refused(built, tmp_path: Path) -> None:
     edit_json(folder / "config.json", auto_map={"AutoModel": "modeling.Model"})
     message = refused("export", folder, "--for", "fastembed", "--out", tmp_path / "out")
     assert "Python code that came with the checkpoint" in message
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '"x"'])
+def test_settings_that_are_damaged_are_refused(content: str, built, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "a"))
+    (folder / "config.json").write_text(content)
+    message = refused("export", folder, "--for", "fastembed", "--out", tmp_path / "out")
+    assert "config.json" in message
+
+
+def test_a_licence_is_not_written_elsewhere(tmp_path: Path) -> None:
+    files = open_bundle(write_bundle(tiny_artifact(tmp_path / "a"), tmp_path / "a.m2d").path)
+    manifest = json.loads(files["manifest.json"])
+    content = json.dumps({**manifest, "licenses": {"../LICENSE": "x"}}).encode()
+    write_archive(tmp_path / "b.m2d", {**files, "manifest.json": content})
+    message = refused("export", tmp_path / "b.m2d", "--for", "onnx", "--out", tmp_path / "out")
+    assert "names a licence '../LICENSE'" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.m2d", "b.m2d"]
 
 
 def test_a_graph_that_gives_other_vectors_is_not_handed_over(

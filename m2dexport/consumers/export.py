@@ -12,6 +12,7 @@ from m2dexport.consumers.plain_onnx import write_onnx
 from m2dexport.consumers.source import Options, Source, open_source
 from m2dexport.consumers.table import write_model2vec, write_table
 from m2dexport.consumers.triton import write_triton
+from m2dexport.engines import ENGINES
 from m2dexport.errors import UsageError, one_line
 from m2dexport.files import atomic_folder, require_folder
 
@@ -130,13 +131,15 @@ def export_for(
     require_folder(out, force=force)
     source = open_source(path, options.cell)
     way = _way(consumer, known, source)
+    if options.plain and ENGINES[source.spec.engine].format != "onnx":
+        raise UsageError(f"--plain is about ONNX, and {path} has no such graph; leave it out.")
     with atomic_folder(out, force=force) as folder:
+        for name, text in source.licenses.items():  # first: none replaces what was compared
+            (folder / name).write_text(text, encoding="utf-8")
         run = way.write(source, folder, options)
         texts = golden_texts(source, run)
         found = agreement(source, texts, run)
         write_golden(folder, consumer, source, texts)
-        for name, text in source.licenses.items():
-            (folder / name).write_text(text, encoding="utf-8")
     return Export(
         path=out,
         consumer=consumer,

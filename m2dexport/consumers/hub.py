@@ -15,7 +15,6 @@ first of the tokens holds the vector, and so do all others.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from m2dexport.checkpoint.jsonfile import write_json
@@ -73,7 +72,7 @@ def write_transformers_js(source: Source, folder: Path, options: Options) -> Run
 
 
 def _config(source: Source) -> dict[str, object]:
-    config: dict[str, object] = json.loads(source.setting(_CONFIG))
+    config = source.setting(_CONFIG)
     if "auto_map" in config:
         raise UsageError(
             f"the architecture of {source.path} is Python code that came with the checkpoint, and "
@@ -84,7 +83,7 @@ def _config(source: Source) -> dict[str, object]:
 
 def _write_tokenizer(source: Source, folder: Path) -> None:
     (folder / TOKENIZER).write_bytes(source.files[TOKENIZER])
-    settings = json.loads(source.setting(_TOKENIZER_CONFIG))
+    settings = source.setting(_TOKENIZER_CONFIG)
     # The graph was compared with texts padded on their right.
     write_json(folder / _TOKENIZER_CONFIG, {**settings, "padding_side": "right"})
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from m2dexport.engines import ENGINES, Device
-from m2dexport.errors import UsageError
+from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import MODEL_SETTINGS, license_files
 from m2dexport.runtime import artifact
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
 from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load, load_cell
+from m2dexport.strict import parse_json, shown
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,21 @@ class Source:
         """The files of its graph."""
         return {name: self.files[name] for name in ENGINES[self.spec.engine].files}
 
-    def setting(self, name: str) -> bytes:
-        """Return one of ``MODEL_SETTINGS``.
+    def setting(self, name: str) -> dict[str, Any]:
+        """Return what one of ``MODEL_SETTINGS`` says.
 
         Raises:
-            UsageError: when it was built before artifacts carried them, or is of depth 0.
+            UsageError: when it was built before artifacts carried them, or it is damaged.
         """
         if name not in self.files:
             raise UsageError(
                 f"{self.path} does not carry the model's {name}, which other programs read; build "
                 "it again with this version."
             )
-        return self.files[name]
+        stored = parse_json(self.files[name], f"{self.path}: {name}")
+        if not isinstance(stored, dict):
+            raise UsageError(f"{self.path}: {name} is not an object; build it again.")
+        return stored
 
 
 def open_source(path: Path, cell: str | None) -> Source:
@@ -76,7 +81,11 @@ def open_source(path: Path, cell: str | None) -> Source:
         return Source(path, load(path, one_thread, cell), files, licenses)
     opened = open_cells(path)
     encoder = load_cell(opened, cell, one_thread)
-    return Source(path, encoder, opened.files(cell), opened.manifest.licenses)
+    licenses = opened.manifest.licenses
+    for name in licenses:
+        if Path(name).name != name:  # which would be written elsewhere
+            raise BundleError(f"{path} names a licence {shown(name)}; a file name is needed.")
+    return Source(path, encoder, opened.files(cell), licenses)
 
 
 def _of_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:

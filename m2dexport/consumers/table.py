@@ -47,12 +47,7 @@ def write_table(source: Source, folder: Path, options: Options) -> Run:
         source: an artifact for static.
         folder: an empty folder.
         options: none of them counts.
-
-    Raises:
-        UsageError: when the graph is to be plain, and there is none.
     """
-    if options.plain:
-        raise UsageError("--plain is about a graph, and depth 0 has none; leave it out.")
     ((name, content),) = source.graph.items()
     table = read_table(memoryview(content), name)
     rows = rows_of(table, np.arange(source.spec.pad_id))  # the padding's, of zeros, comes last
