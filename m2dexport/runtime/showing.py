@@ -92,7 +92,7 @@ def show_bundle(path: str | Path) -> Shown:
 def _shown_cell(opened: Opened, cell: str) -> ShownCell:
     files = opened.files(cell)
     spec = opened.spec(cell)
-    _, tolerance = golden.golden_from_json(files[GOLDEN], spec)
+    tolerance = golden.golden_from_json(files[GOLDEN], spec).tolerance
     entry = opened.manifest.cells.get(cell)
     return ShownCell(
         id=cell,
