@@ -98,7 +98,7 @@ def succeeds(*arguments: object) -> str:
 
 def refused(*arguments: object) -> str:
     result = m2d(*arguments)
-    assert result.exit_code in (1, 2), result.output
+    assert result.exit_code in (1, 2, 4), result.output
     assert result.stderr.count("\n") == 1
     return result.stderr
 

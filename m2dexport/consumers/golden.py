@@ -16,11 +16,13 @@ from m2dexport.consumers.source import Source
 from m2dexport.errors import ParityError
 from m2dexport.files import EXPORT
 from m2dexport.graph.vector import OUTPUT
-from m2dexport.runtime.golden import RUN_TOKENS, TEXTS
+from m2dexport.runtime.golden import RUN_TOKENS
+from m2dexport.runtime.golden_texts import TEXTS
 from m2dexport.runtime.tokenizer import tokenize
 from m2dexport.vectors.codecs import cosines, encode_vectors, normalize
 
 FORMAT = 1
+_PROMPTED = "A man is playing a guitar."
 #: Below this cosine of one text, or with fewer equal codes, an export is not handed over.
 MIN_COSINE = 0.999
 MIN_EQUAL_CODES = 0.99
@@ -60,7 +62,7 @@ def golden_texts(source: Source, run: Run) -> list[Text]:
     spec, encoder = source.spec, source.encoder
     long = ["a long text " * (4 * spec.max_length // 3 + 1)] * (spec.max_length <= RUN_TOKENS)
     asked: list[tuple[str, str | None]] = [(text, None) for text in (*TEXTS, *long)]
-    asked += [(text, name) for name in sorted(spec.prompts) for text in (TEXTS[2], *long)]
+    asked += [(text, name) for name in sorted(spec.prompts) for text in (_PROMPTED, *long)]
     texts = []
     for text, name in asked:
         prompt = encoder.default_prompt if name is None else spec.prompts[name]
