@@ -2,13 +2,16 @@
 
 ::
 
-    M2DError            exit 1  something failed; the message is one sentence with a remedy
-    ├── UsageError      exit 2  a value that the caller gave is wrong
-    │   └── MissingDevice   exit 2  this machine lacks the device
-    ├── CheckpointError exit 1  a checkpoint cannot be read or is not supported
-    ├── ParityError     exit 1  an artifact does not reproduce the torch original
-    ├── BundleError     exit 1  a bundle is damaged, tampered with or does not verify
-    └── MissingExtra    exit 1  an optional dependency is not installed
+    M2DError             exit 1  something failed; the message is one sentence with a remedy
+    ├── UsageError       exit 2  a value that the caller gave is wrong
+    │   ├── MissingDevice    exit 2  this machine lacks the device
+    │   └── FormatError      exit 2  a file has a format that this version does not read
+    ├── CheckpointError  exit 1  a checkpoint cannot be read or is not supported
+    ├── ParityError      exit 1  an artifact does not reproduce the torch original
+    ├── DriftError       exit 3  a bundle is whole, and gives other tokens or vectors here
+    ├── BundleError      exit 4  a bundle is damaged, altered or none
+    ├── UnsafeContent    exit 1  a graph or tokenizer holds what no build writes
+    └── MissingExtra     exit 1  an optional dependency is not installed
 
 The command line catches ``M2DError`` in one place, prints its sentence and exits with its
 ``exit_code``.
@@ -43,8 +46,24 @@ class MissingDevice(UsageError):
     """This machine lacks a device that the engine knows."""
 
 
+class FormatError(UsageError):
+    """A file has a format that this version does not read, and is not damaged for that."""
+
+
+class DriftError(M2DError):
+    """A bundle is whole, and gives other tokens or vectors here than where it was made."""
+
+    exit_code = 3
+
+
 class BundleError(M2DError):
-    """A bundle is damaged, altered, or does not reproduce its golden vectors."""
+    """A bundle is damaged, altered, or no bundle."""
+
+    exit_code = 4
+
+
+class UnsafeContent(M2DError):
+    """A graph or a tokenizer holds what no build writes; in a bundle, that is a BundleError."""
 
 
 class MissingExtra(M2DError):

@@ -21,11 +21,13 @@ if sys.platform != "win32":
 
 PROVENANCE = "m2dexport.json"  # in the folder of a sub-model: what it was cut from
 SPEC = "artifact.json"  # in the folder of an artifact: what a runtime must know
+EXPORT = "golden.json"  # in a folder for another program: what it must give
 #: What a sub-model says of itself to transformers; artifacts and bundles carry it, for export.
 MODEL_SETTINGS = ("config.json", "tokenizer_config.json")
 
 _SUB_MODEL_KEYS = ("format", "sliced_from")
 _ARTIFACT_KEYS = ("format", "space_id")
+_EXPORT_KEYS = ("format", "consumer", "texts")
 _GRAPHS = (
     *("model.onnx", "model.xml", "model.bin", "table.safetensors"),
     *("engine.toml", "model.engine"),
@@ -104,11 +106,13 @@ def _exists(path: Path) -> UsageError:
 
 
 def _can_be_made_again(folder: Path) -> bool:
-    """Say whether a folder is empty, an artifact, a sub-model, or a grid of sub-models."""
+    """Say whether a folder is empty, an artifact, an export, a sub-model, or a grid of those."""
     children = set(folder.iterdir())
     if _has_keys(folder / SPEC, _ARTIFACT_KEYS):
         known = {folder / name for name in _ARTIFACT}
         return children <= known.union(license_files(folder))
+    if _has_keys(folder / EXPORT, _EXPORT_KEYS):
+        return True
     return _is_sub_model(folder) or all(map(_is_sub_model, children))
 
 

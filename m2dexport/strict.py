@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from m2dexport.errors import M2DError, UsageError, one_line
+from m2dexport.errors import FormatError, M2DError, UsageError, one_line
 
 _VALUE = 60  # characters of a foreign value
 _MOST_INT = 1 << 63
@@ -118,12 +118,13 @@ def require_format(
     """Refuse a file of another format before the rest of it is read.
 
     Raises:
-        M2DError: of the class ``error``, naming both formats.
+        FormatError: naming both formats.
+        M2DError: of the class ``error``, when the format is not a number.
     """
     found = stored.get("format", known) if isinstance(stored, dict) else known
     if found != known:
         older = type(found) is int and found < known
-        raise error(
+        raise (FormatError if type(found) is int else error)(
             f"{where} has format {shown(found)} and this version reads format {known}; "
             + ("make it again." if older else "upgrade m2dexport.")
         )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +21,16 @@ from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cli import cli
 from m2dexport.errors import ParityError, UsageError
-from m2dexport.files import MODEL_SETTINGS
+from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.runtime import loading as runtime
-from m2dexport.runtime.archive import open_bundle
+from m2dexport.runtime.archive import GOLDEN, open_bundle
 from m2dexport.runtime.artifact import read_ranges, read_spec, require_same_space
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.manifest import MANIFEST
 from m2dexport.slice.slicing import Cut, slice_checkpoint
 from m2dexport.vectors.codecs import encode_vectors
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_an_fp32_artifact_gives_sentence_transformers_vectors(bert: Path, tmp_path: Path) -> None:
@@ -117,6 +122,42 @@ def test_a_single_text_is_encoded_as_in_the_corpus(artifact) -> None:
     alone = np.concatenate([encoder.encode([text]) for text in texts])
     assert (together == alone).mean() >= 0.999
     assert together.any(axis=1).all()
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = artifact(None, 1, 36, Recipe(weights="int8", vectors="int8")).path
+    return write_bundle(folder, tmp_path_factory.mktemp("int8") / "edge.m2d").path
+
+
+def test_rounding_moves_int8_and_the_limit_follows(int8_bundle: Path) -> None:
+    """A last bit that differs becomes another code of an activation."""
+    stored = json.loads(open_bundle(int8_bundle)[GOLDEN])
+    rounding, limit = stored["spread"]["rounding"], stored["tolerance"]["limit"]
+    assert 1e-6 < 1 - rounding < 5e-3
+    assert limit == pytest.approx(1 - max(5 * (1 - rounding), 0.0005), abs=2e-9)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="onnxruntime 1.17 has no wheel for it")
+def test_a_bundle_verifies_on_the_oldest_onnxruntime_that_it_names(
+    int8_bundle: Path, tmp_path: Path
+) -> None:
+    """All other tests run on the newest one. Its int8 vectors are others, within the limit."""
+    oldest = json.loads(open_bundle(int8_bundle)[SPEC])["min_engine"]
+    packages = [f"onnxruntime=={oldest}.*", "numpy<2"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    subprocess.run([*install, str(tmp_path / "old"), *packages], check=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", "m2dexport", "verify", str(int8_bundle), "--json"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "old"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["limit"] <= report["worst"] < 1
+    assert report["equal_codes"] < 1
 
 
 def test_ranges_come_from_the_precision_that_ships(artifact) -> None:

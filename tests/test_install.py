@@ -45,6 +45,7 @@ NEED_THE_TOOLCHAIN = {
     "select": ("profile.json", "--p95-ms", "5"),
     "check": ("profile.json", "--baseline", "profile.json"),
     "bundle": ("profile.json", "--cell", "2x64-fp32-float32", "--out", "cell.m2d"),
+    "export": ("artifact", "--for", "onnx", "--out", "exported"),
 }
 
 

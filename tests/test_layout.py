@@ -39,6 +39,7 @@ ORDER = (
     "measure",
     "serve",
     "build",
+    "consumers",
     "profile",
     "report",
     "cli",

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from chromium import chromium, contrast
 from large_profile import large_profile
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from m2dexport.report.page import page_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 _POINTS = (
     "document.getElementById('scatter').data.filter(t => t.customdata).flatMap(t => t.customdata)"
 )
@@ -30,16 +25,8 @@ _TICK = "#scatter .xtick text"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as started:
-        found = next(filter(None, map(shutil.which, _NAMES)), started.chromium.executable_path)
-        if not Path(found).exists():
-            pytest.fail(
-                "report.html is tested in Chromium, which is not installed; run: "
-                "apt-get install chromium, or python -m playwright install chromium"
-            )
-        opened = started.chromium.launch(executable_path=found, args=list(_QUIET))
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -186,26 +173,6 @@ def test_on_a_dark_phone_nothing_runs_off_the_screen_and_text_is_bright(
     expect(page.locator(_TICK).first).to_have_css("fill", "rgb(26, 26, 26)")  # the charts follow
     assert contrast(page, _TICK) > 4.5
     page.context.close()
-
-
-def contrast(page: Page, selector: str) -> float:
-    """Return the contrast of a text to the page behind it, as WCAG 2.2 defines it."""
-    colours = page.evaluate(
-        """(selector) => {
-        const text = getComputedStyle(document.querySelector(selector));
-        const ink = selector.includes("text") ? text.fill : text.color;
-        return [ink, getComputedStyle(document.body).backgroundColor]
-          .map(c => c.match(/[0-9.]+/g).slice(0, 3).map(Number));
-        }""",
-        selector,
-    )
-    first, second = sorted(map(_luminance, colours))
-    return (second + 0.05) / (first + 0.05)
-
-
-def _luminance(colour: list[float]) -> float:
-    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_on_paper_the_page_is_bright_within_its_margins_and_without_controls(

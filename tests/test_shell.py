@@ -51,7 +51,7 @@ def test_the_help_lists_whole_summaries_in_the_order_of_work() -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        *(("export", "build"), ("convert", "build"), ("optimize", "quantize"), ("prune", "slice")),
+        *(("convert", "build"), ("optimize", "quantize"), ("prune", "slice")),
         *(("run", "encode"), ("embed", "encode"), ("bundel", "bundle")),
     ],
 )

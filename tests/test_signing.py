@@ -149,6 +149,7 @@ def test_a_bundle_is_signed_and_verified_on_the_command_line(tmp_path: Path) -> 
     assert verified.exit_code == 0
     assert "signed by the key" in verified.stdout
     assert run("verify", signed).exit_code == 0
+    assert "signed by the key" in run("bundle", "show", signed).stdout
     unsigned = run("verify", bundle, "--key", public)
     assert (unsigned.exit_code, unsigned.stdout) == (BundleError.exit_code, "")
     assert "is not signed" in unsigned.stderr

@@ -31,6 +31,7 @@ from m2dexport.checkpoint.tensors import (
     tensors_in,
     write_tensors,
 )
+from m2dexport.checkpoint.tokenizer import truncation_at
 from m2dexport.errors import CheckpointError
 
 TABLE = "embedding.weight"
@@ -77,7 +78,7 @@ def read_table(table: StoredTensor) -> NDArray[np.float32]:
 
 def static_tokenizer_json(stored: Mapping[str, Any], max_length: int) -> dict[str, Any]:
     """Return a tokenizer.json that adds no special tokens and cuts at the maximum length."""
-    cut = {"direction": "Right", "max_length": max_length, "strategy": "LongestFirst", "stride": 0}
+    cut = truncation_at(max_length)
     return {**stored, "post_processor": None, "padding": None, "truncation": cut}
 
 

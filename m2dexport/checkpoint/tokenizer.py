@@ -14,7 +14,9 @@ from m2dexport.checkpoint.jsonfile import read_json, read_object, write_json
 from m2dexport.data import calibration_texts
 from m2dexport.errors import CheckpointError, M2DError, one_line
 
-_FILE = "tokenizer.json"
+_FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+# What transformers stores of how a tokenizer cut texts; all of them are cut on their right.
+_OF_A_CALL = ("max_length", "stride", "truncation_side", "truncation_strategy")
 _COPIES = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tekken.json", "*.model")
 _VERBATIM = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
 _COMPARED = 64  # of the calibration texts
@@ -190,6 +192,34 @@ def write_tokenizer(source: Path, folder: Path, *, lowercase: bool) -> None:
     if notes:  # transformers would make something else of the file once more
         settings = read_object(folder / "tokenizer_config.json")
         write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": _VERBATIM})
+
+
+def truncation_at(max_length: int) -> dict[str, Any]:
+    """Return what a tokenizer.json says that cuts at the maximum length, specials included."""
+    return {
+        "direction": "Right",
+        "max_length": max_length,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+
+
+def state_length(folder: Path, max_length: int) -> None:
+    """State one maximum length wherever readers of a sub-model look for it.
+
+    That is in tokenizer.json, and as model_max_length in tokenizer_config.json. What a tokenizer
+    was once called with is left out there: some readers take its max_length for the model's.
+
+    Args:
+        folder: the sub-model's, with both files.
+        max_length: tokens, specials included.
+    """
+    stored = read_json(folder / _FILE)
+    stored["truncation"] = truncation_at(max_length)
+    (folder / _FILE).write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+    settings = read_object(folder / _CONFIG)
+    kept = {name: value for name, value in settings.items() if name not in _OF_A_CALL}
+    write_json(folder / _CONFIG, {**kept, "model_max_length": max_length})
 
 
 def sealed_tokenizer_json(folder: Path, max_length: int) -> str:

@@ -11,6 +11,7 @@ from m2dexport.cli import (  # noqa: F401
     bench,
     bundles,
     checkpoints,
+    consumers,
     doctor,
     gate,
     profiles,

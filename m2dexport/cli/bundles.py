@@ -190,6 +190,9 @@ def verify(
     Of a nested bundle, those of every cell, or of the one that --cell names. Of an artifact folder,
     which has no golden texts, it checks that its files belong together and run.
 
+    Exit codes: 3 where the bundle is whole and gives other vectors here, 4 where it is damaged or
+    altered, 1 and 2 for other errors.
+
     \b
     Examples:
       m2dexport verify edge.m2d

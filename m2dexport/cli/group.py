@@ -14,12 +14,11 @@ from m2dexport.errors import M2DError, missing_toolchain, one_line
 #: The commands, in the order of work.
 _ORDER = (
     *("inspect", "slice", "build", "quantize", "profile", "select", "check"),
-    *("bundle", "verify", "encode", "serve", "bench", "doctor"),
+    *("bundle", "verify", "encode", "serve", "export", "bench", "doctor"),
 )
 #: What is typed out of habit -> the command that does it.
 _HABITS = {
     "convert": "build",
-    "export": "build",
     "optimize": "quantize",
     "prune": "slice",
     "truncate": "slice",

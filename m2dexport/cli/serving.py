@@ -57,7 +57,7 @@ _PACKAGES = ("prometheus_client", "starlette", "uvicorn")
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print the first line as JSON.")
 def serve(bundle_path: Path, as_json: bool, **options: Any) -> None:
-    """Answer OpenAI's embeddings API with a BUNDLE.
+    """Answer OpenAI's embeddings API with a BUNDLE's vectors.
 
     POST /v1/embeddings, GET /v1/models, /healthz and /metrics. SIGTERM stops it once all that came
     is answered; SIGHUP loads the bundle again. It needs the extra "serve".

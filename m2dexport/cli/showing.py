@@ -74,6 +74,8 @@ def _lines(shown: Shown) -> Iterator[str]:
         yield from _cell_lines(cell, nested=cells > 1)
     yield "files: " + ", ".join(f"{name} {size:,}" for name, size in shown.files.items())
     yield f"licences: {', '.join(shown.licenses) or 'none'}"
+    if shown.signed_by:
+        yield f"signed by the key {shown.signed_by}, which verify --key checks"
     yield "created by: " + ", ".join(f"{k} {v[:16]}" for k, v in sorted(shown.created_by.items()))
 
 

@@ -211,9 +211,9 @@ def here(name: str, device: Device, *, elsewhere: bool = False) -> Here:
     return Here(device)
 
 
-def file_view(file: Path | bytes) -> memoryview:
+def file_view(file: Path | bytes | bytearray) -> memoryview:
     """Return the content of a graph's file; one that is a path is mapped into memory."""
-    if isinstance(file, bytes):
+    if not isinstance(file, Path):
         return memoryview(file)
     if file.stat().st_size == 0:  # which cannot be mapped
         return memoryview(b"")

@@ -28,6 +28,10 @@ OUTPUT = "sentence_embedding"
 #: The weight of the map that ends an aligned graph; it stays in float32 beside integer weights.
 MAP = "alignment.weight"
 _ALIGNED = "aligned_embedding"
+#: What a graph that puts out codes calls the vectors that it makes them of.
+FLOATS = "float_embedding"
+#: The output that holds a text's vector at each of its tokens, under the name that readers know.
+STATES = "last_hidden_state"
 
 
 def depth_output(depth: int) -> str:
@@ -128,7 +132,7 @@ def coded_graph(
     assert isinstance(dim, int)
     if vectors == "float32":
         return model
-    vector.name = "float_embedding"
+    vector.name = FLOATS
     tape = _Tape(model.graph)
     if vectors in LEVELS:
         codes = _levels(tape, vector, vectors, require_ranges(vectors, ranges, dim))
@@ -145,6 +149,38 @@ def coded_graph(
     dtype = ir.DataType.from_numpy(code_dtype(vectors))
     codes = tape.op("Cast", [codes], {"to": dtype})
     return _with_output(model, codes, dtype, code_width(dim, vectors))
+
+
+def states_graph(model: ir.Model) -> ir.Model:
+    """Return a copy of a graph that puts out float vectors, also in the shape of token states.
+
+    Programs that pool token states themselves look for ``last_hidden_state``, (batch, sequence,
+    dim). Here it holds a text's finished vector at every token, so that whichever way they pool,
+    they get that vector: cut, mapped and of length 1. The second output is the vector itself.
+
+    Args:
+        model: a graph with one output, vectors or codes.
+    """
+    model = model.clone()
+    vector = next(
+        (value for node in model.graph for value in node.outputs if value.name == FLOATS),
+        model.graph.outputs[0],
+    )
+    model.graph.outputs[:] = [vector]
+    RemoveUnusedNodesPass()(model)
+    assert vector.shape is not None
+    dim = int(vector.shape[1])  # type: ignore[arg-type]
+    tape = _Tape(model.graph)
+    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    width = tape.constant("state_width", np.array([dim]))
+    shape = tape.op("Concat", [tape.op("Shape", [ids]), width], {"axis": 0})
+    column = tape.op("Unsqueeze", [vector, tape.constant("token_axis", np.array([1]))])
+    states = tape.op("Expand", [column, shape])
+    _with_output(model, vector, ir.DataType.FLOAT, dim)
+    states.name, states.type = STATES, ir.TensorType(ir.DataType.FLOAT)
+    states.shape = ir.Shape(["batch", "sequence", dim])
+    model.graph.outputs.insert(0, states)
+    return model
 
 
 def serialize_graph(model: ir.Model) -> bytes:

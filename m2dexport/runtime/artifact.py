@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from m2dexport.engines import ENGINES, Device
-from m2dexport.errors import UsageError
+from m2dexport.errors import FormatError, UsageError
 from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.precisions import BitOrder, Isa, Similarity, VectorPrecision, WeightPrecision
 from m2dexport.strict import (
@@ -153,7 +153,7 @@ def spec_from_json(text: bytes | str, where: object) -> ArtifactSpec:
     require_codec(spec.codec, where)
     if spec.engine not in ENGINES:
         known = ", ".join(ENGINES)
-        raise UsageError(
+        raise FormatError(
             f"{where} is for the engine {shown(spec.engine)}; this version has {known}."
         )
     if spec.default_prompt is not None and spec.default_prompt not in spec.prompts:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from m2dexport.engines import ENGINES, Device, here
 from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC, atomic_file, license_files, require_file
-from m2dexport.runtime import artifact, golden
+from m2dexport.runtime import artifact, golden, golden_texts, spread
 from m2dexport.runtime.archive import GOLDEN, write_archive
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec, Spoken
 from m2dexport.runtime.cells import Opened, cell_of, open_cells
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
-from m2dexport.runtime.golden import MAX_DIFFERENCE
 from m2dexport.runtime.manifest import MANIFEST, CellEntry, manifest_of, vectors_entry
 from m2dexport.runtime.signing import require_signed
 from m2dexport.runtime.vector_files import require_vectors_of
@@ -66,7 +65,7 @@ class VerifyReport:
     space_id: str
     files: int  # checked by size and sha256
     texts: int  # golden texts tokenized and, up to 1,024 tokens, run
-    metric: str  # max_difference, min_cosine (decoded vectors) or min_equal_bits
+    metric: str  # min_cosine (decoded vectors) or min_equal_bits
     worst: float  # of all texts, each by itself and in a batch
     limit: float
     reason: str  # why the limit is what it is
@@ -81,12 +80,11 @@ class VerifyReport:
         """Return the report as one line."""
         oracle = f", by {self.oracle} and not on a GPU" if self.oracle else ""
         where = f"{self.path}: {self.cell}" if self.nested else f"{self.path}"
-        sign = "<=" if self.metric == MAX_DIFFERENCE else ">="
         codes = "" if self.equal_codes is None else f", {self.equal_codes:.2%} of codes equal"
         signed = f", signed by the key {self.signed_by}" if self.signed_by else ""
         return (
             f"{where}: {self.files} files whole{signed}, {self.texts} golden texts reproduced "
-            f"({self.metric} {self.worst:.6g} {sign} {self.limit:g}{codes}){oracle}, space "
+            f"({self.metric} {self.worst:.6g} >= {self.limit:.9g}{codes}){oracle}, space "
             f"{self.space_id}"
         )
 
@@ -171,7 +169,7 @@ def pack(folder: Path) -> Packed:
     files = _artifact_files(folder, spec)
     device = here(spec.engine, replace(spec.device, threads=1), elsewhere=True).device
     encoder = encoder_from_files(files, folder, device)
-    files[GOLDEN] = golden.golden_json(*golden.golden_of(encoder))
+    files[GOLDEN] = spread.golden_of(encoder, files, folder, device).to_json()
     licenses = {
         path.name: path.read_text(encoding="utf-8", errors="replace")
         for path in license_files(folder)
@@ -194,7 +192,8 @@ def write_verified(
         write_archive(temporary, files)
         opened = replace(open_cells(temporary), path=out)
         for packed in cells:
-            _verify(opened, packed.cell, packed.device)
+            # With all threads: what they change must not be in the bytes, and must be in the limit.
+            _verify(opened, packed.cell, replace(packed.device, threads=None))
     spec = cells[0].spec
     entries, ids = tuple(sorted(files)), tuple(packed.cell for packed in cells)
     return BundleInfo(out, out.stat().st_size, spec.space_id, spec.speaks, entries, ids)
@@ -218,7 +217,9 @@ def verify_bundle(
 
     Raises:
         UsageError: when there is no such file or cell, or ``vectors`` are of another space.
-        BundleError: when anything does not match, naming what.
+        BundleError: when anything is damaged or altered, naming what.
+        DriftError: when it is whole and gives other tokens, vectors or neighbours here, naming the
+            first of them.
         MissingExtra: when a key is named and cryptography is not installed.
     """
     opened = open_cells(Path(path))
@@ -253,7 +254,7 @@ def verify_artifact(
     files = _artifact_files(folder, artifact.read_spec(folder))
     encoder = encoder_from_files(files, folder, device)
     _require_one_space(encoder, files, folder)
-    texts = len(encoder.encode(golden.TEXTS))
+    texts = len(encoder.encode(golden_texts.TEXTS))
     index = _index_report(vectors, encoder.spec, folder)
     return ArtifactReport(folder, encoder.spec.space_id, len(files), texts, index)
 
@@ -275,17 +276,17 @@ def _verify(opened: Opened, cell: str, device: Device, vectors: Path | None = No
         _require_manifest(encoder, opened)
     if entry:
         _require_cell(encoder, cell, entry, where)
-    rows, tolerance, found = golden.require_golden(encoder, files[GOLDEN], where)
+    stored, found = golden.require_golden(encoder, files[GOLDEN], where)
     return VerifyReport(
         path=path,
         cell=cell,
         space_id=encoder.spec.space_id,
         files=len(files) if entry else len(opened.entries),
-        texts=len(rows),
-        metric=tolerance.metric,
+        texts=len(stored.texts),
+        metric=stored.tolerance.metric,
         worst=found.worst,
-        limit=tolerance.limit,
-        reason=tolerance.reason,
+        limit=stored.tolerance.limit,
+        reason=stored.tolerance.reason,
         equal_codes=found.equal_codes,
         oracle=_oracle_of(encoder),
         vectors=_index_report(vectors, encoder.spec, path),

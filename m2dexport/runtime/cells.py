@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from m2dexport.engines import DEFAULT_ENGINE
-from m2dexport.errors import BundleError, UsageError
+from m2dexport.errors import BundleError, FormatError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import OF_A_CELL, POOL, UNLISTED, read_bundle, require_files_of_cell
@@ -143,6 +143,8 @@ def open_cells(path: Path) -> Opened:
 def _spec_of(files: Mapping[str, bytes], path: Path) -> ArtifactSpec:
     try:
         return artifact.spec_from_json(files[SPEC], SPEC)
+    except FormatError:
+        raise
     except UsageError as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
 

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from m2dexport.batches import encode_tokens
 from m2dexport.cores import workers_for
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
-from m2dexport.errors import BundleError, M2DError, UsageError, one_line
+from m2dexport.errors import (
+    BundleError,
+    FormatError,
+    M2DError,
+    UnsafeContent,
+    UsageError,
+    one_line,
+)
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.artifact import ArtifactSpec
@@ -198,7 +205,7 @@ class Encoder:
         shape = (len(input_ids), code_width(spec.dim, spec.vectors))
         dtype = code_dtype(spec.vectors)
         if vectors.shape != shape or vectors.dtype != dtype:
-            raise M2DError(
+            raise BundleError(
                 f"the graph returns {vectors.dtype} of shape {vectors.shape} where vectors="
                 f"{spec.vectors} of {spec.dim} dims are {dtype} of shape {shape}; build it again."
             )
@@ -271,7 +278,9 @@ def encoder_from_files(
         tokenizer: of another encoder that has the same tokenizer.json; None: one is made.
 
     Raises:
-        BundleError: when a file cannot be read.
+        BundleError: when a file cannot be read, or holds what no build writes.
+        FormatError: when one is of a format that this version does not read.
+        M2DError: as ``Encoder``.
     """
     try:
         spec = artifact.spec_from_json(files[SPEC], SPEC)
@@ -280,12 +289,17 @@ def encoder_from_files(
         names = [*engine.files, *(name for name in engine.may_hold if name in files)]
         graph = {name: files[name] for name in names}
         ranges = ranges_from_json(files[artifact.RANGES]) if artifact.RANGES in files else None
+    except FormatError:
+        raise
     except UsageError as error:
         raise BundleError(f"{path} cannot be used: {error}") from error
     except KeyError as error:
         raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
     device = keeping_engines(path, spec, device)
-    return Encoder(spec, tokenizer_json, graph, device, ranges, tokenizer)
+    try:
+        return Encoder(spec, tokenizer_json, graph, device, ranges, tokenizer)
+    except UnsafeContent as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def keeping_engines(path: Path, spec: ArtifactSpec, device: Device) -> Device:

@@ -1,7 +1,7 @@
-"""Golden texts: what a bundle must give on any device, and how far it may be off.
+"""golden.json: what a bundle must give on any device, stage by stage, and how far it may be off.
 
-Float results differ between CPUs and thread counts, so vectors are compared within a tolerance
-and never by hash.
+Float results differ between CPUs and releases of an engine, so vectors are compared within a
+tolerance and never by hash. ``spread`` makes all of this.
 """
 
 from __future__ import annotations
@@ -15,48 +15,68 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES
-from m2dexport.errors import BundleError, one_line
+from m2dexport.errors import BundleError, DriftError, one_line
 from m2dexport.files import SPEC
 from m2dexport.runtime.archive import GOLDEN
 from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.strict import Within, read_json, shown
-from m2dexport.vectors.codecs import code_dtype, code_width, cosines
-
-TEXTS: tuple[str, ...] = (
-    "",
-    "a",
-    "A man is playing a guitar.",
-    "Naïve café in São Paulo, Ångström & Über!",
-    "😀 👩‍👩‍👧 🇨🇭 🎉",
-    "今日は良い天気ですね。你好，世界。안녕하세요",
-    "Привет, как дела? مرحبا بالعالم",
-    "http://example.org/a?b=c&d=%20 3.14159e-10\tFOO_bar",
-)
+from m2dexport.strict import Name, Within, read_json, shown
+from m2dexport.vectors.codecs import code_dtype, code_width
 
 #: Longer texts are only tokenized: a device may lack the memory for one of 8,192 tokens.
 RUN_TOKENS = 1024
+TOP = 3  # documents of each query whose order counts
 
-Metric = Literal["max_difference", "min_cosine", "min_equal_bits"]
-MAX_DIFFERENCE: Metric = "max_difference"  # largest absolute difference of one value
+Metric = Literal["min_cosine", "min_equal_bits"]
 MIN_COSINE: Metric = "min_cosine"  # smallest cosine of one text's vectors
 MIN_EQUAL_BITS: Metric = "min_equal_bits"  # smallest share of equal bits of one text's codes
 
-#: A limit beyond these would let vectors of another model pass.
-_LOOSEST: dict[Metric, float] = {MAX_DIFFERENCE: 0.01, MIN_COSINE: 0.9, MIN_EQUAL_BITS: 0.5}
+#: A limit below these would let vectors of another model pass.
+LOOSEST: dict[Metric, float] = {MIN_COSINE: 0.9, MIN_EQUAL_BITS: 0.5}
+#: In a random direction, a vector moves by sqrt(2 (1 - cosine) / dim). A swap has four of them in
+#: it, one of the query and one of the document on either side: 8 is three standard deviations.
+_SWAP = 8
 
 
 _TokenId = Annotated[int, Within(0, (1 << 31) - 1)]
+_Row = Annotated[int, Within(0, 9_999)]
+_Cosine = Annotated[float, Within(-1.001, 1.001)]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One text and what it must become."""
+    """One text and what it must become, stage by stage."""
 
     text: str
     prompt: str | None  # name; None: the default
     ids: list[_TokenId]  # specials included, cut at the maximum length
+    #: What the codec is given, float32 (dim,): after pooling, cut and normalisation. None: it is
+    #: the vector (float32), the text is only tokenized, or a GPU's engine made the vector.
+    pooled: list[float] | None
     vector: list[float] | None  # final vector or code; None: only tokenized
+
+
+@dataclass(frozen=True)
+class Order:
+    """A small corpus: which documents each query finds, by the search of the codec."""
+
+    documents: Annotated[list[str], Within(TOP, 1_000)]
+    queries: Annotated[list[str], Within(1, 1_000)]
+    document_prompt: str | None  # name; None: the default
+    query_prompt: str | None
+    similarity: list[list[_Cosine]]  # (queries, documents)
+    nearest: list[list[_Row]]  # (queries, 3): rows of the documents, the most similar first
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far vectors move where nothing is wrong: the worst text, by the tolerance's metric."""
+
+    engine: Name  # that made the golden vectors, with its version
+    batch: Annotated[float, Within(-1, 1)]  # alone, all together, padded
+    #: With the graph's float32 constants moved by a unit in the last place, as other kernels,
+    #: releases and threads move what is computed of them. None: there are none, or a GPU ran.
+    rounding: Annotated[float, Within(-1, 1)] | None
 
 
 @dataclass(frozen=True)
@@ -69,13 +89,28 @@ class Tolerance:
 
     def holds(self, worst: float) -> bool:
         """Whether ``worst`` is within the limit; NaN is not."""
-        return worst <= self.limit if self.metric == MAX_DIFFERENCE else worst >= self.limit
+        return worst >= self.limit
+
+    def swap(self, dim: int) -> float:
+        """Return by how much a document may be less similar than the one in whose place it is."""
+        return float(_SWAP * np.sqrt((1 - self.limit) / dim))
 
 
 @dataclass(frozen=True)
-class _Stored:
+class GoldenFile:
+    """The content of golden.json."""
+
     tolerance: Tolerance
+    spread: Spread
     texts: Annotated[list[Golden], Within(1, 10_000)]
+    order: Order
+
+    def to_json(self) -> bytes:
+        """Return the content of golden.json: the same results are the same bytes."""
+        content = json.dumps(
+            asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+        )
+        return f"{content}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -86,48 +121,8 @@ class Comparison:
     equal_codes: float | None  # share of equal codes, 0..1; None for float32
 
 
-def golden_of(encoder: Encoder) -> tuple[list[Golden], Tolerance]:
-    """Return the golden texts of an artifact, with the results of running it, and a tolerance.
-
-    Args:
-        encoder: the artifact, with one thread: the results must not depend on this machine's cores.
-    """
-    names = [None, *sorted(encoder.spec.prompts)]
-    tokenized = [
-        Golden(text, name, encoder.tokenize([text], prompt=name)[0], None)
-        for name in names
-        for text in (*TEXTS, *_long_texts(encoder, name))
-    ]
-    codes = _run(encoder, [row for row in tokenized if _runs(row)], 1)
-    rows = iter(codes)
-    golden = [
-        Golden(row.text, row.prompt, row.ids, _to_list(next(rows)) if _runs(row) else None)
-        for row in tokenized
-    ]
-    metric = _metric(encoder.spec)
-    return golden, _tolerance(encoder.spec, metric, compare(encoder, golden, metric).worst)
-
-
-def compare(encoder: Encoder, golden: Sequence[Golden], metric: Metric) -> Comparison:
-    """Run the golden texts, one by one and in batches, and compare with the stored results."""
-    rows = [row for row in golden if _runs(row)]
-    expected = np.array([row.vector for row in rows], dtype=np.float64)
-    worst, equal = [], []
-    for batch_size in (1, len(rows)):
-        found = _run(encoder, rows, batch_size)
-        worst.append(_worst(metric, found, expected, encoder))
-        equal.append(float(np.mean(found == expected)))
-    is_float = encoder.spec.vectors == "float32"
-    pick = max if metric == MAX_DIFFERENCE else min
-    # Not pick(worst): a NaN in second place would be passed over.
-    value = float("nan") if np.isnan(worst).any() else pick(worst)
-    return Comparison(value, None if is_float else min(equal))
-
-
-def require_golden(
-    encoder: Encoder, content: bytes, path: object
-) -> tuple[list[Golden], Tolerance, Comparison]:
-    """Run the golden texts of a bundle, and refuse an encoder that does not give their vectors.
+def require_golden(encoder: Encoder, content: bytes, path: object) -> tuple[GoldenFile, Comparison]:
+    """Run the golden texts of a bundle, and refuse an encoder that gives something else.
 
     Args:
         encoder: of the bundle.
@@ -135,66 +130,84 @@ def require_golden(
         path: the bundle, or a cell of one, for messages.
 
     Raises:
-        BundleError: when a text becomes other tokens here, or the vectors are off by more than the
-            tolerance.
+        BundleError: when golden.json is not that of the bundle.
+        DriftError: naming the first stage that differs: tokens, vectors or the order of documents.
     """
-    rows, tolerance = golden_from_json(content, encoder.spec)
-    _require_ids(encoder, rows, path)
-    found = compare(encoder, rows, tolerance.metric)
-    if not tolerance.holds(found.worst):
-        reason = one_line(tolerance.reason)
-        raise BundleError(
-            f"{path} does not reproduce its golden vectors on this machine: {tolerance.metric} is "
-            f"{found.worst:.6g} where the limit is {tolerance.limit:g} ({reason}) Rebuild "
-            "the artifact for this device."
-        )
-    return rows, tolerance, found
+    golden = golden_from_json(content, encoder.spec)
+    _require_ids(encoder, golden.texts, path)
+    found = compare(encoder, golden.texts, golden.tolerance.metric)
+    if not golden.tolerance.holds(found.worst):
+        raise DriftError(_drift(encoder, golden, found, path))
+    _require_order(encoder, golden, path)
+    return golden, found
 
 
-def golden_json(golden: Sequence[Golden], tolerance: Tolerance) -> bytes:
-    """Return the content of golden.json."""
-    content = asdict(_Stored(tolerance, list(golden)))
-    return (json.dumps(content, ensure_ascii=False, sort_keys=True) + "\n").encode()
+def compare(encoder: Encoder, texts: Sequence[Golden], metric: Metric) -> Comparison:
+    """Run the golden texts, one by one and in batches, and compare with the stored results."""
+    rows = [row for row in texts if runs(row)]
+    expected = np.array([row.vector for row in rows], dtype=code_dtype(encoder.spec.vectors))
+    found = [run(encoder, rows, batch_size) for batch_size in (1, len(rows))]
+    worst = [worst_of(metric, each, expected, encoder) for each in found]
+    equal = min(float(np.mean(each == expected)) for each in found)
+    return Comparison(min(worst), None if encoder.spec.vectors == "float32" else equal)
 
 
-def golden_from_json(content: bytes, spec: ArtifactSpec) -> tuple[list[Golden], Tolerance]:
-    """Return what ``golden_json`` stored.
+def worst_of(
+    metric: Metric, found: NDArray[Any], expected: NDArray[Any], encoder: Encoder
+) -> float:
+    """Return the metric of the text that is furthest off; both are codes, (texts, width).
+
+    The cosine is ``1 - |a - b|^2 / (|a|^2 + |b|^2)``: that of vectors of one length, and less where
+    the lengths differ.
+    """
+    a, b = (encoder.codec.decode(codes).astype(np.float64) for codes in (found, expected))
+    if metric == MIN_EQUAL_BITS:
+        return float((a == b).mean(axis=1).min())
+    both = np.square(a).sum(axis=1) + np.square(b).sum(axis=1)
+    apart = np.square(a - b).sum(axis=1) / np.where(both > 0, both, 1)
+    return float(1 - apart.max())
+
+
+def metric_of(spec: ArtifactSpec) -> Metric:
+    """Return what an artifact's vectors are compared by."""
+    return MIN_EQUAL_BITS if spec.vectors in ("ubinary", "binary") else MIN_COSINE
+
+
+def golden_from_json(content: bytes, spec: ArtifactSpec) -> GoldenFile:
+    """Return the content of golden.json.
 
     Args:
-        content: of golden.json.
+        content: of the file.
         spec: the artifact that it must fit.
 
     Raises:
         BundleError: when it is not that, or would let any vector pass.
     """
-    stored = read_json(_Stored, content, GOLDEN, BundleError)
-    rows, tolerance = stored.texts, stored.tolerance
-    metric, loosest = _metric(spec), _LOOSEST[tolerance.metric]
+    golden = read_json(GoldenFile, content, GOLDEN, BundleError)
+    tolerance, metric = golden.tolerance, metric_of(spec)
     if tolerance.metric != metric:
         raise BundleError(
             f"{GOLDEN} compares by {tolerance.metric} where weights={spec.weights} and "
             f"vectors={spec.vectors} are compared by {metric}; build the bundle again."
         )
-    low, high = (0.0, loosest) if metric == MAX_DIFFERENCE else (loosest, 1.0)
-    if not low <= tolerance.limit <= high:
+    if not LOOSEST[metric] <= tolerance.limit <= 1:
         raise BundleError(
             f"{GOLDEN} has a limit of {tolerance.limit:g} for {metric}, which must be within "
-            f"{low:g} and {high:g}; build the bundle again."
+            f"{LOOSEST[metric]:g} and 1; build the bundle again."
         )
-    for number, row in enumerate(rows):
-        _require_row(row, number, spec)
-    if not any(_runs(row) for row in rows):
+    for number, row in enumerate(golden.texts):
+        _require_row(row, f"{GOLDEN}: text {number}", spec)
+    if not any(runs(row) for row in golden.texts):
         raise BundleError(f"{GOLDEN} has no text to run; build the bundle again.")
-    return rows, tolerance
+    _require_whole(golden.order, spec)
+    return golden
 
 
-def _require_row(row: Golden, number: int, spec: ArtifactSpec) -> None:
-    where = f"{GOLDEN}: text {number}"
-    if row.prompt is not None and row.prompt not in spec.prompts:
-        raise BundleError(f"{where} has the prompt {shown(row.prompt)}, which {SPEC} lacks.")
+def _require_row(row: Golden, where: str, spec: ArtifactSpec) -> None:
+    _require_prompt(row.prompt, where, spec)
     if len(row.ids) > spec.max_length:
         raise BundleError(f"{where} has {len(row.ids)} tokens; {SPEC} allows {spec.max_length}.")
-    if (row.vector is not None) != _runs(row):
+    if (row.vector is not None) != runs(row):
         raise BundleError(f"{where} has a vector only if it has at most {RUN_TOKENS} tokens.")
     width = code_width(spec.dim, spec.vectors)
     if row.vector is not None and len(row.vector) != width:
@@ -202,22 +215,84 @@ def _require_row(row: Golden, number: int, spec: ArtifactSpec) -> None:
             f"{where} has a vector of {len(row.vector)} values; vectors={spec.vectors} of "
             f"{spec.dim} dims have {width}."
         )
+    if row.pooled is not None and len(row.pooled) != spec.dim:
+        raise BundleError(f"{where} has a pooled vector of {len(row.pooled)} dims, not {spec.dim}.")
+    dtype = code_dtype(spec.vectors)
+    codes = range(np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.kind in "iu" else None
+    if codes is not None and any(value not in codes for value in row.vector or ()):
+        raise BundleError(f"{where} has a vector of other values than {dtype} has.")
+
+
+def _require_prompt(name: str | None, where: str, spec: ArtifactSpec) -> None:
+    if name is not None and name not in spec.prompts:
+        raise BundleError(f"{where} has the prompt {shown(name)}, which {SPEC} lacks.")
+
+
+def _require_whole(order: Order, spec: ArtifactSpec) -> None:
+    where = f"{GOLDEN}: order"
+    for name in (order.document_prompt, order.query_prompt):
+        _require_prompt(name, where, spec)
+    count = len(order.documents)
+    if [len(row) for row in order.similarity] != [count] * len(order.queries):
+        raise BundleError(f"{where} does not have a similarity of every query and document.")
+    if [len(row) for row in order.nearest] != [TOP] * len(order.queries):
+        raise BundleError(f"{where} does not have {TOP} rows for every query.")
+    if any(row >= count for rows in order.nearest for row in rows):
+        raise BundleError(f"{where} has a row beyond the {count} documents.")
 
 
 def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: object) -> None:
     for row in rows:
         if encoder.tokenize([row.text], prompt=row.prompt)[0] != row.ids:
-            raise BundleError(
+            raise DriftError(
                 f"{path}: {shown(row.text)} (prompt {shown(row.prompt)}) becomes other tokens on "
                 "this machine than where the bundle was made; install the same tokenizers version."
             )
 
 
-def _runs(row: Golden) -> bool:
+def _drift(encoder: Encoder, golden: GoldenFile, found: Comparison, path: object) -> str:
+    """Say which vectors differ: a graph that puts out codes keeps the pooled ones to itself."""
+    spec, tolerance = encoder.spec, golden.tolerance
+    coded = spec.vectors != "float32" and ENGINES[spec.engine].encodes
+    return (
+        f"{path} does not reproduce its golden vectors on this machine: after the same tokens, the "
+        f"{'code' if coded else 'pooled vector'} differs; {tolerance.metric} is {found.worst:.6g} "
+        f"where the limit is {tolerance.limit:g} ({one_line(tolerance.reason)}) They were made by "
+        f"{golden.spread.engine} and this is {encoder.describe()['engine']}. Rebuild the artifact "
+        "for this device."
+    )
+
+
+def _require_order(encoder: Encoder, golden: GoldenFile, path: object) -> None:
+    """Refuse another order of documents, but for neighbours that are as good as equal."""
+    order, allowed = golden.order, golden.tolerance.swap(encoder.spec.dim)
+    similarity = np.array(order.similarity)
+    expected = np.take_along_axis(similarity, np.array(order.nearest), axis=1)
+    rows = nearest_rows(encoder, order)
+    lost = expected - np.take_along_axis(similarity, rows, axis=1)
+    if lost.max() > allowed:
+        number, place = np.unravel_index(lost.argmax(), lost.shape)
+        raise DriftError(
+            f"{path} orders documents otherwise on this machine, though its vectors are within "
+            f"their limit: {shown(order.queries[number])} finds document {rows[number, place]} in "
+            f"place {place + 1}, less similar by {lost.max():.4f} than the golden one where "
+            f"{allowed:.4f} is allowed. Rebuild the artifact for this device."
+        )
+
+
+def nearest_rows(encoder: Encoder, order: Order) -> NDArray[np.int64]:
+    """Return the rows of the documents that each query finds, (queries, 3), the best first."""
+    queries = encoder.encode(order.queries, prompt=order.query_prompt)
+    documents = encoder.encode(order.documents, prompt=order.document_prompt)
+    return encoder.codec.search(queries, documents, top=TOP).rows
+
+
+def runs(row: Golden) -> bool:
+    """Say whether a golden text is short enough to be run on any device."""
     return len(row.ids) <= RUN_TOKENS
 
 
-def _run(encoder: Encoder, rows: Sequence[Golden], batch_size: int) -> NDArray[Any]:
+def run(encoder: Encoder, rows: Sequence[Golden], batch_size: int) -> NDArray[Any]:
     """Return the vectors of ``rows``; the prompts are run one after another."""
     parts: dict[int, NDArray[Any]] = {}
     for name in dict.fromkeys(row.prompt for row in rows):
@@ -226,77 +301,3 @@ def _run(encoder: Encoder, rows: Sequence[Golden], batch_size: int) -> NDArray[A
         vectors = encoder.encode(texts, prompt=name, batch_size=batch_size)
         parts |= dict(zip(chosen, vectors, strict=True))
     return np.stack([parts[index] for index in range(len(rows))])
-
-
-def _long_texts(encoder: Encoder, prompt: str | None) -> list[str]:
-    """Return texts of four times the maximum length, exactly it, and one token less."""
-    longest = encoder.spec.max_length
-    texts = ["a long text " * (4 * longest // 3 + 1)]
-    for word in ("a", "1", "the"):
-        one, two = (len(ids) for ids in encoder.tokenize([word, f"{word} {word}"], prompt=prompt))
-        count = longest - one + 1  # words of an exact fit, when each further one is one token
-        exact, under = (" ".join([word] * max(n, 0)) for n in (count, count - 1))
-        lengths = [len(ids) for ids in encoder.tokenize([exact, under], prompt=prompt)]
-        if two == one + 1 and count > 1 and lengths == [longest, longest - 1]:
-            return [*texts, exact, under]
-    return texts  # no room beside the prompt, or an unusual tokenizer
-
-
-def _metric(spec: ArtifactSpec) -> Metric:
-    if spec.vectors in ("ubinary", "binary"):
-        return MIN_EQUAL_BITS
-    if spec.vectors != "float32" or _integer(spec) or _narrow(spec):
-        return MIN_COSINE
-    return MAX_DIFFERENCE
-
-
-def _integer(spec: ArtifactSpec) -> bool:
-    return spec.weights.startswith("int")
-
-
-def _narrow(spec: ArtifactSpec) -> bool:
-    """Say whether the graph computes in 16 bits, and does not just store its weights in them."""
-    return ENGINES[spec.engine].on_gpu and spec.weights != "fp32"
-
-
-def _tolerance(spec: ArtifactSpec, metric: Metric, measured: float) -> Tolerance:
-    """Return the limit, from what batches change and what threads and other CPUs add."""
-    integer = _integer(spec)
-    coarse = integer or (_narrow(spec) and spec.weights == "bf16")
-    why = "float sums are taken in another order by more threads and on other CPUs"
-    if integer:
-        why = f"integer weights: {why}, which moves activations to a neighbouring code"
-    if ENGINES[spec.engine].on_gpu:
-        why = f"measured by {spec.checked_by}; {why}, and on GPUs"
-    if integer and spec.isa != "portable":
-        why = f"{why}; made for {spec.isa}: CPUs without it use other, exact kernels"
-    if metric == MAX_DIFFERENCE:
-        return Tolerance(metric, 1e-4, f"{why}; vectors have length 1 and 7 stored decimals.")
-    if metric == MIN_COSINE:
-        # One code of int4 that falls on the other side of its border moves a short vector by .002.
-        margin = 0.005 if coarse or spec.vectors == "int4" else 0.0005
-    else:
-        # An angle whose cosine is 1 - 0.005 turns 3.2% of the signs.
-        margin = max(0.05 if coarse else 0.01, 1.5 / spec.dim)
-    reason = f"{measured:.6f} between batches of one text and more, less {margin:.4f}: {why}."
-    return Tolerance(metric, max(_LOOSEST[metric], round(measured - margin, 6)), reason)
-
-
-def _worst(metric: Metric, found: NDArray[Any], expected: NDArray[Any], encoder: Encoder) -> float:
-    """Return the metric of the text that is furthest off; both are codes, (texts, width)."""
-    dtype = code_dtype(encoder.spec.vectors)
-    found, expected = (
-        encoder.codec.decode(codes.astype(dtype)).astype(np.float64) for codes in (found, expected)
-    )
-    if metric == MIN_EQUAL_BITS:
-        return float((found == expected).mean(axis=1).min())
-    if metric == MAX_DIFFERENCE:
-        return float(np.abs(found - expected).max())
-    return float(cosines(found, expected).min())
-
-
-def _to_list(vector: NDArray[Any]) -> list[float]:
-    values: list[float] = vector.tolist()
-    if vector.dtype == np.float32:
-        return [round(value, 7) for value in values]
-    return values

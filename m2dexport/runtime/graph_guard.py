@@ -23,7 +23,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, file_view
-from m2dexport.errors import M2DError, one_line
+from m2dexport.errors import UnsafeContent, one_line
 from m2dexport.runtime.graph_content import Constant, GraphContent, Node, UnsafeGraph
 from m2dexport.runtime.graph_sizes import require_sizes
 from m2dexport.runtime.onnx_content import onnx_content
@@ -61,7 +61,7 @@ _SAME = {"Cast", "Convert", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 _IDS = "input_ids"
 
 
-def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
+def examine_graph(engine: str, files: Sequence[Path | bytes | bytearray]) -> GraphContent:
     """Return what a graph holds, when it holds nothing that must not be run.
 
     Args:
@@ -70,7 +70,7 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
             is looked at.
 
     Raises:
-        M2DError: naming what the graph holds.
+        UnsafeContent: naming what the graph holds.
     """
     stored = ENGINES[engine]
     name = stored.files[0]
@@ -86,7 +86,7 @@ def examine_graph(engine: str, files: Sequence[Path | bytes]) -> GraphContent:
             _require_operators(content, _ONNX)
         require_sizes(content, stored.format)
     except UnsafeGraph as error:
-        raise M2DError(f"{name} cannot be read or run: {one_line(error)}.") from error
+        raise UnsafeContent(f"{name} cannot be read or run: {one_line(error)}.") from error
     return content
 
 

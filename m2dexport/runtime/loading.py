@@ -46,8 +46,9 @@ def load(
     Raises:
         UsageError: when there is nothing there, the folder is not an artifact, there is no such
             cell, or none is within the limits.
-        BundleError: when the archive is damaged or does not match its checksums, or an engine that
-            was built for this machine's GPU does not give its golden vectors.
+        BundleError: when the archive is damaged or does not match its checksums.
+        DriftError: when an engine that was built for this machine's GPU does not give the golden
+            vectors.
 
     Example:
         >>> load("edge.m2d").encode(["A man is playing a guitar."]).shape

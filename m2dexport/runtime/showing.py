@@ -13,11 +13,12 @@ import numpy as np
 
 from m2dexport.files import SPEC
 from m2dexport.runtime import golden
-from m2dexport.runtime.archive import GOLDEN, UNLISTED
+from m2dexport.runtime.archive import GOLDEN, SIGNATURE, UNLISTED
 from m2dexport.runtime.artifact import Spoken
 from m2dexport.runtime.cells import Opened, open_cells
 from m2dexport.runtime.golden import Metric
 from m2dexport.runtime.manifest import MANIFEST, Figures
+from m2dexport.runtime.signing import read_signature
 
 _NONE = "none"
 
@@ -55,6 +56,7 @@ class Shown:
     cells: tuple[ShownCell, ...]  # the deepest first
     files: Mapping[str, int]  # entries, name to bytes
     licenses: tuple[str, ...]  # names of files
+    signed_by: str | None  # the key, which is not checked here; None: it has no signature
     created_by: Mapping[str, str]  # hashes and versions of tools, of the default cell
 
 
@@ -85,14 +87,22 @@ def show_bundle(path: str | Path) -> Shown:
         cells=tuple(_shown_cell(opened, cell) for cell in opened.cells),
         files=dict(sorted(files.items())),
         licenses=tuple(sorted(manifest.licenses)),
+        signed_by=_signed_by(opened),
         created_by=manifest.created_by,
     )
+
+
+def _signed_by(opened: Opened) -> str | None:
+    content = opened.entries.get(SIGNATURE)
+    if content is None:
+        return None
+    return read_signature(content, f"{opened.path}: {SIGNATURE}").fingerprint
 
 
 def _shown_cell(opened: Opened, cell: str) -> ShownCell:
     files = opened.files(cell)
     spec = opened.spec(cell)
-    _, tolerance = golden.golden_from_json(files[GOLDEN], spec)
+    tolerance = golden.golden_from_json(files[GOLDEN], spec).tolerance
     entry = opened.manifest.cells.get(cell)
     return ShownCell(
         id=cell,

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from m2dexport.errors import M2DError
+from m2dexport.errors import UnsafeContent
 from m2dexport.runtime.artifact import TOKENIZER
 from m2dexport.strict import parse_json, shown
 
@@ -93,9 +93,9 @@ def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
         max_length: of the artifact, tokens.
 
     Raises:
-        M2DError: naming what the file holds.
+        UnsafeContent: naming what the file holds.
     """
-    stored = parse_json(tokenizer_json, TOKENIZER, M2DError)
+    stored = parse_json(tokenizer_json, TOKENIZER, UnsafeContent)
     try:
         _require_settings(stored, max_length)
         steps = {stage: list(_steps(stored.get(stage), stage)) for stage in _STEPS}
@@ -106,11 +106,11 @@ def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
         _require_added(stored.get("added_tokens"))
         _require_specials(stored.get("post_processor"))
     except _Refused as refused:
-        raise M2DError(
+        raise UnsafeContent(
             f"{TOKENIZER} cannot be used: {refused}; build the artifact again."
         ) from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise M2DError(f"{TOKENIZER} cannot be used: it is not a tokenizer.") from error
+        raise UnsafeContent(f"{TOKENIZER} cannot be used: it is not a tokenizer.") from error
 
 
 class _Refused(Exception):

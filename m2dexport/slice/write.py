@@ -18,7 +18,7 @@ from m2dexport.checkpoint.st_modules import SENTENCE_CONFIG, Modules, read_lower
 from m2dexport.checkpoint.st_write import write_modules
 from m2dexport.checkpoint.static import TABLE, read_table, static_tokenizer_json, write_static
 from m2dexport.checkpoint.tensors import FLOAT_NAMES, WEIGHTS, write_tensors
-from m2dexport.checkpoint.tokenizer import replace_tokenizer, write_tokenizer
+from m2dexport.checkpoint.tokenizer import replace_tokenizer, state_length, write_tokenizer
 from m2dexport.checkpoint.widths import Importance, Widths, cut_tensors, width_config
 from m2dexport.errors import CheckpointError
 from m2dexport.files import PROVENANCE
@@ -144,6 +144,7 @@ def _write_layers(
         tensors = pruned_tensors(plan.pruning, tensors, layout)
         saved = whole - sum(tensor.size for tensor in tensors)
         replace_tokenizer(folder, plan.pruning.tokenizer, plan.pruning.ids)
+    state_length(folder, checkpoint.max_length)
     write_tensors(folder / WEIGHTS, tensors)
     return saved
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from m2dexport.errors import UsageError
+from m2dexport.errors import FormatError, UsageError
 from m2dexport.precisions import BitOrder, VectorPrecision
 from m2dexport.strict import parse_json, read_value, shown
 
@@ -102,10 +102,11 @@ def require_codec(version: object, where: object) -> None:
     """Refuse a codec version that this package does not know.
 
     Raises:
-        UsageError: naming the version and the remedy.
+        FormatError: naming the version and the remedy.
+        UsageError: likewise, when it is not a number.
     """
     if version != CODEC_VERSION:
-        raise UsageError(
+        raise (FormatError if type(version) is int else UsageError)(
             f"{where} has codec version {shown(version)} and this m2dexport reads version "
             f"{CODEC_VERSION}; install the m2dexport that made it."
         )

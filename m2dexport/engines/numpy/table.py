@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.errors import M2DError, UsageError
+from m2dexport.errors import UnsafeContent, UsageError
 from m2dexport.strict import parse_json
 
 Table = Mapping[str, NDArray[Any]]
@@ -61,17 +61,19 @@ def read_table(content: memoryview, name: str) -> Table:
         name: what messages call it.
 
     Raises:
-        M2DError: when it is not one that ``table_bytes`` wrote.
+        UnsafeContent: when it is not one that ``table_bytes`` wrote.
     """
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > len(content) - 8:
-        raise M2DError(f"{name} is no table of token vectors: its header is missing.")
+        raise UnsafeContent(f"{name} is no table of token vectors: its header is missing.")
     try:
         header = parse_json(bytes(content[8 : 8 + size]), name)
         data = content[8 + size :]
         table = {str(key): _array(entry, data) for key, entry in header.items()}
     except (UsageError, AttributeError, TypeError, KeyError, ValueError, OverflowError) as error:
-        raise M2DError(f"{name} is no table of token vectors: its header is damaged.") from error
+        raise UnsafeContent(
+            f"{name} is no table of token vectors: its header is damaged."
+        ) from error
     _require_table(table, len(data), name)
     return table
 
@@ -94,13 +96,15 @@ def _require_table(table: Table, size: int, name: str) -> None:
     """Refuse arrays that are not those of one precision, and belong together."""
     kind = next((kind for kind in _KINDS if kind.keys() == table.keys()), None)
     if kind is None or sum(array.nbytes for array in table.values()) != size:
-        raise M2DError(f"{name} is no table of token vectors: it holds other arrays.")
+        raise UnsafeContent(f"{name} is no table of token vectors: it holds other arrays.")
     first, *others = table.values()
     for key, (dtypes, axes) in kind.items():
         array = table[key]
         known = [np.dtype(_DTYPES[dtype]) for dtype in dtypes]
         if array.dtype not in known or array.ndim != axes or 0 in array.shape:
-            raise M2DError(f"{name} is no table of token vectors: its {key} are of another form.")
+            raise UnsafeContent(
+                f"{name} is no table of token vectors: its {key} are of another form."
+            )
     leads = {array.shape[:-1] for array in (first, *others)}
     lasts = [table[key].shape[-1] for key in table if key in ("scale", "offset")]
     packed = table.get("packed")
@@ -109,7 +113,7 @@ def _require_table(table: Table, size: int, name: str) -> None:
         or any(last != 1 for last in lasts)
         or (packed is not None and packed.shape[-1] != _BLOCK_BYTES)
     ):
-        raise M2DError(f"{name} is no table of token vectors: its arrays do not fit together.")
+        raise UnsafeContent(f"{name} is no table of token vectors: its arrays do not fit together.")
 
 
 def rows_of(table: Table, ids: NDArray[np.intp]) -> NDArray[np.float32]:

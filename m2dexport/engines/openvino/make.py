@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 import openvino as ov
+from openvino import opset13 as ops
 
 from m2dexport.engines import ENGINES, Compilation
 from m2dexport.engines.onnxruntime.make import runner
 from m2dexport.engines.openvino.run import GROUP_SIZE, reason_of
 from m2dexport.errors import M2DError
 from m2dexport.files import scratch_folder
-from m2dexport.graph.vector import serialize_graph
+from m2dexport.graph.vector import FLOATS, OUTPUT, STATES, serialize_graph
 from m2dexport.precisions import Isa, WeightPrecision
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.half import store_half
@@ -84,6 +86,10 @@ def files_from_onnx(graph: bytes) -> dict[str, bytes]:
         model = ov.Core().read_model(graph)
     except Exception as error:  # openvino raises bare RuntimeErrors
         raise M2DError(f"OpenVINO cannot read the graph: {reason_of(error)}") from error
+    return _saved(model)
+
+
+def _saved(model: ov.Model) -> dict[str, bytes]:
     for number, node in enumerate(model.get_ordered_ops()):
         if node.get_friendly_name() == node.get_name():
             # A name of OpenVINO's own, numbered through the whole process.
@@ -93,3 +99,28 @@ def files_from_onnx(graph: bytes) -> dict[str, bytes]:
         paths = [scratch / name for name in ENGINES["openvino"].files]
         ov.save_model(model, paths[0], compress_to_fp16=False)
         return {path.name: path.read_bytes() for path in paths}
+
+
+def with_states(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return an IR that puts out float vectors as ``graph.vector.states_graph`` does.
+
+    Args:
+        files: the content of model.xml and of model.bin.
+    """
+    xml, weights = (files[name] for name in ENGINES["openvino"].files)
+    core = ov.Core()
+    model = core.read_model(xml, ov.Tensor(np.frombuffer(weights, dtype=np.uint8)))
+    outputs = [value for node in model.get_ordered_ops() for value in node.outputs()]
+    vector = next(
+        (value for value in outputs if FLOATS in value.get_names()),
+        model.outputs[0].get_node().input_value(0),
+    )
+    ids = next(value for value in model.inputs if "input_ids" in value.get_names())
+    width = ops.constant(np.array([vector.get_partial_shape()[1].get_length()]))
+    shape = ops.concat([ops.shape_of(ids.get_node()), width], 0)
+    column = ops.unsqueeze(vector, ops.constant(np.array([1])))
+    states = ops.broadcast(column, shape, broadcast_spec="BIDIRECTIONAL").output(0)
+    for value, name in ((states, STATES), (vector, OUTPUT)):
+        value.set_names({name})
+    results = [ops.result(value) for value in (states, vector)]
+    return _saved(ov.Model(results, model.get_parameters()))

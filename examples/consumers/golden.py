@@ -1,0 +1,29 @@
+"""What an exported folder must give: its golden.json, and how a program's vectors are judged."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+MIN_COSINE = 0.999
+
+
+def texts(folder):
+    """Return the golden texts of an exported folder."""
+    return json.loads((Path(folder) / "golden.json").read_text(encoding="utf-8"))["texts"]
+
+
+def judge(program, rows, vectors):
+    """Print how near vectors are to the golden ones; exit with 1 where they are others."""
+    expected = np.array([row["vector"] for row in rows], dtype=np.float64)
+    found = np.asarray(vectors, dtype=np.float64)
+    if found.shape != expected.shape:
+        sys.exit(f"{program}: vectors of shape {found.shape} where {expected.shape} are expected")
+    lengths = np.linalg.norm(found, axis=1), np.linalg.norm(expected, axis=1)
+    products, both = (found * expected).sum(axis=1), lengths[0] * lengths[1]
+    empty = (lengths[0] == 0) & (lengths[1] == 0)  # of a text without tokens, at depth 0
+    cosine = np.where(empty, 1, products / np.where(both > 0, both, np.inf)).min()
+    print(f"{program}: {len(rows)} golden texts, smallest cosine {cosine:.6f}")
+    if not cosine >= MIN_COSINE:
+        sys.exit(f"{program}: {MIN_COSINE} is needed")

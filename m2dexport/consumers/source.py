@@ -1,0 +1,100 @@
+"""What is exported: an artifact folder or a bundle, read once, and loaded to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m2dexport.engines import ENGINES, Device
+from m2dexport.errors import BundleError, UsageError
+from m2dexport.files import MODEL_SETTINGS, license_files
+from m2dexport.runtime import artifact
+from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.loading import load, load_cell
+from m2dexport.strict import parse_json, shown
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose of an export."""
+
+    cell: str | None = None  # of a nested bundle; None: the deepest
+    plain: bool = False  # standard operators alone
+    #: (texts, tokens) that a server is warmed up with; the most texts are those of its batches.
+    shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))
+
+
+@dataclass(frozen=True)
+class Source:
+    """An artifact or a bundle."""
+
+    path: Path
+    encoder: Encoder  # of one thread: what is compared does not depend on the cores
+    files: Mapping[str, bytes]  # by the names that they have in an artifact
+    licenses: Mapping[str, str]  # file name to text
+
+    @property
+    def spec(self) -> ArtifactSpec:
+        """Its specification."""
+        return self.encoder.spec
+
+    @property
+    def graph(self) -> dict[str, bytes]:
+        """The files of its graph."""
+        return {name: self.files[name] for name in ENGINES[self.spec.engine].files}
+
+    def setting(self, name: str) -> dict[str, Any]:
+        """Return what one of ``MODEL_SETTINGS`` says.
+
+        Raises:
+            UsageError: when it was built before artifacts carried them, or it is damaged.
+        """
+        if name not in self.files:
+            raise UsageError(
+                f"{self.path} does not carry the model's {name}, which other programs read; build "
+                "it again with this version."
+            )
+        stored = parse_json(self.files[name], f"{self.path}: {name}")
+        if not isinstance(stored, dict):
+            raise UsageError(f"{self.path}: {name} is not an object; build it again.")
+        return stored
+
+
+def open_source(path: Path, cell: str | None) -> Source:
+    """Return an artifact or a cell of a bundle.
+
+    Args:
+        path: the folder or the archive.
+        cell: the id of a nested bundle's cell; None: the deepest.
+
+    Raises:
+        UsageError: when there is none at ``path``, or no such cell.
+        BundleError: when it is damaged.
+    """
+    one_thread = Device(threads=1)
+    if path.is_dir():
+        files, licenses = _of_folder(path)
+        return Source(path, load(path, one_thread, cell), files, licenses)
+    opened = open_cells(path)
+    encoder = load_cell(opened, cell, one_thread)
+    licenses = opened.manifest.licenses
+    for name in licenses:
+        if Path(name).name != name:  # which would be written elsewhere
+            raise BundleError(f"{path} names a licence {shown(name)}; a file name is needed.")
+    return Source(path, encoder, opened.files(cell), licenses)
+
+
+def _of_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+    engine = artifact.read_spec(folder).engine
+    optional = [name for name in (RANGES, *MODEL_SETTINGS) if (folder / name).exists()]
+    names = (TOKENIZER, *ENGINES[engine].files, *optional)
+    files = {name: artifact.read_file(folder, name) for name in names}
+    texts = {
+        path.name: path.read_text(encoding="utf-8", errors="replace")
+        for path in license_files(folder)
+    }
+    return files, texts
