@@ -3,9 +3,9 @@
 A pass gives every depth and dim, plain and aligned, in every vector precision, queries of each
 depth against documents of each (in the first weights), intervals of all figures, and the files of
 every graph. The encode is what a user of the full depth alone would run: the same texts, batches
-and device. Two parts that a build has, too, and that do not grow with texts are measured apart: making
-the weights (calibration, rounding), and checks, which are the probes in all company, for int8 256
-texts in fp32 that its floor is held against, and the sessions that this takes. Of the pass,
+and device. Two parts that a build has, too, and that do not grow with texts are measured apart:
+making the weights (calibration, rounding), and checks, which are the probes in all company, for
+int8 256 texts in fp32 that its floor is held against, and the sessions that this takes. Of a pass,
 "encoding" is its forward passes over the texts, and "the rest" comes after them: depth 0, scoring,
 crossing and writing graphs, the last of which does not grow with texts either.
 
