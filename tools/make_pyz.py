@@ -4,9 +4,9 @@
     python tools/make_pyz.py --platform manylinux_2_17_aarch64,manylinux_2_28_aarch64 --python 3.11
 
 The file runs as the command does: ``python3 m2dexport-run.pyz verify edge.m2d``. Its packages are
-compiled for one platform and one Python; where it first runs, shiv (which packs it) unpacks them into ``~/.shiv``,
-or into the folder that SHIV_ROOT names. The checkpoint, the evaluation data and the texts that
-ship are left out: a device has no use for them.
+compiled for one platform and one Python; where it first runs, shiv (which packs it) unpacks them
+into ``~/.shiv``, or into the folder that SHIV_ROOT names. The checkpoint, the evaluation data and
+the texts that ship are left out: a device has no use for them.
 """
 
 from __future__ import annotations
