@@ -97,7 +97,7 @@ def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(family: str, small, 
         folder = artifact(small(family), 2, 64, Recipe(name)).path
         assert read_spec(folder).engine == name
         settings = {"config.json", "tokenizer_config.json"}
-    assert {*ENGINES[name].files, "artifact.json", "tokenizer.json", *settings} == {
+        assert {*ENGINES[name].files, "artifact.json", "tokenizer.json", *settings} == {
             path.name for path in folder.iterdir()
         }
         vectors[name] = loading.load(folder).encode(PROBES)
