@@ -65,9 +65,11 @@ class Live:
 
 
 @contextmanager
-def live(bundle: Path, *options: object) -> Iterator[Live]:
-    """Serve a bundle on a free port while the context lasts."""
+def live(bundle: Path, *options: object, files: int | None = None) -> Iterator[Live]:
+    """Serve a bundle on a free port while the context lasts, with so many open files at most."""
     command = [sys.executable, "-m", "m2dexport", "serve", bundle, "--port", 0, "--json", *options]
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,

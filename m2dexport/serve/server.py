@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from m2dexport.engines import Device
 from m2dexport.errors import M2DError, UsageError, one_line
 from m2dexport.serve.app import Service, make_app
+from m2dexport.serve.connections import Connection, most_connections, say_no_more_files
 from m2dexport.serve.messages import Limits
 from m2dexport.serve.reloading import Reloading
 from m2dexport.serve.served import Served, open_served
@@ -27,6 +28,8 @@ _IDLE_S = 75  # for which a connection is kept; longer than proxies do, so that 
 #: After the port is closed: a request that is on its way on an open connection still arrives.
 _LINGER_S = 0.2
 _LOOK_EVERY_S = 0.02
+_WAITING = 2048  # connections that the kernel has, and the server not yet
+_ACCEPTED_AT_ONCE = 4  # before those are counted that came before
 _CANCELLED_WITHIN_S = 2  # what is left after the limit of a stop
 
 
@@ -82,7 +85,8 @@ def serve(
         reloading = Reloading(service, path, device, settings.allow_new_space, on_news)
         app = make_app(service, reloading.watch if settings.watch else None)
         ready = functools.partial(on_ready, Listening(url, served))
-        server = _Server(_config(app, settings), service, settings, ready, reloading.reload)
+        events = _Events(ready, on_news, reloading.reload)
+        server = _Server(_config(app, settings), service, settings, events)
         server.run([listener])
     if server.abandoned:
         requests = "request was" if server.abandoned == 1 else "requests were"
@@ -90,6 +94,15 @@ def serve(
             f"{server.abandoned} {requests} not done {settings.stop_within_s:g} s after the stop "
             "and got an error; allow more time with --stop-within."
         )
+
+
+@dataclass(frozen=True)
+class _Events:
+    """What a server calls."""
+
+    on_ready: Callable[[], None]
+    on_news: Callable[[str], None]
+    on_hangup: Callable[[], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
@@ -100,20 +113,22 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         settings: Settings,
-        on_ready: Callable[[], None],
-        on_hangup: Callable[[], Awaitable[None]],
+        events: _Events,
     ) -> None:
         super().__init__(config)
         self.abandoned = 0  # requests that the stop did not wait for
         self._service = service
         self._stop_within_s = settings.stop_within_s
-        self._on_ready = on_ready
-        self._on_hangup = on_hangup
+        self._events = events
         self._reloads: set[asyncio.Future[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(say_no_more_files(self._events.on_news))
         await super().startup(sockets)
-        self._on_ready()
+        for listener in sockets or []:
+            listener.listen(_WAITING)  # of which asyncio takes no more at once than it was told
+        self._events.on_ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -150,7 +165,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _reload(self) -> None:
-        reload = asyncio.ensure_future(self._on_hangup())
+        reload = asyncio.ensure_future(self._events.on_hangup())
         self._reloads.add(reload)  # else nothing holds it
         reload.add_done_callback(self._reloads.discard)
 
@@ -161,14 +176,19 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.setLevel(logging.INFO)
         log.propagate = False
+    # Nor a line for every request that is refused or is not HTTP, of which anybody can send many.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     return uvicorn.Config(
         app,
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=settings.access_log,
         proxy_headers=False,
         server_header=False,
+        backlog=_ACCEPTED_AT_ONCE,
+        limit_concurrency=most_connections(settings.limits.requests),
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_CANCELLED_WITHIN_S,
     )
