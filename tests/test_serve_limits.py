@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from command_line import m2d
 from live_server import live
 from tiny_artifact import tiny_artifact
 
+from m2dexport.errors import UsageError
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.serve import connections
 from m2dexport.serve.connections import Connection, say_no_more_files
+from m2dexport.serve.server import _listener
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +103,37 @@ def test_files_that_run_out_are_said_once(monkeypatch: pytest.MonkeyPatch) -> No
     handle(loop, {"message": "something else"})
     assert others == [{"message": "something else"}]
     loop.close()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--max-body-mb", "nan"),
+        ("--max-body-mb", "inf"),
+        ("--stop-within", "nan"),
+        ("--host", "ü..x"),
+        ("--host", "a" * 300),
+    ],
+)
+def test_an_option_without_sense_is_one_sentence(option: tuple[str, str], edge: Path) -> None:
+    said = m2d("serve", edge, "--port", 0, *option)
+    assert said.exit_code == 2
+    assert re.fullmatch(r"(Usage: .*\n.*\n\n)?Error: [^\n]+\.\n", said.stderr)
+
+
+def test_a_port_is_had_before_anything_is_loaded() -> None:
+    with _listener("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 cannot be had"):
+            _listener("127.0.0.1", port)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is full, of Linux")
+def test_a_first_line_that_cannot_be_written_is_one_sentence(edge: Path) -> None:
+    command = [sys.executable, "-m", "m2dexport", "serve", str(edge), "--port", "0"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert ran.returncode == 1
+    assert re.fullmatch(r"Error: No space left on device\.\n", ran.stderr)

@@ -13,6 +13,7 @@ from m2dexport.cli.console import busy, count_texts, print_json
 from m2dexport.cli.group import GroupWithArguments, cli
 from m2dexport.cli.options import (
     PATH,
+    Finite,
     align_texts_option,
     bit_order_option,
     calibration_option,
@@ -227,7 +228,7 @@ def verify(
 @cell_option
 @click.option(
     "--within-ms",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     metavar="MS",
     help="Of a nested bundle: the deepest cell that takes at most so long here for one text of 16 "
     "tokens, which is measured first.",

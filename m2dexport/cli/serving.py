@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, device_options
+from m2dexport.cli.options import PATH, Finite, device_options
 from m2dexport.errors import MissingExtra
 
 #: What the extra ``serve`` installs, as imported.
@@ -32,9 +32,7 @@ _PACKAGES = ("prometheus_client", "starlette", "uvicorn")
     is_flag=True,
     help="Let a reload bring vectors that must not be compared with the old ones.",
 )
-@click.option(
-    "--max-body-mb", type=click.FloatRange(0, min_open=True), default=4, show_default=True
-)
+@click.option("--max-body-mb", type=Finite(0, min_open=True), default=4, show_default=True)
 @click.option("--max-texts", type=click.IntRange(1), default=2048, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(1), default=300_000, show_default=True)
 @click.option(
@@ -47,7 +45,7 @@ _PACKAGES = ("prometheus_client", "starlette", "uvicorn")
 @click.option(
     "--stop-within",
     "stop_within_s",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=30,
     show_default=True,
     metavar="SECONDS",

@@ -74,6 +74,7 @@ def serve(
 
     Raises:
         UsageError: when the port cannot be had.
+        OSError: when ``on_ready`` raises it.
         M2DError: when the bundle does not verify, or requests were still at work at the end of the
             time that a stop gives them.
     """
@@ -88,6 +89,8 @@ def serve(
         events = _Events(ready, on_news, reloading.reload)
         server = _Server(_config(app, settings), service, settings, events)
         server.run([listener])
+    if server.failed:
+        raise server.failed
     if server.abandoned:
         requests = "request was" if server.abandoned == 1 else "requests were"
         raise M2DError(
@@ -117,6 +120,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self.abandoned = 0  # requests that the stop did not wait for
+        self.failed: OSError | None = None  # what kept it from saying that it is ready
         self._service = service
         self._stop_within_s = settings.stop_within_s
         self._events = events
@@ -128,7 +132,10 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(_WAITING)  # of which asyncio takes no more at once than it was told
-        self._events.on_ready()
+        try:
+            self._events.on_ready()
+        except OSError as error:  # of stdout: stop in order first
+            self.failed, self.should_exit = error, True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -195,7 +202,7 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Return a socket bound to a port, on which nobody listens yet.
+    """Return a socket that listens on a port, so that connections wait until they are taken.
 
     Raises:
         UsageError: when it cannot be had.
@@ -205,12 +212,15 @@ def _listener(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         # With the protocol: asyncio switches Nagle's delay off only where it is named.
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(f"--host {host} is no address of this machine: {error}.") from error
+    except (OSError, UnicodeError) as error:  # the latter of a name that DNS cannot have
+        raise UsageError(
+            f"--host {one_line(host)} is no address of this machine: {one_line(error)}."
+        ) from error
     try:
         if sys.platform != "win32":  # where it means something else
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_WAITING)  # before anything is loaded: of two servers, one has the port
     except OSError as error:
         listener.close()
         reason = one_line(error.strerror or error)
