@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+import time
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,11 +19,16 @@ from command_line import m2d
 from live_server import live
 from tiny_artifact import tiny_artifact
 
+from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.serve import connections
+from m2dexport.serve.app import Service
 from m2dexport.serve.connections import Connection, say_no_more_files
-from m2dexport.serve.server import _listener
+from m2dexport.serve.messages import Limits
+from m2dexport.serve.reloading import Reloading
+from m2dexport.serve.served import open_served
+from m2dexport.serve.server import _early_hangups, _listener
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +144,36 @@ def test_a_first_line_that_cannot_be_written_is_one_sentence(edge: Path) -> None
         )
     assert ran.returncode == 1
     assert re.fullmatch(r"Error: No space left on device\.\n", ran.stderr)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_does_not_wait_for_requests(name: str, edge: Path) -> None:
+    with live(edge, "--threads", 1) as server, closing(server.at_work()) as asking:
+        server.signal("SIGTERM")
+        time.sleep(0.05)  # two at once are one
+        server.signal(name)
+        assert server.process.wait(20) == 1
+        assert asking.getresponse().status == 503
+        assert server.process.stderr is not None
+        said = server.process.stderr.read()
+    assert re.fullmatch(r"Error: 1 request was not done at the second signal [^\n]+\.\n", said)
+
+
+def test_a_hangup_while_it_loads_is_kept_for_later() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with _early_hangups() as came:
+        signal.raise_signal(signal.SIGHUP)
+    assert came == [signal.SIGHUP]
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_a_folder_that_is_no_artifact_any_more_is_refused_in_words(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "edge")
+    device, news = Device(threads=1), []
+    service = Service(open_served(folder, device), Limits())
+    (folder / "artifact.json").unlink()
+    asyncio.run(Reloading(service, folder, device, False, news.append).reload())
+    assert news == [
+        f"{folder} was not loaded, and the old one stays: {folder} has no artifact.json; name a "
+        "bundle or an artifact folder."
+    ]

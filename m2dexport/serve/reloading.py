@@ -54,7 +54,8 @@ class Reloading:
                 self._require_space(served)
             except (M2DError, OSError) as error:
                 metrics.reloads.labels("refused").inc()
-                self._on_news(f"{path} was not loaded, and the old one stays: {error}")
+                reason = error.strerror if isinstance(error, OSError) else error
+                self._on_news(f"{path} was not loaded, and the old one stays: {reason}")
                 return
             self._service.serve(served)
             metrics.reloads.labels("loaded").inc()

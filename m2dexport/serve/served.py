@@ -84,6 +84,8 @@ def open_served(path: Path, device: Device) -> Served:
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
+    if path.is_dir() and not (path / SPEC).exists():
+        raise UsageError(f"{path} has no {SPEC}; name a bundle or an artifact folder.")
     identity = identity_of(path)
     verify = verify_artifact if path.is_dir() else verify_bundle
     report = verify(path, device)

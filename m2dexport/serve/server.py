@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -63,7 +64,7 @@ def serve(
 ) -> None:
     """Serve a bundle until SIGTERM or SIGINT; SIGHUP loads it again.
 
-    A stop closes the port, answers all that has come, and returns.
+    A stop closes the port, answers all that has come, and returns; a second signal ends the wait.
 
     Args:
         path: the bundle or the artifact folder.
@@ -75,10 +76,10 @@ def serve(
     Raises:
         UsageError: when the port cannot be had.
         OSError: when ``on_ready`` raises it.
-        M2DError: when the bundle does not verify, or requests were still at work at the end of the
-            time that a stop gives them.
+        M2DError: when the bundle does not verify, or requests were still at work at a second signal
+            or at the end of the time that a stop gives them.
     """
-    with _listener(settings.host, settings.port) as listener:
+    with _early_hangups() as hangups, _listener(settings.host, settings.port) as listener:
         served = open_served(path, device)
         service = Service(served, settings.limits)
         host, port = listener.getsockname()[:2]
@@ -86,17 +87,32 @@ def serve(
         reloading = Reloading(service, path, device, settings.allow_new_space, on_news)
         app = make_app(service, reloading.watch if settings.watch else None)
         ready = functools.partial(on_ready, Listening(url, served))
-        events = _Events(ready, on_news, reloading.reload)
+        events = _Events(ready, on_news, reloading.reload, hangups)
         server = _Server(_config(app, settings), service, settings, events)
         server.run([listener])
     if server.failed:
         raise server.failed
     if server.abandoned:
         requests = "request was" if server.abandoned == 1 else "requests were"
-        raise M2DError(
-            f"{server.abandoned} {requests} not done {settings.stop_within_s:g} s after the stop "
-            "and got an error; allow more time with --stop-within."
-        )
+        when = f"{settings.stop_within_s:g} s after the stop"
+        remedy = "allow more time with --stop-within"
+        if server.hurried:
+            when, remedy = "at the second signal", "one signal waits for them"
+        raise M2DError(f"{server.abandoned} {requests} not done {when} and got an error; {remedy}.")
+
+
+@contextlib.contextmanager
+def _early_hangups() -> Iterator[list[int]]:
+    """Collect SIGHUPs, which would end a process that still loads."""
+    came: list[int] = []
+    if not hasattr(signal, "SIGHUP"):  # which Windows has not
+        yield came
+        return
+    before = signal.signal(signal.SIGHUP, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,7 @@ class _Events:
     on_ready: Callable[[], None]
     on_news: Callable[[str], None]
     on_hangup: Callable[[], Awaitable[None]]
+    hangups: list[int]  # that came before it could handle them
 
 
 class _Server(uvicorn.Server):
@@ -120,6 +137,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self.abandoned = 0  # requests that the stop did not wait for
+        self.hurried = False  # whether a second signal came
         self.failed: OSError | None = None  # what kept it from saying that it is ready
         self._service = service
         self._stop_within_s = settings.stop_within_s
@@ -132,6 +150,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(_WAITING)  # of which asyncio takes no more at once than it was told
+        if self._events.hangups:
+            self._reload()
         try:
             self._events.on_ready()
         except OSError as error:  # of stdout: stop in order first
@@ -144,7 +164,7 @@ class _Server(uvicorn.Server):
             signal.SIGINT: self.handle_exit,
             signal.SIGTERM: self.handle_exit,
         }
-        if hasattr(signal, "SIGHUP"):  # which Windows has not
+        if hasattr(signal, "SIGHUP"):
             handlers[signal.SIGHUP] = lambda *_: loop.call_soon_threadsafe(self._reload)
         before = {number: signal.signal(number, handlers[number]) for number in handlers}
         try:
@@ -152,6 +172,11 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop, and at the second signal without waiting for the requests at work."""
+        self.hurried = self.should_exit
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, answer what has come, and only then close the connections.
@@ -164,7 +189,7 @@ class _Server(uvicorn.Server):
         self._service.stopping = True
         deadline = asyncio.get_running_loop().time() + self._stop_within_s
         await asyncio.sleep(_LINGER_S)
-        while self._service.at_work and not self.force_exit:
+        while self._service.at_work and not self.hurried:
             if asyncio.get_running_loop().time() >= deadline:
                 break
             await asyncio.sleep(_LOOK_EVERY_S)
