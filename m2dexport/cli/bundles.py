@@ -204,7 +204,8 @@ def verify(
     from m2dexport.runtime.bundle import verify_artifact, verify_bundle
 
     report: VerifyReport | ArtifactReport
-    if bundle_path.is_dir() and not (cell or key):
+    _require_bundle(bundle_path, {"--cell": cell, "--key": key})
+    if bundle_path.is_dir():
         report = verify_artifact(bundle_path, Device(**device), vectors)
     else:
         report = verify_bundle(bundle_path, Device(**device), vectors, cell, key)
@@ -280,6 +281,14 @@ def _encoder(path: Path, *, cell: str | None, within_ms: float | None, **device:
         return load(path, Device(**device), cell)
     if cell is not None:
         raise UsageError("--cell names a cell and --within-ms chooses one; leave one of them out.")
+    _require_bundle(path, {"--within-ms": within_ms})
     encoder = Nested(path, Device(**device)).within(within_ms)
     click.echo(f"{path}: {cell_of(encoder.spec)} is the deepest within {within_ms:g} ms", err=True)
     return encoder
+
+
+def _require_bundle(path: Path, options: dict[str, Any]) -> None:
+    """Refuse options that need a bundle where there is a folder."""
+    for option, value in options.items():
+        if value is not None and path.is_dir():
+            raise UsageError(f"{option} needs a bundle, and {path} is a folder; leave it out.")
