@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -169,10 +170,10 @@ def test_a_hangup_while_it_loads_is_kept_for_later() -> None:
 
 def test_a_folder_that_is_no_artifact_any_more_is_refused_in_words(tmp_path: Path) -> None:
     folder = tiny_artifact(tmp_path / "edge")
-    device, news = Device(threads=1), []
-    service = Service(open_served(folder, device), Limits())
+    opened, news = partial(open_served, folder, Device(threads=1)), []
+    service = Service(opened(), Limits())
     (folder / "artifact.json").unlink()
-    asyncio.run(Reloading(service, folder, device, False, news.append).reload())
+    asyncio.run(Reloading(service, folder, opened, False, news.append).reload())
     assert news == [
         f"{folder} was not loaded, and the old one stays: {folder} has no artifact.json; name a "
         "bundle or an artifact folder."

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, Finite, device_options
+from m2dexport.cli.options import PATH, Finite, cell_option, device_options
 from m2dexport.errors import MissingExtra
 
 #: What the extra ``serve`` installs, as imported.
@@ -52,6 +52,7 @@ _PACKAGES = ("prometheus_client", "starlette", "uvicorn")
     help="What a stop gives to the requests at work.",
 )
 @click.option("--access-log", is_flag=True, help="A line on stderr for every request.")
+@cell_option
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print the first line as JSON.")
 def serve(bundle_path: Path, as_json: bool, **options: Any) -> None:
@@ -64,6 +65,7 @@ def serve(bundle_path: Path, as_json: bool, **options: Any) -> None:
     Examples:
       m2dexport serve edge.m2d
       m2dexport serve edge.m2d --host 0.0.0.0 --port 9000 --threads 4 --reload
+      m2dexport serve nested.m2d --cell 2x128-int8-int8
     """
     try:
         from m2dexport.serve.messages import Limits

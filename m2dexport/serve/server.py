@@ -41,6 +41,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any that is free
     limits: Limits = Limits()
+    cell: str | None = None  # of a nested bundle; None: the deepest
     watch: bool = False  # whether the bundle is loaded again when its file is replaced
     allow_new_space: bool = False  # whether a reload may change the space of the vectors
     stop_within_s: float = 30  # that a stop gives to requests at work
@@ -80,11 +81,12 @@ def serve(
             or at the end of the time that a stop gives them.
     """
     with _early_hangups() as hangups, _listener(settings.host, settings.port) as listener:
-        served = open_served(path, device)
+        opened = functools.partial(open_served, path, device, settings.cell)
+        served = opened()
         service = Service(served, settings.limits)
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-        reloading = Reloading(service, path, device, settings.allow_new_space, on_news)
+        reloading = Reloading(service, path, opened, settings.allow_new_space, on_news)
         app = make_app(service, reloading.watch if settings.watch else None)
         ready = functools.partial(on_ready, Listening(url, served))
         events = _Events(ready, on_news, reloading.reload, hangups)
@@ -213,6 +215,7 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
+        loop="asyncio",
         ws="none",
         lifespan="on",
         log_config=None,
