@@ -89,7 +89,7 @@ class Encoder:
         return min(found)
 
 
-for cell, files in read_cells(sys.argv[1]).items():
+for cell, files in read_cells(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__)).items():
     if "model.onnx" in files:
         require(b"location" not in files["model.onnx"], "a graph that names other files")
         encoder = Encoder(files)

@@ -293,8 +293,8 @@ def test_a_bundle_with_one_byte_flipped(tmp_path: Path) -> None:
         content[place] ^= 1
         (tmp_path / "b.m2d").write_bytes(content)
         content[place] ^= 1
-        refused(1, "verify", tmp_path / "b.m2d")
-        refused(1, "encode", tmp_path / "b.m2d", "--in", __file__, "--out", tmp_path / "v.npy")
+        refused(4, "verify", tmp_path / "b.m2d")
+        refused(4, "encode", tmp_path / "b.m2d", "--in", __file__, "--out", tmp_path / "v.npy")
     assert not (tmp_path / "v.npy").exists()
 
 

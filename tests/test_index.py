@@ -20,7 +20,7 @@ from m2dexport.build.build import make_artifact
 from m2dexport.build.recipe import Recipe
 from m2dexport.build.source import Original
 from m2dexport.checkpoint.open import open_checkpoint
-from m2dexport.errors import UsageError
+from m2dexport.errors import BundleError, UsageError
 from m2dexport.runtime import load
 from m2dexport.runtime.artifact import (
     FULL_LAYERS,
@@ -414,7 +414,7 @@ def test_what_is_no_index_is_one_sentence(
     for content in (few_texts.read_bytes(), full("float32").read_bytes()[:-100]):
         (tmp_path / "broken.m2d").write_bytes(content)
         result = m2d("build", *arguments, tmp_path / "broken.m2d")
-        assert result.exit_code == 1
+        assert result.exit_code == BundleError.exit_code
         assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "a").exists()
 

@@ -96,7 +96,8 @@ def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(family: str, small, 
     for name in ("onnx", "openvino"):
         folder = artifact(small(family), 2, 64, Recipe(name)).path
         assert read_spec(folder).engine == name
-        assert {*ENGINES[name].files, "artifact.json", "tokenizer.json"} == {
+        settings = {"config.json", "tokenizer_config.json"}
+        assert {*ENGINES[name].files, "artifact.json", "tokenizer.json", *settings} == {
             path.name for path in folder.iterdir()
         }
         vectors[name] = loading.load(folder).encode(PROBES)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2dexport.vectors import ranking
+from m2dexport.vectors import codecs, ranking
 from m2dexport.vectors.ranking import NO_ROW, nearest, nearest_among, rank, rescore, rounded
 
 
@@ -101,6 +101,29 @@ def test_equal_documents_tie_across_blocks_of_queries_and_documents() -> None:
     found = nearest_among(queries, lambda rows: documents[rows], everything, 7)
     np.testing.assert_array_equal(found.rows, rescore(queries, documents, everything, 7))
     np.testing.assert_array_equal(found.rows, everything[:, :7])
+
+
+@pytest.mark.parametrize("kind", ["unit", "signs", "nearly equal", "some zero", "repeated"])
+def test_a_ranking_over_many_blocks_is_that_of_one_product(kind: str) -> None:
+    """Float32 products leave out none of the best, however near to them the others are."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((25_000, 24))
+    if kind == "nearly equal":  # by less than float32 tells apart
+        vectors = 1 + 3e-7 * vectors
+    if kind == "repeated":
+        vectors = vectors[rng.integers(0, 900, len(vectors))]
+    if kind == "some zero":
+        vectors[::2] = 0
+    documents = codecs.normalize(vectors.astype(np.float32))
+    if kind == "signs":
+        documents = np.where(vectors > 0, 1, -1).astype(np.float32)
+    queries = documents[rng.integers(0, len(documents), 100)]
+    products = rounded(queries) @ rounded(documents).T
+    expected = np.argsort(-products, axis=1, kind="stable")[:, :20]
+    found = nearest(queries, np.split(documents, [8000, 15_000, 15_007]), 20)
+    np.testing.assert_array_equal(found.rows, expected)
+    np.testing.assert_array_equal(found.similarity, np.take_along_axis(products, expected, 1))
+    np.testing.assert_array_equal(rank(rounded(queries), documents, 20), expected)
 
 
 def test_rescoring_finds_nothing_that_is_no_candidate() -> None:

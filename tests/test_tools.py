@@ -223,7 +223,7 @@ def test_the_cost_of_a_surface_is_a_ratio_to_encoding_the_texts_once(small, caps
     page = capsys.readouterr().out
     assert "texts, " in page
     assert [row[:2] for row in rows(page)] == [["fp32", "onnx"], ["fp32", "openvino"]]
-    assert all(float(row[5]) > 0 and int(row[6]) > 0 for row in rows(page))
+    assert all(float(row[8]) > 0 and int(row[10]) > 0 for row in rows(page))
 
 
 def test_a_pruned_vocabulary_is_measured_beside_the_whole_one(small, tasks, capsys) -> None:

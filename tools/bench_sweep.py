@@ -3,12 +3,15 @@
 A pass gives every depth and dim, plain and aligned, in every vector precision, queries of each
 depth against documents of each (in the first weights), intervals of all figures, and the files of
 every graph. The encode is what a user of the full depth alone would run: the same texts, batches
-and device. Making the weights (calibration, rounding) is apart: its cost does not grow with texts.
-Of the pass, "encoding" is its forward passes over the texts, and "the rest" comes after them: depth
-0, scoring, crossing and writing graphs, the last of which does not grow with texts either.
+and device. Two parts that a build has, too, and that do not grow with texts are measured apart:
+making the weights (calibration, rounding), and checks, which are the probes in all company, for
+int8 256 texts in fp32 that its floor is held against, and the sessions that this takes. Of a pass,
+"encoding" is its forward passes over the texts, and "the rest" comes after them: depth 0, scoring,
+crossing and writing graphs, the last of which does not grow with texts either.
 
     python tools/bench_sweep.py                                # the checkpoint and tasks that ship
     python tools/bench_sweep.py --texts 100000 --weights fp32  # memory, on made-up retrieval
+    OMP_NUM_THREADS=1 python tools/bench_sweep.py --cpu --threads 1  # where other work goes on
 
 Prints a Markdown table. The memory is the most that the process had up to then.
 """
@@ -18,7 +21,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +30,8 @@ import page
 
 from m2dexport.align.texts import align_texts
 from m2dexport.batches import encode_tokens
+from m2dexport.build.mixed import floor_texts
+from m2dexport.build.parity import embed_probes
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cores import threads_for
 from m2dexport.data import calibration_texts
@@ -43,9 +48,10 @@ from m2dexport.vectors.tasks import Task, default_tasks, load_task
 _BATCH = 32
 _QUERIES = 1000
 _HEAD = (
-    *("weights", "engine", "make, s", "encode, s", "pass, s", "encoding, s", "the rest, s"),
-    *("(pass - make) / encode", "cells", "peak MB"),
+    *("weights", "engine", "make, s", "checks, s", "encode, s", "pass, s", "encoding, s"),
+    *("the rest, s", "(pass - make) / encode", "without checks", "cells", "peak MB"),
 )
+Clock = Callable[[], float]
 
 
 def made_up(texts: int) -> RetrievalTask:
@@ -61,46 +67,54 @@ def made_up(texts: int) -> RetrievalTask:
     return RetrievalTask("made-up", queries, documents, relevance, "0" * 64)
 
 
-def encode_seconds(work: Work, one: Pass) -> tuple[float, float]:
-    """Return the seconds of making the weights, and of encoding all texts at the full depth."""
+def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float]:
+    """Return the seconds of making weights, of checks, and of encoding texts at the full depth."""
     source, corpus, plan = work.sources[one.plan.engine], work.basis.corpus, one.plan
-    calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
-    start = time.perf_counter()
-    graph = engine_maker(plan.engine).quantize(source.graph, one.weights, calibration, plan.isa)
-    made = time.perf_counter() - start
+    maker, pad_id = engine_maker(plan.engine), source.pad_id
+    calibration = CalibrationTokens(corpus.calibration_ids(), pad_id)
+    start = clock()
+    graph = maker.quantize(source.graph, one.weights, calibration, plan.isa)
+    made = clock()
+    every = loaded_runner(graph, plan)
+    embed_probes(every, corpus.probes, pad_id, source.checkpoint.max_length)
+    if maker.PRECISIONS[one.weights].faithful:
+        exact = loaded_runner(source.graph, replace(plan, device=replace(plan.device, threads=1)))
+        encode_tokens(exact, floor_texts(corpus.calibration_ids()), pad_id, _BATCH)
+    checked = clock()
     run = loaded_runner(source.vectors_at(plan.compared_with[0], graph), plan)
-    encode_tokens(run, corpus.ids[:_BATCH], source.pad_id, _BATCH)
-    start = time.perf_counter()
-    encode_tokens(run, corpus.ids, source.pad_id, _BATCH)
-    return made, time.perf_counter() - start
+    encode_tokens(run, corpus.ids[:_BATCH], pad_id, _BATCH)
+    begun = clock()
+    encode_tokens(run, corpus.ids, pad_id, _BATCH)
+    return made - start, checked - made, clock() - begun
 
 
 @dataclass(frozen=True)
 class Steps:
     """When each step of a sweep began and, so far, ended."""
 
+    clock: Clock
     begun: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, step: str, done: int, total: int) -> None:
         """Note that a step goes on."""
-        self.ended[step] = time.perf_counter()
+        self.ended[step] = self.clock()
         self.begun.setdefault(step, self.ended[step])
 
 
 def row(work: Work, steps: Steps, one: Pass) -> list[str]:
     """Return a row of the table."""
     page.say(f"{one.name}: {len(one.wanted)} cells")
-    made, encode = encode_seconds(work, one)
-    start = time.perf_counter()
+    made, checks, encode = apart(work, one, steps.clock)
+    start = steps.clock()
     work.measured(one)
-    end = time.perf_counter()
+    end = steps.clock()
     whole, step = end - start, f"quality {one.weights}"
     encoding, rest = steps.ended[step] - steps.begun[step], end - steps.ended[step]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10)
-    seconds = [f"{each:.1f}" for each in (made, encode, whole, encoding, rest)]
-    ratio = f"{(whole - made) / encode:.2f}"
-    return [one.weights, one.plan.engine, *seconds, ratio, str(len(one.wanted)), f"{peak:.0f}"]
+    seconds = [f"{each:.1f}" for each in (made, checks, encode, whole, encoding, rest)]
+    ratios = [f"{(whole - made - less) / encode:.2f}" for less in (0, checks)]
+    return [one.weights, one.plan.engine, *seconds, *ratios, str(len(one.wanted)), f"{peak:.0f}"]
 
 
 def lines(given: argparse.Namespace) -> Iterator[str]:
@@ -117,9 +131,9 @@ def lines(given: argparse.Namespace) -> Iterator[str]:
     passes = passes_of(plans)
     wanted = frozenset(name for each in passes for name in each.wanted)
     texts = align_texts(None)
-    steps = Steps()
+    steps = Steps(time.process_time if given.cpu else time.perf_counter)
     sweep = Sweep(checkpoint, tasks, calibration_texts(), texts, plans, passes, wanted, steps)
-    threads = f"{threads_for(given.threads)} threads"
+    threads = f"{threads_for(given.threads)} threads" + (", CPU seconds" if given.cpu else "")
     yield from page.heading(threads, ("onnxruntime", "torch", "numpy"))
     with passing_parts() as parts:
         work = Work(sweep, parts)
@@ -141,6 +155,7 @@ def main() -> None:
     parser.add_argument("--weights", type=names, default="fp32,fp16,int8")
     parser.add_argument("--engine", type=names, default="onnx,openvino")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds of all threads")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     page.write(lines(given), given.out)

@@ -4,14 +4,15 @@
     python tools/make_pyz.py --platform manylinux_2_17_aarch64,manylinux_2_28_aarch64 --python 3.11
 
 The file runs as the command does: ``python3 m2dexport-run.pyz verify edge.m2d``. Its packages are
-compiled for one platform and one Python; where it first runs, shiv unpacks them into ``~/.shiv``,
-or into the folder that SHIV_ROOT names. The checkpoint, the evaluation data and the texts that
-ship are left out: a device has no use for them.
+compiled for one platform and one Python; where it first runs, shiv (which packs it) unpacks them
+into ``~/.shiv``, or into the folder that SHIV_ROOT names. The checkpoint, the evaluation data and
+the texts that ship are left out: a device has no use for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -65,11 +66,15 @@ def pack(packages: Path, out: Path) -> None:
 
 def main() -> None:
     """Make the file and say how large it is."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("m2dexport-run.pyz"))
     parser.add_argument("--platform", default="", help="as wheels name it; default: this machine's")
     parser.add_argument("--python", help="such as 3.11; default: this one's")
     given = parser.parse_args()
+    if importlib.util.find_spec("shiv") is None:
+        parser.error("it needs shiv; run: pip install shiv")
     with tempfile.TemporaryDirectory() as scratch:
         install(Path(scratch) / "packages", given.platform, given.python)
         pack(Path(scratch) / "packages", given.out)

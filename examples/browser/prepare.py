@@ -63,6 +63,8 @@ def prepare(bundles: Sequence[Path], out: Path, modules: Path = MODULES) -> None
     Raises:
         UsageError: when ``out`` exists, npm's packages are missing, or no browser runs a bundle.
     """
+    if out.exists():
+        raise UsageError(f"{out} exists; remove it, or name another folder by --out.")
     names = [bundle.name for bundle in bundles]
     if len(set(names)) < len(names):
         raise UsageError("two bundles have one name; rename one of them.")

@@ -5,12 +5,16 @@ in a matrix a document stands, and equal documents tie. Values are rounded to mu
 of rows of length 1, each product is then a multiple of 2^-52 and each partial sum below 2, which
 float64 holds. So are sums of whole numbers. The rounding moves a value by at most 2^-27, less than
 float32 itself does above 1/8.
+
+Of many documents, float32 products say first which can be among the best at all; only those few are
+then multiplied exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +32,7 @@ _BLOCK_VALUES = 1 << 21  # of a block of documents
 _BLOCK_PRODUCTS = 1 << 17  # of queries with few documents, as many as a processor's cache holds
 _GRAIN = 1 << 26
 _FEW = 2048  # documents that are all multiplied with a query sooner than some are picked out
+_FEW_OF = 64  # likewise, one of so many
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def nearest(queries: Floats | Doubles, blocks: Iterable[Floats], count: int) -> 
     found = Found(np.empty((len(queries), 0), dtype=np.intp), np.empty((len(queries), 0)))
     first_row = 0
     for block in blocks:
-        best = _nearest_of_block(queries, rounded(block), count)
+        known = found.similarity[:, -1:] if first_row >= count else None
+        best = _nearest_of_block(queries, block, count, known)
         best = replace(best, rows=best.rows + first_row)
         found = _nearest_of_both(found, best, count) if first_row else best
         first_row += len(block)
@@ -154,19 +160,108 @@ def rounded(vectors: Floats | Doubles) -> Doubles:
     return values
 
 
-def _nearest_of_block(queries: Floats | Doubles, documents: Doubles, count: int) -> Found:
+def _nearest_of_block(
+    queries: Floats | Doubles,
+    documents: Floats,
+    count: int,
+    least: NDArray[np.floating] | None,
+) -> Found:
+    """Return the best documents of a block.
+
+    Args:
+        queries: as ``nearest`` takes them.
+        documents: likewise.
+        count: how many to return, or as many as there are.
+        least: (queries, 1) products; documents that do not exceed them may be left out. In their
+            place are rows of no meaning, with a similarity of -inf.
+    """
     count = min(count, len(documents))
     rows = np.empty((len(queries), count), dtype=np.intp)
     products = np.empty((len(queries), count), dtype=np.float64)
+    exact = cache(partial(rounded, documents))
     size = max(_QUERY_BLOCK, _BLOCK_PRODUCTS // max(1, len(documents)))
     for start in range(0, len(queries), size):
-        block = rounded(queries[start : start + size]) @ documents.T
-        best = _columns_of_largest(block, count)
-        values = np.take_along_axis(block, best, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        rows[start : start + size] = np.take_along_axis(best, order, axis=1)
-        products[start : start + size] = np.take_along_axis(values, order, axis=1)
+        some = slice(start, start + size)
+        found = None
+        if least is not None:
+            found = _nearest_of_few(queries[some], documents, count, least[some])
+        if found is None:
+            found = _nearest_of_products(rounded(queries[some]) @ exact().T, count)
+        rows[some], products[some] = found.rows, found.similarity
     return Found(rows, products)
+
+
+def _nearest_of_products(products: Doubles, count: int) -> Found:
+    """Return the largest of exact products, (queries, documents)."""
+    best = _columns_of_largest(products, count)
+    values = np.take_along_axis(products, best, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return Found(np.take_along_axis(best, order, 1), np.take_along_axis(values, order, 1))
+
+
+def _nearest_of_few(
+    queries: Floats | Doubles, documents: Floats, count: int, least: NDArray[np.floating]
+) -> Found | None:
+    """Return what ``_nearest_of_block`` does, by exact products of few documents.
+
+    They are those whose float32 product does not show that the exact one is too small.
+
+    Returns:
+        None where so many are left that all exact products are made sooner.
+    """
+    singles = queries.astype(np.float32)
+    products, margin = singles @ documents.T, _margin(singles, documents)
+    bound = least - margin
+    below = bound.astype(np.float32)
+    below = np.where(below > bound, np.nextafter(below, np.float32(-np.inf)), below)
+    near = products > below
+    if np.count_nonzero(near) > near.size // _FEW_OF:
+        return None
+    places, columns = np.nonzero(near)
+    if margin.any():
+        values = _products_of(queries, documents, places, columns)
+    else:
+        values = products[near].astype(np.float64)
+    order = np.lexsort((-values, places))  # stable: columns that tie keep their order
+    places = places[order]
+    rank = np.arange(len(places)) - np.searchsorted(places, places)
+    kept = rank < count
+    found = Found(np.zeros((len(queries), count), np.intp), np.full((len(queries), count), -np.inf))
+    found.rows[places[kept], rank[kept]] = columns[order][kept]
+    found.similarity[places[kept], rank[kept]] = values[order][kept]
+    return found
+
+
+def _margin(queries: Floats, documents: Floats) -> Doubles:
+    """Return by how much a float32 product may miss that of ``rounded`` vectors, (queries, 1).
+
+    A sum of ``dim`` products, in any order, misses ``dim`` times 2^-24 of the lengths' product at
+    most (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1); rounding
+    the values adds less than that again. Sums of whole numbers are exact below 2^24.
+    """
+    lengths = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
+    products: Doubles = lengths * float(np.linalg.norm(documents, axis=1).max())
+    if _whole(queries) and _whole(documents) and products.max() < 1 << 24:
+        return np.zeros_like(products)
+    products *= queries.shape[1] * 2.0**-23
+    return products
+
+
+def _whole(vectors: Floats) -> bool:
+    return all(np.array_equal(each, np.rint(each)) for each in (vectors[:1], vectors))
+
+
+def _products_of(
+    queries: Floats | Doubles, documents: Floats, places: Rows, columns: Rows
+) -> Doubles:
+    """Return the exact products of some queries with one document each, (pairs,)."""
+    found = np.empty(len(places))
+    size = block_rows(documents.shape[1])
+    for start in range(0, len(places), size):
+        some = slice(start, start + size)
+        pairs = rounded(queries[places[some]]), rounded(documents[columns[some]])
+        found[some] = np.einsum("ij,ij->i", *pairs)
+    return found
 
 
 def _columns_of_largest(block: Doubles, count: int) -> Rows:
