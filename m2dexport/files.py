@@ -111,9 +111,12 @@ def _can_be_made_again(folder: Path) -> bool:
     if _has_keys(folder / SPEC, _ARTIFACT_KEYS):
         known = {folder / name for name in _ARTIFACT}
         return children <= known.union(license_files(folder))
-    if _has_keys(folder / EXPORT, _EXPORT_KEYS):
-        return True
-    return _is_sub_model(folder) or all(map(_is_sub_model, children))
+    return is_export(folder) or _is_sub_model(folder) or all(map(_is_sub_model, children))
+
+
+def is_export(folder: Path) -> bool:
+    """Say whether a folder was written for another program."""
+    return _has_keys(folder / EXPORT, _EXPORT_KEYS)
 
 
 def _is_sub_model(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,17 @@ class Live:
         body = json.dumps({"model": self.model, "input": texts, **fields})
         return self.request("/v1/embeddings", body.encode())
 
+    def at_work(self) -> http.client.HTTPConnection:
+        """Return the connection of a request that is at work for 30 s, as its body does not end."""
+        place = urlsplit(self.url)
+        connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=30)
+        connection.putrequest("POST", "/v1/embeddings")
+        connection.putheader("content-length", "100")
+        connection.endheaders(b"half")
+        while b"m2dexport_requests_at_work 1.0" not in self.request("/metrics").content:
+            time.sleep(0.01)
+        return connection
+
     def signal(self, name: str) -> None:
         self.process.send_signal(getattr(signal, name))
 
@@ -65,9 +77,11 @@ class Live:
 
 
 @contextmanager
-def live(bundle: Path, *options: object) -> Iterator[Live]:
-    """Serve a bundle on a free port while the context lasts."""
+def live(bundle: Path, *options: object, files: int | None = None) -> Iterator[Live]:
+    """Serve a bundle on a free port while the context lasts, with so many open files at most."""
     command = [sys.executable, "-m", "m2dexport", "serve", bundle, "--port", 0, "--json", *options]
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,

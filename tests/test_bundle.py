@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import m2d
 from tiny_artifact import GRAPH, tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
 from m2dexport.engines import Device
@@ -565,3 +566,16 @@ def test_a_bundle_is_measured_with_one_thread_on_any_machine(
     monkeypatch.setattr(engine, "load", spy)
     write_bundle(tiny_artifact(tmp_path / "artifact"), tmp_path / "a.m2d")
     assert (set(threads[:-1]), threads[-1]) == ({1}, None)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("verify", "--key", "key.pub"), ("verify", "--cell", "x"), ("encode", "--within-ms", 5)],
+)
+def test_an_option_of_bundles_is_refused_for_a_folder(
+    command: tuple[object, ...], tmp_path: Path
+) -> None:
+    folder = tiny_artifact(tmp_path / "a")
+    said = m2d(command[0], folder, *command[1:])
+    assert said.exit_code == 2
+    assert f"{command[1]} needs a bundle, and {folder} is a folder" in said.stderr

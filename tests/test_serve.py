@@ -9,9 +9,8 @@ import re
 import socket
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from shutil import copyfile
 
@@ -344,17 +343,11 @@ def ask_until_it_closes(server: Live, lost: list[object], spaces: set[str]) -> i
 
 
 def test_a_stop_does_not_wait_longer_than_it_may(edge: Path) -> None:
-    with live(edge, "--stop-within", 0, "--threads", 1, "--access-log") as server:
-        answers = []
-        texts = ["the man is playing a guitar in the rain " * 4] * 2048
-        asking = threading.Thread(target=lambda: answers.append(server.embed(texts)))
-        asking.start()
-        while b"m2dexport_requests_at_work 1.0" not in server.request("/metrics").content:
-            time.sleep(0.01)
+    options = ("--stop-within", 0, "--threads", 1, "--access-log")
+    with live(edge, *options) as server, closing(server.at_work()) as asking:
         server.signal("SIGTERM")
-        asking.join(20)
         assert server.process.wait(20) == 1
-        assert answers[0].status == 503
+        assert asking.getresponse().status == 503
         *log, error = server.process.stderr.read().splitlines()
     assert any(line.endswith('"POST /v1/embeddings HTTP/1.1" 503') for line in log)
     assert all("HTTP/1.1" in line for line in log)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from tiny_artifact import tiny_artifact, tiny_spec
 
 from m2dexport.engines import Device
-from m2dexport.errors import M2DError
+from m2dexport.errors import M2DError, UsageError
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.packing import write_nested
 from m2dexport.serve import app, reloading
 from m2dexport.serve.app import Service, make_app
 from m2dexport.serve.messages import Limits, Refusal, prepare, render
@@ -172,7 +173,11 @@ def test_a_reload_takes_what_verifies_and_is_of_the_space(
         path.unlink()
     else:
         (tmp_path / f"{replaced_by}.m2d").replace(path)
-    asyncio.run(Reloading(service, path, ONE_THREAD, allowed, news.append).reload())
+    asyncio.run(
+        Reloading(
+            service, path, lambda: open_served(path, ONE_THREAD), allowed, news.append
+        ).reload()
+    )
     assert len(news) == 1
     assert said in news[0]
     assert (service.served is not old) == changes
@@ -190,7 +195,9 @@ def test_a_file_that_is_replaced_is_loaded_once(tmp_path: Path, monkeypatch) -> 
         service = Service(open_served(path, ONE_THREAD), Limits())
         news: list[str] = []
         watching = asyncio.ensure_future(
-            Reloading(service, path, ONE_THREAD, False, news.append).watch()
+            Reloading(
+                service, path, lambda: open_served(path, ONE_THREAD), False, news.append
+            ).watch()
         )
         await asyncio.sleep(0.1)
         assert news == []
@@ -276,3 +283,12 @@ def test_a_model_without_a_prompt_for_the_type_of_input_takes_none(tmp_path: Pat
         for fields in ({}, {"input_type": "query"}, {"input_type": "document"})
     ]
     assert [each.tokens for each in lengths] == [5, 5, 3]
+
+
+def test_a_cell_of_a_nested_bundle_is_served(tmp_path: Path) -> None:
+    folders = [tiny_artifact(tmp_path / f"{dim}", tiny_spec(dim=dim)) for dim in (12, 8)]
+    path = write_nested(folders, tmp_path / "edge.m2d").path
+    assert open_served(path, ONE_THREAD).encoder.spec.dim == 12
+    assert open_served(path, ONE_THREAD, "1x8-fp32-float32").encoder.spec.dim == 8
+    with pytest.raises(UsageError, match="has no cell 'x'; it has"):
+        open_served(path, ONE_THREAD, "x")

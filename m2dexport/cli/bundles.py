@@ -13,6 +13,7 @@ from m2dexport.cli.console import busy, count_texts, print_json
 from m2dexport.cli.group import GroupWithArguments, cli
 from m2dexport.cli.options import (
     PATH,
+    Finite,
     align_texts_option,
     bit_order_option,
     calibration_option,
@@ -203,7 +204,8 @@ def verify(
     from m2dexport.runtime.bundle import verify_artifact, verify_bundle
 
     report: VerifyReport | ArtifactReport
-    if bundle_path.is_dir() and not (cell or key):
+    _require_bundle(bundle_path, {"--cell": cell, "--key": key})
+    if bundle_path.is_dir():
         report = verify_artifact(bundle_path, Device(**device), vectors)
     else:
         report = verify_bundle(bundle_path, Device(**device), vectors, cell, key)
@@ -227,7 +229,7 @@ def verify(
 @cell_option
 @click.option(
     "--within-ms",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     metavar="MS",
     help="Of a nested bundle: the deepest cell that takes at most so long here for one text of 16 "
     "tokens, which is measured first.",
@@ -279,6 +281,14 @@ def _encoder(path: Path, *, cell: str | None, within_ms: float | None, **device:
         return load(path, Device(**device), cell)
     if cell is not None:
         raise UsageError("--cell names a cell and --within-ms chooses one; leave one of them out.")
+    _require_bundle(path, {"--within-ms": within_ms})
     encoder = Nested(path, Device(**device)).within(within_ms)
     click.echo(f"{path}: {cell_of(encoder.spec)} is the deepest within {within_ms:g} ms", err=True)
     return encoder
+
+
+def _require_bundle(path: Path, options: dict[str, Any]) -> None:
+    """Refuse options that need a bundle where there is a folder."""
+    for option, value in options.items():
+        if value is not None and path.is_dir():
+            raise UsageError(f"{option} needs a bundle, and {path} is a folder; leave it out.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -266,6 +267,19 @@ compilation_options = together(
         "[default: all that it knows]",
     ),
 )
+
+
+class Finite(click.FloatRange):
+    """A range of floats without nan and infinity, which every range of click's lets pass."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the float, or fail with a sentence."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 cell_option = click.option(

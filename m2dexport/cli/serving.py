@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, device_options
+from m2dexport.cli.options import PATH, Finite, cell_option, device_options
 from m2dexport.errors import MissingExtra
 
 #: What the extra ``serve`` installs, as imported.
@@ -32,9 +32,7 @@ _PACKAGES = ("prometheus_client", "starlette", "uvicorn")
     is_flag=True,
     help="Let a reload bring vectors that must not be compared with the old ones.",
 )
-@click.option(
-    "--max-body-mb", type=click.FloatRange(0, min_open=True), default=4, show_default=True
-)
+@click.option("--max-body-mb", type=Finite(0, min_open=True), default=4, show_default=True)
 @click.option("--max-texts", type=click.IntRange(1), default=2048, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(1), default=300_000, show_default=True)
 @click.option(
@@ -47,13 +45,14 @@ _PACKAGES = ("prometheus_client", "starlette", "uvicorn")
 @click.option(
     "--stop-within",
     "stop_within_s",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=30,
     show_default=True,
     metavar="SECONDS",
     help="What a stop gives to the requests at work.",
 )
 @click.option("--access-log", is_flag=True, help="A line on stderr for every request.")
+@cell_option
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print the first line as JSON.")
 def serve(bundle_path: Path, as_json: bool, **options: Any) -> None:
@@ -66,6 +65,7 @@ def serve(bundle_path: Path, as_json: bool, **options: Any) -> None:
     Examples:
       m2dexport serve edge.m2d
       m2dexport serve edge.m2d --host 0.0.0.0 --port 9000 --threads 4 --reload
+      m2dexport serve nested.m2d --cell 2x128-int8-int8
     """
     try:
         from m2dexport.serve.messages import Limits

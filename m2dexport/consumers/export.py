@@ -14,7 +14,7 @@ from m2dexport.consumers.table import write_model2vec, write_table
 from m2dexport.consumers.triton import write_triton
 from m2dexport.engines import ENGINES
 from m2dexport.errors import UsageError, one_line
-from m2dexport.files import atomic_folder, require_folder
+from m2dexport.files import EXPORT, atomic_folder, is_export, require_folder
 
 Writer = Callable[[Source, Path, Options], Run]
 
@@ -122,13 +122,14 @@ def export_for(
     Raises:
         UsageError: when the program cannot take the artifact, with the reason, or ``out`` may not
             be written.
-        BundleError: when the bundle is damaged.
+        BundleError: when the bundle is damaged, or the artifact's files do not belong together.
+        DriftError: when the bundle does not give its golden vectors here.
         ParityError: when the folder's graph gives other vectors; ``out`` is not made.
         MissingExtra: when the artifact's engine is not installed.
     """
     path, out = Path(path), Path(out)
     known = _consumer(consumer)
-    require_folder(out, force=force)
+    _require_out(path, out, force=force)
     source = open_source(path, options.cell)
     way = _way(consumer, known, source)
     if options.plain and ENGINES[source.spec.engine].format != "onnx":
@@ -149,6 +150,28 @@ def export_for(
         opened=way.opened.replace("FOLDER", str(out)),
         notes=tuple(_notes(consumer, known, source, texts)),
     )
+
+
+def _require_out(source: Path, out: Path, *, force: bool) -> None:
+    """Refuse a folder that is no export, or whose replacement would take the source with it."""
+    if _lies_in(out, source) or _lies_in(source, out):
+        raise UsageError(
+            f"{out} is {source}, holds it or lies in it, and an export leaves its source as it is; "
+            "name another place with --out."
+        )
+    require_folder(out, force=force)
+    if out.exists() and any(out.iterdir()) and not is_export(out):
+        raise UsageError(
+            f"{out} has no {EXPORT} of an export, and --force replaces only exports; remove it, or "
+            "name another place with --out."
+        )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Say whether a path is a folder or lies in it, by whatever names."""
+    path = path.resolve()
+    above = [each for each in (path, *path.parents) if each.exists()]
+    return folder.exists() and any(each.samefile(folder) for each in above)
 
 
 def _consumer(name: str) -> Consumer:

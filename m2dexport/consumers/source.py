@@ -12,6 +12,7 @@ from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import MODEL_SETTINGS, license_files
 from m2dexport.runtime import artifact
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.bundle import verify_artifact, verify_bundle
 from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load, load_cell
@@ -65,7 +66,9 @@ class Source:
 
 
 def open_source(path: Path, cell: str | None) -> Source:
-    """Return an artifact or a cell of a bundle.
+    """Return an artifact or a cell of a bundle, verified here as far as it can be.
+
+    A bundle must give its golden vectors; an artifact has none.
 
     Args:
         path: the folder or the archive.
@@ -73,13 +76,16 @@ def open_source(path: Path, cell: str | None) -> Source:
 
     Raises:
         UsageError: when there is none at ``path``, or no such cell.
-        BundleError: when it is damaged.
+        BundleError: when it is damaged, or the artifact's files do not belong together.
+        DriftError: when it does not give its golden vectors here.
     """
     one_thread = Device(threads=1)
     if path.is_dir():
+        verify_artifact(path, one_thread)
         files, licenses = _of_folder(path)
         return Source(path, load(path, one_thread, cell), files, licenses)
     opened = open_cells(path)
+    verify_bundle(path, one_thread, cell=opened.require_cell(cell))
     encoder = load_cell(opened, cell, one_thread)
     licenses = opened.manifest.licenses
     for name in licenses:

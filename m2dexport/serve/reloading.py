@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from m2dexport.engines import Device
 from m2dexport.errors import M2DError
 from m2dexport.serve.app import Service
-from m2dexport.serve.served import Identity, Served, identity_of, open_served
+from m2dexport.serve.served import Identity, Served, identity_of
 
 _LOOK_EVERY_S = 1.0
 
@@ -20,7 +19,7 @@ class Reloading:
     Args:
         service: what serves it.
         path: the bundle.
-        device: what to run it on.
+        opened: verifies and loads it.
         allow_new_space: whether the new bundle's vectors may be of another space, so that they must
             not be compared with those that clients have stored.
         on_news: called with a sentence about every attempt.
@@ -30,13 +29,13 @@ class Reloading:
         self,
         service: Service,
         path: Path,
-        device: Device,
+        opened: Callable[[], Served],
         allow_new_space: bool,
         on_news: Callable[[str], None],
     ) -> None:
         self._service = service
         self._path = path
-        self._device = device
+        self._opened = opened
         self._allow_new_space = allow_new_space
         self._on_news = on_news
         self._one_at_a_time = asyncio.Lock()
@@ -50,11 +49,12 @@ class Reloading:
         metrics, path = self._service.metrics, self._path
         async with self._one_at_a_time:
             try:
-                served = await asyncio.to_thread(open_served, path, self._device)
+                served = await asyncio.to_thread(self._opened)
                 self._require_space(served)
             except (M2DError, OSError) as error:
                 metrics.reloads.labels("refused").inc()
-                self._on_news(f"{path} was not loaded, and the old one stays: {error}")
+                reason = (isinstance(error, OSError) and error.strerror) or error
+                self._on_news(f"{path} was not loaded, and the old one stays: {reason}")
                 return
             self._service.serve(served)
             metrics.reloads.labels("loaded").inc()

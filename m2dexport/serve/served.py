@@ -72,23 +72,28 @@ class Served:
         return truncate(self.encoder.codec.decode(codes), dimensions or spec.dim)
 
 
-def open_served(path: Path, device: Device) -> Served:
+def open_served(path: Path, device: Device, cell: str | None = None) -> Served:
     """Verify a bundle by its golden texts, and load it.
 
     Args:
         path: the bundle, or an artifact folder, of which less can be verified.
         device: what to run it on; what it leaves open is as the artifact says.
+        cell: the id of a nested bundle's cell; None: the deepest, beside which all are verified.
 
     Raises:
         M2DError: as ``verify_bundle`` does, or when the file was replaced meanwhile.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
+    if path.is_dir() and not (path / SPEC).exists():
+        raise UsageError(f"{path} has no {SPEC}; name a bundle or an artifact folder.")
     identity = identity_of(path)
-    verify = verify_artifact if path.is_dir() else verify_bundle
-    report = verify(path, device)
-    encoder = load(path, device)
-    if identity_of(path) != identity or encoder.spec.space_id != report.space_id:
+    if path.is_dir():
+        space_id = verify_artifact(path, device).space_id
+    else:
+        space_id = verify_bundle(path, device, cell=cell).space_id
+    encoder = load(path, device, cell)
+    if identity_of(path) != identity or encoder.spec.space_id != space_id:
         raise M2DError(f"{path} was replaced while it was read; load it again.")
     # Not that of what a link leads to: a new bundle must not change it.
     name = path.absolute().name.removesuffix(".m2d")

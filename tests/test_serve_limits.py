@@ -1,0 +1,180 @@
+"""serve: clients that say nothing, signals that come twice, and options that make no sense."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from command_line import m2d
+from live_server import live
+from tiny_artifact import tiny_artifact
+
+from m2dexport.engines import Device
+from m2dexport.errors import UsageError
+from m2dexport.runtime.bundle import write_bundle
+from m2dexport.serve import connections
+from m2dexport.serve.app import Service
+from m2dexport.serve.connections import Connection, say_no_more_files
+from m2dexport.serve.messages import Limits
+from m2dexport.serve.reloading import Reloading
+from m2dexport.serve.served import open_served
+from m2dexport.serve.server import _early_hangups, _listener
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle; read only."""
+    folder = tmp_path_factory.mktemp("limits")
+    return write_bundle(tiny_artifact(folder / "artifact"), folder / "edge.m2d").path
+
+
+def test_silent_clients_leave_room_for_others(edge: Path) -> None:
+    """120 of them on 64 open files stopped the server, which wrote 44 MB of tracebacks."""
+    with live(edge, "--threads", 1, files=64) as server, ExitStack() as open_clients:
+        place = urlsplit(server.url)
+        for number in range(120):
+            client = socket.create_connection((place.hostname, place.port), timeout=10)
+            open_clients.enter_context(client)
+            if number % 2:
+                client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: ")
+        assert server.request("/healthz").status == 200
+        assert server.embed("a guitar").status == 200
+        server.signal("SIGTERM")
+        assert server.process.wait(20) == 0
+        assert server.process.stderr is not None
+        assert server.process.stderr.read() == ""
+
+
+def test_a_head_that_does_not_come_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_WITHIN_S", 0.2)
+    head = b"GET / HTTP/1.1\r\nhost: a\r\n"
+
+    async def scene() -> None:
+        config = uvicorn.Config(app, http=Connection, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.ensure_future(server.serve([listener]))
+            silent, halting, whole = [await connect(listener) for _ in range(3)]
+            halting[1].write(head)
+            whole[1].write(head + b"\r\n")
+            assert b"200" in await whole[0].readline()
+            assert await closed(silent[0])
+            assert await closed(halting[0])
+            whole[1].write(head + b"\r\n")  # kept all the time
+            assert b"200" in await whole[0].readuntil(b"200")
+            whole[1].write(head)
+            assert await closed(whole[0])
+            server.should_exit = True
+            await serving
+
+    asyncio.run(scene())
+
+
+async def app(scope: object, receive: object, send: object) -> None:
+    await asyncio.sleep(0.3)  # longer than a head may take
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def connect(listener: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*listener.getsockname())
+
+
+async def closed(reader: asyncio.StreamReader) -> bool:
+    """Read until the connection is closed."""
+    with suppress(ConnectionResetError):
+        await asyncio.wait_for(reader.read(), 10)
+    return True
+
+
+def test_files_that_run_out_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    others: list[dict[str, object]] = []
+    handle, loop = say_no_more_files(said.append), asyncio.new_event_loop()
+    monkeypatch.setattr(loop, "default_exception_handler", others.append)
+    for _ in range(3):
+        handle(loop, {"message": "x", "exception": OSError(24, "Too many open files")})
+    assert len(said) == 1
+    assert "Too many open files" in said[0]
+    assert others == []
+    handle(loop, {"message": "something else"})
+    assert others == [{"message": "something else"}]
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--max-body-mb", "nan"),
+        ("--max-body-mb", "inf"),
+        ("--stop-within", "nan"),
+        ("--host", "ü..x"),
+        ("--host", "a" * 300),
+    ],
+)
+def test_an_option_without_sense_is_one_sentence(option: tuple[str, str], edge: Path) -> None:
+    said = m2d("serve", edge, "--port", 0, *option)
+    assert said.exit_code == 2
+    assert re.fullmatch(r"(Usage: .*\n.*\n\n)?Error: [^\n]+\.\n", said.stderr)
+
+
+def test_a_port_is_had_before_anything_is_loaded() -> None:
+    with _listener("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 cannot be had"):
+            _listener("127.0.0.1", port)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is full, of Linux")
+def test_a_first_line_that_cannot_be_written_is_one_sentence(edge: Path) -> None:
+    command = [sys.executable, "-m", "m2dexport", "serve", str(edge), "--port", "0"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert ran.returncode == 1
+    assert re.fullmatch(r"Error: No space left on device\.\n", ran.stderr)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_does_not_wait_for_requests(name: str, edge: Path) -> None:
+    with live(edge, "--threads", 1) as server, closing(server.at_work()) as asking:
+        server.signal("SIGTERM")
+        time.sleep(0.05)  # two at once are one
+        server.signal(name)
+        assert server.process.wait(20) == 1
+        assert asking.getresponse().status == 503
+        assert server.process.stderr is not None
+        said = server.process.stderr.read()
+    assert re.fullmatch(r"Error: 1 request was not done at the second signal [^\n]+\.\n", said)
+
+
+def test_a_hangup_while_it_loads_is_kept_for_later() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with _early_hangups() as came:
+        signal.raise_signal(signal.SIGHUP)
+    assert came == [signal.SIGHUP]
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_a_folder_that_is_no_artifact_any_more_is_refused_in_words(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "edge")
+    opened, news = partial(open_served, folder, Device(threads=1)), []
+    service = Service(opened(), Limits())
+    (folder / "artifact.json").unlink()
+    asyncio.run(Reloading(service, folder, opened, False, news.append).reload())
+    assert news == [
+        f"{folder} was not loaded, and the old one stays: {folder} has no artifact.json; name a "
+        "bundle or an artifact folder."
+    ]
