@@ -33,6 +33,7 @@ from m2dexport.runtime.artifact import (
 from m2dexport.runtime.bundle import verify_artifact, verify_bundle, write_bundle
 from m2dexport.runtime.loading import load
 from m2dexport.runtime.manifest import MANIFEST, manifest_of
+from m2dexport.runtime.showing import show_bundle
 from m2dexport.vectors.codecs import PER_BYTE, Ranges
 
 Files = dict[str, bytes]
@@ -359,8 +360,9 @@ def test_a_manifest_that_says_something_else_of_the_vectors_does_not_verify(
     packed: Path, tmp_path: Path, vectors: dict[str, Any]
 ) -> None:
     write_archive(tmp_path / "a.m2d", with_manifest(vectors=vectors)(open_bundle(packed)))
-    with pytest.raises(BundleError, match=r"artifact\.json disagree about vectors"):
-        verify_bundle(tmp_path / "a.m2d")
+    for reader in (verify_bundle, load, show_bundle):
+        with pytest.raises(BundleError, match=r"artifact\.json disagree about vectors"):
+            reader(tmp_path / "a.m2d")
 
 
 def test_ranges_that_are_not_those_of_the_graph_do_not_verify(packed: Path, tmp_path: Path) -> None:
@@ -370,8 +372,10 @@ def test_ranges_that_are_not_those_of_the_graph_do_not_verify(packed: Path, tmp_
     spec = spec_from_json(files[SPEC], "")
     spec = replace(spec, space_id=space_id_of_artifact(spec, other, files[TOKENIZER].decode()))
     changed = files | {RANGES: other.to_json().encode(), SPEC: spec.to_json().encode()}
-    with pytest.raises(BundleError, match="does not hold the ranges that the graph codes with"):
-        verify_bundle(repacked(tmp_path / "a.m2d", changed))
+    path = repacked(tmp_path / "a.m2d", changed)
+    for reader in (verify_bundle, load):
+        with pytest.raises(BundleError, match="does not hold the ranges that the graph codes with"):
+            reader(path)
 
 
 def test_an_artifact_folder_verifies_as_far_as_it_can(packed: Path, tmp_path: Path) -> None:
@@ -418,8 +422,9 @@ def test_a_changed_prompt_with_matching_hashes_does_not_verify(
     files = open_bundle(packed)
     spec = replace(spec_from_json(files[SPEC].decode(), ""), prompts={"query": "found: "})
     path = repacked(tmp_path / "a.m2d", files | {SPEC: spec.to_json().encode()})
-    with pytest.raises(BundleError, match="a prompt, the tokenizer or the ranges changed"):
-        verify_bundle(path)
+    for reader in (verify_bundle, load, show_bundle):
+        with pytest.raises(BundleError, match="a prompt, the tokenizer or the ranges changed"):
+            reader(path)
 
 
 def test_other_token_ids_do_not_verify(packed: Path, tmp_path: Path) -> None:

@@ -414,7 +414,7 @@ def test_what_is_no_index_is_one_sentence(
     for content in (few_texts.read_bytes(), full("float32").read_bytes()[:-100]):
         (tmp_path / "broken.m2d").write_bytes(content)
         result = m2d("build", *arguments, tmp_path / "broken.m2d")
-        assert result.exit_code == 1
+        assert result.exit_code == 4
         assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "a").exists()
 

@@ -77,10 +77,10 @@ def succeeded(*arguments: object) -> str:
     return result.stdout
 
 
-def refused(*arguments: object) -> str:
+def refused(*arguments: object, code: int = 2) -> str:
     """Return the one sentence with which a command failed."""
     result = m2d(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
     (sentence,) = result.stderr.splitlines()
     return sentence
 
@@ -252,6 +252,15 @@ def with_another_space(manifest: Manifest) -> None:
     manifest["cells"][SHALLOW]["space_id"] = manifest["space_id"]
 
 
+def with_other_vectors(manifest: Manifest) -> None:
+    manifest["cells"][SHALLOW]["vectors"]["dim"] = 9
+
+
+def with_ids_swapped(manifest: Manifest) -> None:
+    cells = manifest["cells"]
+    cells[SHALLOW], cells[MIDDLE] = cells[MIDDLE], cells[SHALLOW]
+
+
 def under_another_id(manifest: Manifest) -> None:
     manifest["cells"]["1x9-fp32-ubinary"] = manifest["cells"].pop(SHALLOW)
 
@@ -262,16 +271,26 @@ def under_another_id(manifest: Manifest) -> None:
         (other_digest, r"1x8-fp32-ubinary: tokenizer\.json does not match its sha256"),
         (without_golden, r"1x8-fp32-ubinary lacks 'golden\.json'"),
         (with_another_space, "1x8-fp32-ubinary: manifest.json and artifact.json disagree"),
+        (with_other_vectors, "1x8-fp32-ubinary: .* disagree about its vectors"),
+        (with_ids_swapped, "[12]x.*: .* disagree about its id"),
         (under_another_id, "1x9-fp32-ubinary: manifest.json and artifact.json disagree"),
     ],
 )
-def test_verify_finds_what_is_wrong_in_a_cell_that_is_not_the_default(
+def test_what_is_wrong_in_a_cell_that_is_not_the_default_is_found(
     packed: Path, tmp_path: Path, change: Callable[[Manifest], object], told: str
 ) -> None:
     path = with_manifest(packed, tmp_path / "a.m2d", change)
     with pytest.raises(BundleError, match=told):
         verify_bundle(path)
     assert verify_bundle(path, cell=DEEP).cell == DEEP
+    shallowest = Nested(path).cells[-1]
+    out = tmp_path / "out"
+    for command in (
+        ("encode", path, "--cell", shallowest, "--in", __file__),
+        ("export", path, "--cell", shallowest, "--for", "onnx", "--out", out),
+        ("bundle", "show", path),
+    ):
+        assert re.search(told, refused(*command, code=4))
 
 
 def test_another_graph_with_matching_hashes_in_a_cell_does_not_verify(
