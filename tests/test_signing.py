@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tiny_artifact import tiny_artifact
 
 from m2dexport.cli import cli
-from m2dexport.errors import BundleError, UsageError
+from m2dexport.errors import BundleError, FormatError, UsageError
 from m2dexport.runtime.archive import SIGNATURE
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.manifest import MANIFEST as NAME
@@ -95,13 +95,16 @@ def test_what_was_not_signed_by_the_key_is_refused(tmp_path: Path) -> None:
     [
         (b"[]", "the content is"),
         (b'{"format": 9}', "has format 9 and this version reads format 1"),
+        (b'{"format": "1"}', "has format '1' and"),
+        (b'{"format": null}', "has format None and"),
         (b'{"format": 1}', "algorithm is missing"),
         (b"\xff", "not UTF-8"),
     ],
 )
 def test_a_signature_that_is_none_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     _, public = keys(tmp_path)
-    with pytest.raises((BundleError, UsageError), match=message):
+    kind = FormatError if b"9" in content else BundleError
+    with pytest.raises(kind, match=message):
         checked(MANIFEST, content, public)
 
 

@@ -189,11 +189,11 @@ def agreed_spec(files: Mapping[str, bytes], where: object) -> ArtifactSpec:
 
 def _spec_of(files: Mapping[str, bytes], where: object) -> ArtifactSpec:
     try:
-        return artifact.spec_from_json(files[SPEC], SPEC)
+        return artifact.spec_from_json(files[SPEC], f"{where}: {SPEC}")
     except FormatError:
         raise
     except UsageError as error:
-        raise BundleError(f"{where} cannot be used: {error}") from error
+        raise BundleError(str(error)) from error
 
 
 def _require_manifest(spec: ArtifactSpec, found: Manifest, where: object) -> None:

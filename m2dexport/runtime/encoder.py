@@ -202,6 +202,7 @@ class Encoder:
         """
         vectors: NDArray[Any] = self._engine.run(self._session, input_ids, attention_mask)[0]
         spec = self.spec
+        _require_finite(vectors)
         if not ENGINES[spec.engine].encodes and vectors.shape == (len(input_ids), spec.dim):
             vectors = encode_vectors(vectors, spec.vectors, self.ranges, spec.bit_order)
         shape = (len(input_ids), code_width(spec.dim, spec.vectors))
@@ -210,11 +211,6 @@ class Encoder:
             raise BundleError(
                 f"the graph returns {vectors.dtype} of shape {vectors.shape} where vectors="
                 f"{spec.vectors} of {spec.dim} dims are {dtype} of shape {shape}; build it again."
-            )
-        if not np.isfinite(vectors).all():
-            raise M2DError(
-                "the graph returns vectors with NaN or infinite values; build the artifact again, "
-                "in another precision if it is fp16."
             )
         return vectors
 
@@ -246,6 +242,14 @@ class Encoder:
             known = one_line(", ".join(sorted(self.spec.prompts)) or "none")
             raise UsageError(f"this model has no prompt named {shown(name)}; it has: {known}.")
         return self.spec.prompts[name]
+
+
+def _require_finite(vectors: NDArray[Any]) -> None:
+    if vectors.dtype.kind == "f" and not np.isfinite(vectors).all():
+        raise M2DError(
+            "the graph returns vectors with NaN or infinite values; build the artifact again, in "
+            "another precision if it is fp16."
+        )
 
 
 _LOADED: weakref.WeakSet[Encoder] = weakref.WeakSet()

@@ -7,7 +7,8 @@ tolerance and never by hash. ``spread`` makes all of this.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES
-from m2dexport.errors import BundleError, DriftError, one_line
+from m2dexport.errors import BundleError, DriftError, M2DError, one_line
 from m2dexport.files import SPEC
 from m2dexport.runtime.archive import GOLDEN
 from m2dexport.runtime.artifact import ArtifactSpec
@@ -131,15 +132,33 @@ def require_golden(encoder: Encoder, content: bytes, path: object) -> tuple[Gold
 
     Raises:
         BundleError: when golden.json is not that of the bundle.
-        DriftError: naming the first stage that differs: tokens, vectors or the order of documents.
+        DriftError: naming the first stage that differs: tokens, vectors or the order of documents;
+            or when the texts do not run.
     """
-    golden = golden_from_json(content, encoder.spec)
-    _require_ids(encoder, golden.texts, path)
-    found = compare(encoder, golden.texts, golden.tolerance.metric)
+    golden = golden_from_json(content, encoder.spec, f"{path}: {GOLDEN}")
+    with _named(path):
+        _require_ids(encoder, golden.texts, path)
+        found = compare(encoder, golden.texts, golden.tolerance.metric)
     if not golden.tolerance.holds(found.worst):
         raise DriftError(_drift(encoder, golden, found, path))
-    _require_order(encoder, golden, path)
+    with _named(path):
+        _require_order(encoder, golden, path)
     return golden, found
+
+
+@contextmanager
+def _named(path: object) -> Iterator[None]:
+    """Say of which bundle it is that the golden texts do not run."""
+    try:
+        yield
+    except DriftError:  # which names it
+        raise
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+    except M2DError as error:
+        raise DriftError(
+            f"{path} does not run its golden texts on this machine: {error}"
+        ) from error
 
 
 def compare(encoder: Encoder, texts: Sequence[Golden], metric: Metric) -> Comparison:
@@ -173,33 +192,34 @@ def metric_of(spec: ArtifactSpec) -> Metric:
     return MIN_EQUAL_BITS if spec.vectors in ("ubinary", "binary") else MIN_COSINE
 
 
-def golden_from_json(content: bytes, spec: ArtifactSpec) -> GoldenFile:
+def golden_from_json(content: bytes, spec: ArtifactSpec, where: object = GOLDEN) -> GoldenFile:
     """Return the content of golden.json.
 
     Args:
         content: of the file.
         spec: the artifact that it must fit.
+        where: what messages call the file.
 
     Raises:
         BundleError: when it is not that, or would let any vector pass.
     """
-    golden = read_json(GoldenFile, content, GOLDEN, BundleError)
+    golden = read_json(GoldenFile, content, where, BundleError)
     tolerance, metric = golden.tolerance, metric_of(spec)
     if tolerance.metric != metric:
         raise BundleError(
-            f"{GOLDEN} compares by {tolerance.metric} where weights={spec.weights} and "
+            f"{where} compares by {tolerance.metric} where weights={spec.weights} and "
             f"vectors={spec.vectors} are compared by {metric}; build the bundle again."
         )
     if not LOOSEST[metric] <= tolerance.limit <= 1:
         raise BundleError(
-            f"{GOLDEN} has a limit of {tolerance.limit:g} for {metric}, which must be within "
+            f"{where} has a limit of {tolerance.limit:g} for {metric}, which must be within "
             f"{LOOSEST[metric]:g} and 1; build the bundle again."
         )
     for number, row in enumerate(golden.texts):
-        _require_row(row, f"{GOLDEN}: text {number}", spec)
+        _require_row(row, f"{where}: text {number}", spec)
     if not any(runs(row) for row in golden.texts):
-        raise BundleError(f"{GOLDEN} has no text to run; build the bundle again.")
-    _require_whole(golden.order, spec)
+        raise BundleError(f"{where} has no text to run; build the bundle again.")
+    _require_whole(golden.order, f"{where}: order", spec)
     return golden
 
 
@@ -228,8 +248,7 @@ def _require_prompt(name: str | None, where: str, spec: ArtifactSpec) -> None:
         raise BundleError(f"{where} has the prompt {shown(name)}, which {SPEC} lacks.")
 
 
-def _require_whole(order: Order, spec: ArtifactSpec) -> None:
-    where = f"{GOLDEN}: order"
+def _require_whole(order: Order, where: str, spec: ArtifactSpec) -> None:
     for name in (order.document_prompt, order.query_prompt):
         _require_prompt(name, where, spec)
     count = len(order.documents)

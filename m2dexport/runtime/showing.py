@@ -102,7 +102,9 @@ def _signed_by(opened: Opened) -> str | None:
 def _shown_cell(opened: Opened, cell: str) -> ShownCell:
     files = opened.files(cell)
     spec = opened.spec(cell)
-    tolerance = golden.golden_from_json(files[GOLDEN], spec).tolerance
+    tolerance = golden.golden_from_json(
+        files[GOLDEN], spec, f"{opened.name_of(cell)}: {GOLDEN}"
+    ).tolerance
     entry = opened.manifest.cells.get(cell)
     return ShownCell(
         id=cell,

@@ -96,9 +96,10 @@ def read_signature(content: bytes, where: object) -> Signature:
 
     Raises:
         BundleError: when it is not one.
+        FormatError: when it is of a later format.
     """
     stored = parse_json(content, where, BundleError)
-    require_format(stored, FORMAT, where)
+    require_format(stored, FORMAT, where, BundleError)
     return read_value(Signature, stored, where, BundleError)
 
 
