@@ -34,6 +34,7 @@ from m2dexport.runtime.bundle import verify_artifact, verify_bundle, write_bundl
 from m2dexport.runtime.loading import load
 from m2dexport.runtime.manifest import MANIFEST, manifest_of
 from m2dexport.runtime.showing import show_bundle
+from m2dexport.runtime.tolerance import MIN_COSINE, MIN_EQUAL_BITS, Tolerance
 from m2dexport.vectors.codecs import PER_BYTE, Ranges
 
 Files = dict[str, bytes]
@@ -441,6 +442,9 @@ def golden_text(**change: Any) -> dict[str, Any]:
     return row | change
 
 
+LOOSE = {"metric": "min_cosine", "limit": 0.95, "reason": ""}
+
+
 def order(**change: Any) -> dict[str, Any]:
     return {
         "documents": ["a", "b", "c"],
@@ -482,7 +486,14 @@ def order(**change: Any) -> dict[str, Any]:
         {"order": order(nearest=[[0, 1]])},
         {"order": order(similarity=[[0, 1]])},
         {"order": order(similarity=[[0, 1, 400]])},
+        {"order": order(nearest=[[0, 0, 0]])},
+        {"order": order(nearest=[[2, 1, 0]])},
+        {"order": order(similarity=[[-1, -0.5, 0]])},
         {"spread": {"engine": "x", "batch": 1, "rounding": 2}},
+        {"spread": {"engine": "x", "batch": -0.1, "rounding": 1}},
+        {"spread": {"engine": "x", "batch": 1, "rounding": 1}, "tolerance": LOOSE},
+        {"texts": [golden_text(pooled=None)]},
+        {"texts": [golden_text(pooled=[0.5] * 12)]},
         {"texts": [golden_text(vector=None)]},
         {"texts": [golden_text(text="\ud800")]},
     ],
@@ -510,8 +521,8 @@ def test_the_reason_of_a_limit_says_what_the_processor_changes(
 
 
 def test_nan_does_not_pass_any_tolerance() -> None:
-    for metric in (golden.MIN_COSINE, golden.MIN_EQUAL_BITS):
-        assert not golden.Tolerance(metric, 0.5, "").holds(float("nan"))
+    for metric in (MIN_COSINE, MIN_EQUAL_BITS):
+        assert not Tolerance(metric, 0.5, "").holds(float("nan"))
 
 
 def test_nothing_is_written_over_or_from_half_an_artifact(packed: Path, tmp_path: Path) -> None:

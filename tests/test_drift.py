@@ -180,17 +180,33 @@ def test_documents_that_are_as_good_as_equal_may_swap(packed: Path, tmp_path: Pa
     allowed = stored.tolerance.swap(12)
 
     def swap(gap: float) -> Callable[[dict[str, Any]], None]:
+        """Two documents are the same, and the golden search found the later one first."""
+
         def change(stored: dict[str, Any]) -> None:
-            first, second, _ = stored["order"]["nearest"][0]
-            stored["order"]["nearest"][0][:2] = [second, first]
-            similarity = stored["order"]["similarity"][0]
-            similarity[second] = similarity[first] + gap
+            order = stored["order"]
+            same = order["nearest"][0][0]
+            low, high = sorted((same, (same + 1) % 12))
+            order["documents"][low] = order["documents"][high] = order["documents"][same]
+            for similarity in order["similarity"]:
+                similarity[low] = similarity[high] = similarity[same]
+            order["similarity"][0][high] += gap
+            order["nearest"] = [
+                sorted(range(12), key=lambda row: -each[row])[:3] for each in order["similarity"]
+            ]
 
         return change
 
     assert verify_bundle(changed(packed, tmp_path / "a.m2d", swap(allowed * 0.99)))
     with pytest.raises(DriftError, match="in place 1, less similar by"):
         verify_bundle(changed(packed, tmp_path / "b.m2d", swap(allowed * 1.01)))
+
+
+def test_golden_similarities_are_those_of_the_vectors(packed: Path, tmp_path: Path) -> None:
+    def flat(stored: dict[str, Any]) -> None:
+        stored["order"]["similarity"] = [[0] * 12] * 4
+
+    with pytest.raises(DriftError, match="whose similarity is off by"):
+        verify_bundle(changed(packed, tmp_path / "a.m2d", flat))
 
 
 def test_vectors_of_another_length_are_other_vectors(packed: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from m2dexport.runtime import golden
 from m2dexport.runtime.archive import GOLDEN, SIGNATURE, UNLISTED
 from m2dexport.runtime.artifact import Spoken
 from m2dexport.runtime.cells import Opened, open_cells
-from m2dexport.runtime.golden import Metric
 from m2dexport.runtime.manifest import MANIFEST, Figures
 from m2dexport.runtime.signing import read_signature
+from m2dexport.runtime.tolerance import Metric
 
 _NONE = "none"
 
