@@ -323,6 +323,13 @@ def other_size(files: Files) -> Files:
         (with_manifest(format=[1]), r"has format \[1\]"),
         (with_manifest(space_id=["a"]), r"space_id is \['a'\]"),
         (with_manifest(licenses={"LICENSE": 5}), r"licenses\['LICENSE'\] is 5"),
+        (with_manifest(licenses={"..": "x"}), r"is '\.\.' where the name of a licence file"),
+        (with_manifest(licenses={"model.onnx": "x"}), "where the name of a licence file"),
+        (with_manifest(licenses={"LICENSE/../x": "x"}), "where the name of a licence file"),
+        (
+            lambda files: files | {MANIFEST: b"[" + b"[]," * 2_800_000 + b"[]]"},
+            r"manifest\.json is larger than 8,388,608 bytes",
+        ),
         (with_manifest(files={"a": {"sha256": "x" * 10**6, "size": 1}}), "a sha256 is needed"),
         (
             with_manifest(files={"model.onnx": {"sha256": "0" * 64, "size": 10**400}}),
