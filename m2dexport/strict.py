@@ -144,6 +144,8 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     if origin is Annotated:
         result = _read(arguments[0], value, path)
         for rule in arguments[1:]:
+            if isinstance(value, list | dict) and not _keeps(rule, result):
+                raise _WrongValue(f"{path} has {len(value)} entries where {rule} are needed")
             _require(_keeps(rule, result), value, rule, path)
         return result
     if origin in (Union, types.UnionType):
