@@ -111,6 +111,7 @@ def test_a_signature_that_is_none_is_refused(tmp_path: Path, content: bytes, mes
 def test_files_that_hold_no_such_key_are_refused(tmp_path: Path) -> None:
     private, public = keys(tmp_path)
     (tmp_path / "text").write_text("no key")
+    (tmp_path / "empty").touch()
     curve = ec.generate_private_key(ec.SECP256R1())
     pem = forms.Encoding.PEM
     (tmp_path / "ec").write_bytes(curve.private_bytes(pem, forms.PrivateFormat.PKCS8, PLAIN))
@@ -132,6 +133,7 @@ def test_files_that_hold_no_such_key_are_refused(tmp_path: Path) -> None:
     signed = sign(MANIFEST, private)
     for name, message in {
         "text": "holds no ed25519 public key",
+        "empty": "OpenSSH's form; name the file of one.$",
         "ec.pub": "a key of another kind",
         private.name: "is a private key; checking takes the public one",
     }.items():
