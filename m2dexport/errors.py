@@ -10,7 +10,7 @@
     ├── ParityError      exit 1  an artifact does not reproduce the torch original
     ├── DriftError       exit 3  a bundle is whole, and gives other tokens or vectors here
     ├── BundleError      exit 4  a bundle is damaged, altered or none
-    ├── UnsafeContent    exit 1  a graph or tokenizer holds what no build writes
+    ├── UnsafeContent    exit 1  a graph or tokenizer holds what no build writes or no library reads
     └── MissingExtra     exit 1  an optional dependency is not installed
 
 The command line catches ``M2DError`` in one place, prints its sentence and exits with its
@@ -63,7 +63,10 @@ class BundleError(M2DError):
 
 
 class UnsafeContent(M2DError):
-    """A graph or a tokenizer holds what no build writes; in a bundle, that is a BundleError."""
+    """A graph or a tokenizer holds what no build writes, or what the library that runs it refuses.
+
+    In a bundle, that is a BundleError.
+    """
 
 
 class MissingExtra(M2DError):

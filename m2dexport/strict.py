@@ -119,12 +119,12 @@ def require_format(
 
     Raises:
         FormatError: naming both formats.
-        M2DError: of the class ``error``, when the format is not a number.
+        M2DError: of the class ``error``, when the format is not a whole number from 1 on.
     """
     found = stored.get("format", known) if isinstance(stored, dict) else known
-    if found != known:
-        older = type(found) is int and found < known
-        raise (FormatError if type(found) is int else error)(
+    if type(found) is not int or found != known:
+        older = type(found) is not int or found < known
+        raise (FormatError if type(found) is int and found > 0 else error)(
             f"{where} has format {shown(found)} and this version reads format {known}; "
             + ("make it again." if older else "upgrade m2dexport.")
         )
@@ -144,6 +144,8 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     if origin is Annotated:
         result = _read(arguments[0], value, path)
         for rule in arguments[1:]:
+            if isinstance(value, list | dict) and not _keeps(rule, result):
+                raise _WrongValue(f"{path} has {len(value)} entries where {rule} are needed")
             _require(_keeps(rule, result), value, rule, path)
         return result
     if origin in (Union, types.UnionType):

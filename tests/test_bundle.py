@@ -34,6 +34,8 @@ from m2dexport.runtime.artifact import (
 from m2dexport.runtime.bundle import verify_artifact, verify_bundle, write_bundle
 from m2dexport.runtime.loading import load
 from m2dexport.runtime.manifest import MANIFEST, manifest_of
+from m2dexport.runtime.showing import show_bundle
+from m2dexport.runtime.tolerance import MIN_COSINE, MIN_EQUAL_BITS, Tolerance
 from m2dexport.vectors.codecs import PER_BYTE, Ranges
 
 Files = dict[str, bytes]
@@ -322,6 +324,13 @@ def other_size(files: Files) -> Files:
         (with_manifest(format=[1]), r"has format \[1\]"),
         (with_manifest(space_id=["a"]), r"space_id is \['a'\]"),
         (with_manifest(licenses={"LICENSE": 5}), r"licenses\['LICENSE'\] is 5"),
+        (with_manifest(licenses={"..": "x"}), r"is '\.\.' where the name of a licence file"),
+        (with_manifest(licenses={"model.onnx": "x"}), "where the name of a licence file"),
+        (with_manifest(licenses={"LICENSE/../x": "x"}), "where the name of a licence file"),
+        (
+            lambda files: files | {MANIFEST: b"[" + b"[]," * 2_800_000 + b"[]]"},
+            r"manifest\.json is larger than 8,388,608 bytes",
+        ),
         (with_manifest(files={"a": {"sha256": "x" * 10**6, "size": 1}}), "a sha256 is needed"),
         (
             with_manifest(files={"model.onnx": {"sha256": "0" * 64, "size": 10**400}}),
@@ -360,8 +369,9 @@ def test_a_manifest_that_says_something_else_of_the_vectors_does_not_verify(
     packed: Path, tmp_path: Path, vectors: dict[str, Any]
 ) -> None:
     write_archive(tmp_path / "a.m2d", with_manifest(vectors=vectors)(open_bundle(packed)))
-    with pytest.raises(BundleError, match=r"artifact\.json disagree about vectors"):
-        verify_bundle(tmp_path / "a.m2d")
+    for reader in (verify_bundle, load, show_bundle):
+        with pytest.raises(BundleError, match=r"artifact\.json disagree about vectors"):
+            reader(tmp_path / "a.m2d")
 
 
 def test_ranges_that_are_not_those_of_the_graph_do_not_verify(packed: Path, tmp_path: Path) -> None:
@@ -371,8 +381,10 @@ def test_ranges_that_are_not_those_of_the_graph_do_not_verify(packed: Path, tmp_
     spec = spec_from_json(files[SPEC], "")
     spec = replace(spec, space_id=space_id_of_artifact(spec, other, files[TOKENIZER].decode()))
     changed = files | {RANGES: other.to_json().encode(), SPEC: spec.to_json().encode()}
-    with pytest.raises(BundleError, match="does not hold the ranges that the graph codes with"):
-        verify_bundle(repacked(tmp_path / "a.m2d", changed))
+    path = repacked(tmp_path / "a.m2d", changed)
+    for reader in (verify_bundle, load):
+        with pytest.raises(BundleError, match="does not hold the ranges that the graph codes with"):
+            reader(path)
 
 
 def test_an_artifact_folder_verifies_as_far_as_it_can(packed: Path, tmp_path: Path) -> None:
@@ -419,8 +431,9 @@ def test_a_changed_prompt_with_matching_hashes_does_not_verify(
     files = open_bundle(packed)
     spec = replace(spec_from_json(files[SPEC].decode(), ""), prompts={"query": "found: "})
     path = repacked(tmp_path / "a.m2d", files | {SPEC: spec.to_json().encode()})
-    with pytest.raises(BundleError, match="a prompt, the tokenizer or the ranges changed"):
-        verify_bundle(path)
+    for reader in (verify_bundle, load, show_bundle):
+        with pytest.raises(BundleError, match="a prompt, the tokenizer or the ranges changed"):
+            reader(path)
 
 
 def test_other_token_ids_do_not_verify(packed: Path, tmp_path: Path) -> None:
@@ -435,6 +448,9 @@ def test_other_token_ids_do_not_verify(packed: Path, tmp_path: Path) -> None:
 def golden_text(**change: Any) -> dict[str, Any]:
     row = {"text": "a", "prompt": None, "ids": [2, 3], "pooled": [0] * 12, "vector": [0] * 12}
     return row | change
+
+
+LOOSE = {"metric": "min_cosine", "limit": 0.95, "reason": ""}
 
 
 def order(**change: Any) -> dict[str, Any]:
@@ -478,7 +494,14 @@ def order(**change: Any) -> dict[str, Any]:
         {"order": order(nearest=[[0, 1]])},
         {"order": order(similarity=[[0, 1]])},
         {"order": order(similarity=[[0, 1, 400]])},
+        {"order": order(nearest=[[0, 0, 0]])},
+        {"order": order(nearest=[[2, 1, 0]])},
+        {"order": order(similarity=[[-1, -0.5, 0]])},
         {"spread": {"engine": "x", "batch": 1, "rounding": 2}},
+        {"spread": {"engine": "x", "batch": -0.1, "rounding": 1}},
+        {"spread": {"engine": "x", "batch": 1, "rounding": 1}, "tolerance": LOOSE},
+        {"texts": [golden_text(pooled=None)]},
+        {"texts": [golden_text(pooled=[0.5] * 12)]},
         {"texts": [golden_text(vector=None)]},
         {"texts": [golden_text(text="\ud800")]},
     ],
@@ -506,8 +529,8 @@ def test_the_reason_of_a_limit_says_what_the_processor_changes(
 
 
 def test_nan_does_not_pass_any_tolerance() -> None:
-    for metric in (golden.MIN_COSINE, golden.MIN_EQUAL_BITS):
-        assert not golden.Tolerance(metric, 0.5, "").holds(float("nan"))
+    for metric in (MIN_COSINE, MIN_EQUAL_BITS):
+        assert not Tolerance(metric, 0.5, "").holds(float("nan"))
 
 
 def test_nothing_is_written_over_or_from_half_an_artifact(packed: Path, tmp_path: Path) -> None:

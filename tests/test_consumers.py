@@ -344,7 +344,7 @@ def test_a_licence_is_not_written_elsewhere(tmp_path: Path) -> None:
     content = json.dumps({**manifest, "licenses": {"../LICENSE": "x"}}).encode()
     write_archive(tmp_path / "b.m2d", {**files, "manifest.json": content})
     message = refused("export", tmp_path / "b.m2d", "--for", "onnx", "--out", tmp_path / "out")
-    assert "names a licence '../LICENSE'" in message
+    assert "is '../LICENSE' where the name of a licence file" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.m2d", "b.m2d"]
 
 

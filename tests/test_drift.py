@@ -27,7 +27,7 @@ from m2dexport.errors import DriftError
 from m2dexport.files import SPEC
 from m2dexport.runtime import golden, spread
 from m2dexport.runtime.archive import GOLDEN, open_bundle, write_archive
-from m2dexport.runtime.artifact import spec_from_json
+from m2dexport.runtime.artifact import TOKENIZER, spec_from_json
 from m2dexport.runtime.bundle import verify_bundle, write_bundle
 from m2dexport.runtime.golden import GoldenFile
 from m2dexport.runtime.golden_texts import DOCUMENTS, QUERIES
@@ -180,17 +180,33 @@ def test_documents_that_are_as_good_as_equal_may_swap(packed: Path, tmp_path: Pa
     allowed = stored.tolerance.swap(12)
 
     def swap(gap: float) -> Callable[[dict[str, Any]], None]:
+        """Two documents are the same, and the golden search found the later one first."""
+
         def change(stored: dict[str, Any]) -> None:
-            first, second, _ = stored["order"]["nearest"][0]
-            stored["order"]["nearest"][0][:2] = [second, first]
-            similarity = stored["order"]["similarity"][0]
-            similarity[second] = similarity[first] + gap
+            order = stored["order"]
+            same = order["nearest"][0][0]
+            low, high = sorted((same, (same + 1) % 12))
+            order["documents"][low] = order["documents"][high] = order["documents"][same]
+            for similarity in order["similarity"]:
+                similarity[low] = similarity[high] = similarity[same]
+            order["similarity"][0][high] += gap
+            order["nearest"] = [
+                sorted(range(12), key=lambda row: -each[row])[:3] for each in order["similarity"]
+            ]
 
         return change
 
     assert verify_bundle(changed(packed, tmp_path / "a.m2d", swap(allowed * 0.99)))
     with pytest.raises(DriftError, match="in place 1, less similar by"):
         verify_bundle(changed(packed, tmp_path / "b.m2d", swap(allowed * 1.01)))
+
+
+def test_golden_similarities_are_those_of_the_vectors(packed: Path, tmp_path: Path) -> None:
+    def flat(stored: dict[str, Any]) -> None:
+        stored["order"]["similarity"] = [[0] * 12] * 4
+
+    with pytest.raises(DriftError, match="whose similarity is off by"):
+        verify_bundle(changed(packed, tmp_path / "a.m2d", flat))
 
 
 def test_vectors_of_another_length_are_other_vectors(packed: Path, tmp_path: Path) -> None:
@@ -221,6 +237,31 @@ def narrow(files: Files, path: Path) -> None:
     repacked(path, files | {GRAPH: tiny_graph(12, "ubinary", None)})
 
 
+def unreadable_graph(files: Files, path: Path) -> None:
+    """A node takes what no other gives."""
+    repacked(path, files | {GRAPH: files[GRAPH].replace(b"kept", b"left", 1)})
+
+
+def unreadable_tokenizer(files: Files, path: Path) -> None:
+    stored = json.loads(files[TOKENIZER])
+    stored["model"]["vocab"] = 5
+    repacked(path, files | {TOKENIZER: json.dumps(stored).encode()})
+
+
+def not_finite(files: Files, path: Path) -> None:
+    """A table of depth 0 whose sums overflow."""
+    table = {"rows": np.full((len(VOCABULARY), 12), np.finfo(np.float32).max)}
+    spec = spec_from_json(files[SPEC], path)
+    files = {**files, SPEC: replace(spec, engine="static").to_json().encode()}
+    del files[GRAPH]
+    repacked(path, files | {"table.safetensors": table_bytes(table)})
+
+
+def with_words_for_format(files: Files, path: Path) -> None:
+    manifest = json.loads(files[MANIFEST]) | {"format": "2"}
+    write_archive(path, files | {MANIFEST: json.dumps(manifest).encode()})
+
+
 def drifted(files: Files, path: Path) -> None:
     graph = tiny_graph(12, "int8", tiny_ranges(12), seed=1)
     repacked(path, files | {GRAPH: graph})
@@ -246,6 +287,10 @@ def newer_artifact(files: Files, path: Path) -> None:
         (damaged, 4),
         (foreign, 4),
         (narrow, 4),
+        (unreadable_graph, 4),
+        (unreadable_tokenizer, 4),
+        (not_finite, 3),
+        (with_words_for_format, 4),
         (lambda files, path: path.write_text("none"), 4),
         (newer, 2),
         (newer_artifact, 2),
@@ -260,5 +305,6 @@ def test_an_exit_code_says_what_is_wrong(packed: Path, tmp_path: Path, change, c
     ran = m2d("verify", path)
     assert ran.exit_code == code, ran.output
     assert len((ran.stdout + ran.stderr).splitlines()) == 1
+    assert str(path) in ran.stdout + ran.stderr
     if code in (2, 4) and change is not narrow:  # which only a run shows
         assert m2d("encode", path, stdin="a\n").exit_code == code

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,10 +80,10 @@ def succeeded(*arguments: object) -> str:
     return result.stdout
 
 
-def refused(*arguments: object) -> str:
+def refused(*arguments: object, code: int = 2) -> str:
     """Return the one sentence with which a command failed."""
     result = m2d(*arguments)
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
     (sentence,) = result.stderr.splitlines()
     return sentence
 
@@ -209,6 +212,11 @@ def without_the_default_named(manifest: Manifest) -> None:
     manifest["default_cell"] = None
 
 
+def with_too_many_cells(manifest: Manifest) -> None:
+    cells = manifest["cells"]
+    cells |= {f"{number}x9-fp32-int8": cells[SHALLOW] for number in range(65 - len(cells))}
+
+
 def with_a_cell_of_no_id(manifest: Manifest) -> None:
     manifest["cells"]["deep"] = manifest["cells"][SHALLOW]
 
@@ -228,6 +236,7 @@ def with_a_cell_of_no_id(manifest: Manifest) -> None:
         (without_cells, "names no cells"),
         (without_the_default_named, "only together"),
         (with_a_cell_of_no_id, "a cell's id is needed"),
+        (with_too_many_cells, "cells has 65 entries where 0 to 64 are needed"),
     ],
 )
 def test_cells_that_are_no_parts_of_the_bundle_are_refused(
@@ -252,6 +261,15 @@ def with_another_space(manifest: Manifest) -> None:
     manifest["cells"][SHALLOW]["space_id"] = manifest["space_id"]
 
 
+def with_other_vectors(manifest: Manifest) -> None:
+    manifest["cells"][SHALLOW]["vectors"]["dim"] = 9
+
+
+def with_ids_swapped(manifest: Manifest) -> None:
+    cells = manifest["cells"]
+    cells[SHALLOW], cells[MIDDLE] = cells[MIDDLE], cells[SHALLOW]
+
+
 def under_another_id(manifest: Manifest) -> None:
     manifest["cells"]["1x9-fp32-ubinary"] = manifest["cells"].pop(SHALLOW)
 
@@ -262,16 +280,26 @@ def under_another_id(manifest: Manifest) -> None:
         (other_digest, r"1x8-fp32-ubinary: tokenizer\.json does not match its sha256"),
         (without_golden, r"1x8-fp32-ubinary lacks 'golden\.json'"),
         (with_another_space, "1x8-fp32-ubinary: manifest.json and artifact.json disagree"),
+        (with_other_vectors, "1x8-fp32-ubinary: .* disagree about its vectors"),
+        (with_ids_swapped, "[12]x.*: .* disagree about its id"),
         (under_another_id, "1x9-fp32-ubinary: manifest.json and artifact.json disagree"),
     ],
 )
-def test_verify_finds_what_is_wrong_in_a_cell_that_is_not_the_default(
+def test_what_is_wrong_in_a_cell_that_is_not_the_default_is_found(
     packed: Path, tmp_path: Path, change: Callable[[Manifest], object], told: str
 ) -> None:
     path = with_manifest(packed, tmp_path / "a.m2d", change)
     with pytest.raises(BundleError, match=told):
         verify_bundle(path)
     assert verify_bundle(path, cell=DEEP).cell == DEEP
+    shallowest = Nested(path).cells[-1]
+    out = tmp_path / "out"
+    for command in (
+        ("encode", path, "--cell", shallowest, "--in", __file__),
+        ("export", path, "--cell", shallowest, "--for", "onnx", "--out", out),
+        ("bundle", "show", path),
+    ):
+        assert re.search(told, refused(*command, code=4))
 
 
 def test_another_graph_with_matching_hashes_in_a_cell_does_not_verify(
@@ -392,8 +420,34 @@ def test_times_are_measured_at_any_shape(packed: Path) -> None:
     encoder = load(packed)
     for shape in ((1, 1), (3, 10**6)):
         assert nested_module.milliseconds(encoder, shape) > 0
-    with pytest.raises(UsageError, match="0x4 cannot be timed"):
-        nested_module.milliseconds(encoder, (0, 4))
+    for shape in ((0, 4), (10**9, 1)):
+        with pytest.raises(UsageError, match=f"{shape[0]}x{shape[1]} cannot be timed"):
+            nested_module.milliseconds(encoder, shape)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_a_thread_it_lacks(packed: Path) -> None:
+    nested = Nested(packed)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with nested._lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        nested.release(SHALLOW)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join()
+    assert status == 0
 
 
 def test_encode_takes_a_cell_within_a_time_limit(packed: Path, tmp_path: Path) -> None:
@@ -402,6 +456,7 @@ def test_encode_takes_a_cell_within_a_time_limit(packed: Path, tmp_path: Path) -
     assert result.exit_code == 0
     assert f"{DEEP} is the deepest within 60000 ms" in result.stderr
     assert "leave one of them out" in refused("encode", packed, "--within-ms", 1, "--cell", DEEP)
+    assert "nan ms is no time limit" in refused("encode", packed, "--within-ms", "nan")
 
 
 def test_show_says_what_a_bundle_is(packed: Path, folders: dict[str, Path], tmp_path: Path) -> None:

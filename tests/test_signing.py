@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tiny_artifact import tiny_artifact
 
 from m2dexport.cli import cli
-from m2dexport.errors import BundleError, UsageError
+from m2dexport.errors import BundleError, FormatError, UsageError
 from m2dexport.runtime.archive import SIGNATURE
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.manifest import MANIFEST as NAME
@@ -95,19 +95,23 @@ def test_what_was_not_signed_by_the_key_is_refused(tmp_path: Path) -> None:
     [
         (b"[]", "the content is"),
         (b'{"format": 9}', "has format 9 and this version reads format 1"),
+        (b'{"format": "1"}', "has format '1' and"),
+        (b'{"format": null}', "has format None and"),
         (b'{"format": 1}', "algorithm is missing"),
         (b"\xff", "not UTF-8"),
     ],
 )
 def test_a_signature_that_is_none_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     _, public = keys(tmp_path)
-    with pytest.raises((BundleError, UsageError), match=message):
+    kind = FormatError if b"9" in content else BundleError
+    with pytest.raises(kind, match=message):
         checked(MANIFEST, content, public)
 
 
 def test_files_that_hold_no_such_key_are_refused(tmp_path: Path) -> None:
     private, public = keys(tmp_path)
     (tmp_path / "text").write_text("no key")
+    (tmp_path / "empty").touch()
     curve = ec.generate_private_key(ec.SECP256R1())
     pem = forms.Encoding.PEM
     (tmp_path / "ec").write_bytes(curve.private_bytes(pem, forms.PrivateFormat.PKCS8, PLAIN))
@@ -129,6 +133,7 @@ def test_files_that_hold_no_such_key_are_refused(tmp_path: Path) -> None:
     signed = sign(MANIFEST, private)
     for name, message in {
         "text": "holds no ed25519 public key",
+        "empty": "OpenSSH's form; name the file of one.$",
         "ec.pub": "a key of another kind",
         private.name: "is a private key; checking takes the public one",
     }.items():

@@ -275,6 +275,35 @@ def test_a_hostile_safetensors_file_is_one_sentence(encoder, tmp_path: Path, con
     assert len(str(refused.value)) < 250 + len(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["ids"].update(data_offsets=[0, header["ids"]["shape"][0]]),
+        lambda header: header["ids"].update(shape=[1], data_offsets=[0, 1]),
+        lambda header: header["ids"].update(
+            shape=[1], data_offsets=[header["ids"]["data_offsets"][0]] * 2
+        ),
+        lambda header: header["__metadata__"].update(count="99"),
+    ],
+)
+def test_verify_refuses_what_no_reader_takes(encoder, tmp_path: Path, change) -> None:
+    path = tmp_path / "v.safetensors"
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "id": 1}\n{"text": "b", "id": 2}\n')
+    encode_stream(encoder, tmp_path / "a.jsonl", path)
+    content = path.read_bytes()
+    size = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:size])
+    change(header)
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + content[size:])
+    for reader in (
+        lambda: read_vectors(path, encoder),
+        lambda: require_vectors_of(path, encoder.spec, "a bundle"),
+    ):
+        with pytest.raises(UsageError, match=r"v\.safetensors"):
+            reader()
+
+
 def test_a_safetensors_file_that_was_saved_again_is_read(encoder, texts, tmp_path: Path) -> None:
     """Its tensors are in another order then, and its metadata go with it or not."""
     path = tmp_path / "v.safetensors"

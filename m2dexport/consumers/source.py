@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m2dexport.engines import ENGINES, Device
-from m2dexport.errors import BundleError, UsageError
+from m2dexport.errors import UsageError
 from m2dexport.files import MODEL_SETTINGS, license_files
 from m2dexport.runtime import artifact
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
@@ -16,7 +16,7 @@ from m2dexport.runtime.bundle import verify_artifact, verify_bundle
 from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load, load_cell
-from m2dexport.strict import parse_json, shown
+from m2dexport.strict import parse_json
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,7 @@ def open_source(path: Path, cell: str | None) -> Source:
     opened = open_cells(path)
     verify_bundle(path, one_thread, cell=opened.require_cell(cell))
     encoder = load_cell(opened, cell, one_thread)
-    licenses = opened.manifest.licenses
-    for name in licenses:
-        if Path(name).name != name:  # which would be written elsewhere
-            raise BundleError(f"{path} names a licence {shown(name)}; a file name is needed.")
-    return Source(path, encoder, opened.files(cell), licenses)
+    return Source(path, encoder, opened.files(cell), opened.manifest.licenses)
 
 
 def _of_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:

@@ -247,9 +247,19 @@ def space_id_of_artifact(spec: ArtifactSpec, ranges: Ranges | None, tokenizer_js
     Raises:
         UsageError: when the specification does not give the hash of its weights.
     """
+    return space_id_with_tokenizer(
+        spec, ranges, sha256_of_json(parse_json(tokenizer_json, TOKENIZER))
+    )
+
+
+def space_id_with_tokenizer(spec: ArtifactSpec, ranges: Ranges | None, tokenizer: str) -> str:
+    """Return the same as ``space_id_of_artifact``, from ``sha256_of_json`` of its tokenizer.json.
+
+    Raises:
+        UsageError: likewise.
+    """
     if "sub_model" not in spec.provenance:
         raise UsageError(f"{SPEC} does not give the hash of its weights (provenance.sub_model).")
-    tokenizer = sha256_of_json(parse_json(tokenizer_json, TOKENIZER))
     return _space_id(spec, spec.provenance["sub_model"], tokenizer, ranges)
 
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, Device, here
-from m2dexport.errors import BundleError, UsageError
 from m2dexport.files import SPEC, atomic_file, license_files, require_file
 from m2dexport.runtime import artifact, golden, golden_texts, spread
 from m2dexport.runtime.archive import GOLDEN, write_archive
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec, Spoken
 from m2dexport.runtime.cells import Opened, cell_of, open_cells
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
-from m2dexport.runtime.manifest import MANIFEST, CellEntry, manifest_of, vectors_entry
+from m2dexport.runtime.manifest import MANIFEST, manifest_of
 from m2dexport.runtime.signing import require_signed
 from m2dexport.runtime.vector_files import require_vectors_of
 from m2dexport.vectors.codecs import LEVELS
@@ -253,7 +248,6 @@ def verify_artifact(
     """
     files = _artifact_files(folder, artifact.read_spec(folder))
     encoder = encoder_from_files(files, folder, device)
-    _require_one_space(encoder, files, folder)
     texts = len(encoder.encode(golden_texts.TEXTS))
     index = _index_report(vectors, encoder.spec, folder)
     return ArtifactReport(folder, encoder.spec.space_id, len(files), texts, index)
@@ -269,13 +263,8 @@ def _oracle_of(encoder: Encoder) -> str | None:
 def _verify(opened: Opened, cell: str, device: Device, vectors: Path | None = None) -> VerifyReport:
     files, path = opened.files(cell), opened.path
     entry = opened.manifest.cells.get(cell)
-    where = f"{path}: {cell}" if entry else path
-    encoder = encoder_from_files(files, path, device)
-    _require_one_space(encoder, files, where)
-    if cell == opened.default:
-        _require_manifest(encoder, opened)
-    if entry:
-        _require_cell(encoder, cell, entry, where)
+    where = opened.name_of(cell)
+    encoder = encoder_from_files(files, path, device, where=where)
     stored, found = golden.require_golden(encoder, files[GOLDEN], where)
     return VerifyReport(
         path=path,
@@ -309,61 +298,3 @@ def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
         artifact.require_part(folder, name)
     parts = {name: artifact.read_file(folder, name) for name in names}
     return parts | artifact.settings_in(folder)
-
-
-def _require_one_space(encoder: Encoder, files: Mapping[str, bytes], path: object) -> None:
-    """Refuse files that are whole one by one and do not belong together."""
-    spec, ranges = encoder.spec, encoder.ranges
-    if (spec.vectors in LEVELS) != (ranges is not None):
-        raise BundleError(f"{path}: {RANGES} and vectors={spec.vectors} do not go together.")
-    if ranges is not None and len(ranges.low) != spec.dim:
-        raise BundleError(f"{path}: {RANGES} has {len(ranges.low)} dims and the model {spec.dim}.")
-    try:
-        expected = artifact.space_id_of_artifact(spec, ranges, files[TOKENIZER].decode())
-    except UsageError as error:
-        raise BundleError(f"{path}: {error}") from error
-    if spec.space_id != expected:
-        raise BundleError(
-            f"{path} is of space {spec.space_id} by its {SPEC}, and its content makes {expected}: "
-            "a prompt, the tokenizer or the ranges changed; build it again."
-        )
-    for name, values in _expected_ranges(encoder).items():
-        if not np.array_equal(encoder.graph_ranges.get(name, ()), values):
-            raise BundleError(
-                f"{path}: {RANGES} does not hold the ranges that the graph codes with ({name}); "
-                "build it again."
-            )
-
-
-def _expected_ranges(encoder: Encoder) -> dict[str, NDArray[Any]]:
-    """Return what the graph must code with, float32 (dim,), by its names there."""
-    ranges = encoder.ranges
-    if ranges is None or not ENGINES[encoder.spec.engine].encodes:
-        return {}
-    return {"range_low": ranges.low, "range_step": ranges.step(encoder.spec.vectors)}
-
-
-def _require_manifest(encoder: Encoder, opened: Opened) -> None:
-    """Refuse a manifest that describes another artifact than the one beside it."""
-    found = opened.manifest
-    expected = replace(
-        manifest_of({}, encoder.spec, found.licenses),
-        files=found.files,  # each of which was compared when it was read
-        cells=found.cells,
-        default_cell=found.default_cell,
-    )
-    for field in fields(found):
-        values = [getattr(manifest, field.name) for manifest in (found, expected)]
-        if values[0] != values[1]:
-            raise BundleError(
-                f"{opened.path}: {MANIFEST} and {SPEC} disagree about {field.name}; build the "
-                "bundle again."
-            )
-
-
-def _require_cell(encoder: Encoder, cell: str, entry: CellEntry, where: object) -> None:
-    """Refuse a manifest that describes another cell than the one it names."""
-    spec = encoder.spec
-    found = (cell, entry.space_id, entry.vectors)
-    if found != (cell_of(spec), spec.space_id, vectors_entry(spec)):
-        raise BundleError(f"{where}: {MANIFEST} and {SPEC} disagree; build the bundle again.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +17,19 @@ from m2dexport.errors import BundleError, FormatError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import OF_A_CELL, POOL, UNLISTED, read_bundle, require_files_of_cell
-from m2dexport.runtime.artifact import GRAPH_FILES, SMALL_LIMIT, ArtifactSpec
-from m2dexport.runtime.manifest import CellFile, Manifest, Span
-from m2dexport.strict import shown
+from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SMALL_LIMIT, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.manifest import (
+    MANIFEST,
+    CellEntry,
+    CellFile,
+    Manifest,
+    Span,
+    manifest_of,
+    vectors_entry,
+)
+from m2dexport.runtime.one_space import require_one_space
+from m2dexport.strict import parse_json, sha256_of_json, shown
+from m2dexport.vectors.codecs import ranges_from_json
 
 
 def cell_id(
@@ -69,7 +79,7 @@ class Opened:
     @cached_property
     def default(self) -> str:
         """The id of the cell that is meant where none is named."""
-        return self.manifest.default_cell or _of_one_cell(self.entries, self.path)
+        return self.manifest.default_cell or _identity(_spec_of(self.entries, self.path), self.path)
 
     def require_cell(self, cell: str | None) -> str:
         """Return the id of a cell; None is the default.
@@ -90,31 +100,46 @@ class Opened:
         return sum(map(len, self.files().values()))
 
     def files(self, cell: str | None = None) -> dict[str, bytes]:
-        """Return the files of a cell, name to content, after checking those that were put together.
+        """Return the files of a cell, name to content, which the manifest describes.
 
         Args:
             cell: its id; None: the default.
 
         Raises:
             UsageError: when there is no such cell.
-            BundleError: when a file is not what the manifest says.
+            BundleError: when a file, or the specification, is not what the manifest says.
         """
         cell = self.require_cell(cell)
+        where, entry = self.name_of(cell), self.manifest.cells.get(cell)
         if cell == self.default:
-            return {n: self.entries[n] for n in self.entries if n not in (*UNLISTED, POOL)}
-        known = self.manifest.cells[cell].files
-        files = {name: self._joined(file, f"{cell}: {name}") for name, file in known.items()}
-        require_files_of_cell(files, f"{self.path}: {cell}")
+            files = {n: self.entries[n] for n in self.entries if n not in (*UNLISTED, POOL)}
+        else:
+            assert entry is not None
+            files = {n: self._joined(file, f"{cell}: {n}") for n, file in entry.files.items()}
+            require_files_of_cell(files, where)
+        spec = _spec_of(files, where)
+        if cell == self.default:
+            _require_manifest(spec, self.manifest, where)
+        if entry is not None:
+            _require_cell(spec, cell, entry, where)
         return files
 
     def spec(self, cell: str | None = None) -> ArtifactSpec:
-        """Return the specification of a cell; None: of the default one.
+        """Return the specification of a cell, which its other files agree with.
+
+        Args:
+            cell: its id; None: the default.
 
         Raises:
             UsageError: when there is no such cell.
-            BundleError: when it cannot be read.
+            BundleError: when it cannot be read, or is not that of its files.
         """
-        return _spec_of(self.files(cell), self.path)
+        cell = self.require_cell(cell)
+        return agreed_spec(self.files(cell), self.name_of(cell))
+
+    def name_of(self, cell: str) -> str:
+        """Return what messages call a cell: the bundle and, of a nested one, the id."""
+        return f"{self.path}: {cell}" if self.manifest.cells else f"{self.path}"
 
     def _joined(self, file: CellFile, name: str) -> bytes:
         views = {entry: memoryview(content) for entry, content in self.entries.items()}
@@ -140,21 +165,75 @@ def open_cells(path: Path) -> Opened:
     return opened
 
 
-def _spec_of(files: Mapping[str, bytes], path: Path) -> ArtifactSpec:
+def agreed_spec(files: Mapping[str, bytes], where: object) -> ArtifactSpec:
+    """Return the specification of an encoder's files, none of which is loaded.
+
+    Args:
+        files: name to content.
+        where: the bundle or a cell of it, for messages.
+
+    Raises:
+        BundleError: when one of them cannot be read, or they do not belong together.
+    """
+    spec = _spec_of(files, where)
     try:
-        return artifact.spec_from_json(files[SPEC], SPEC)
+        ranges = ranges_from_json(files[RANGES]) if RANGES in files else None
     except FormatError:
         raise
     except UsageError as error:
-        raise BundleError(f"{path} cannot be used: {error}") from error
+        raise BundleError(f"{where} cannot be used: {error}") from error
+    tokenizer = parse_json(files[TOKENIZER], f"{where}: {TOKENIZER}", BundleError)
+    require_one_space(spec, ranges, sha256_of_json(tokenizer), where)
+    return spec
 
 
-def _of_one_cell(files: Mapping[str, bytes], path: Path) -> str:
-    """Return the id of the cell that a plain bundle is."""
+def _spec_of(files: Mapping[str, bytes], where: object) -> ArtifactSpec:
     try:
-        return cell_of(_spec_of(files, path))
+        return artifact.spec_from_json(files[SPEC], f"{where}: {SPEC}")
+    except FormatError:
+        raise
     except UsageError as error:
-        raise BundleError(f"{path} cannot be used: {error}") from error
+        raise BundleError(str(error)) from error
+
+
+def _require_manifest(spec: ArtifactSpec, found: Manifest, where: object) -> None:
+    """Refuse a manifest that describes another artifact than the one beside it."""
+    expected = replace(
+        manifest_of({}, spec, found.licenses),
+        files=found.files,  # each of which was compared when it was read
+        cells=found.cells,
+        default_cell=found.default_cell,
+    )
+    for field in fields(found):
+        values = [getattr(manifest, field.name) for manifest in (found, expected)]
+        if values[0] != values[1]:
+            raise BundleError(
+                f"{where}: {MANIFEST} and {SPEC} disagree about {field.name}; build the bundle "
+                "again."
+            )
+
+
+def _require_cell(spec: ArtifactSpec, cell: str, entry: CellEntry, where: object) -> None:
+    """Refuse a manifest that describes another cell than the one it names."""
+    found = {"id": cell, "space_id": entry.space_id, "vectors": entry.vectors}
+    expected = {
+        "id": _identity(spec, where),
+        "space_id": spec.space_id,
+        "vectors": vectors_entry(spec),
+    }
+    for name, value in found.items():
+        if value != expected[name]:
+            raise BundleError(
+                f"{where}: {MANIFEST} and {SPEC} disagree about its {name}; build the bundle again."
+            )
+
+
+def _identity(spec: ArtifactSpec, where: object) -> str:
+    """Return the id of the cell that a specification is of."""
+    try:
+        return cell_of(spec)
+    except UsageError as error:
+        raise BundleError(f"{where} cannot be used: {error}") from error
 
 
 def _require_cells(opened: Opened) -> None:

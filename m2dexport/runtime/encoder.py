@@ -29,6 +29,7 @@ from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.graph_guard import examine_graph, ranges_of, table_rows
+from m2dexport.runtime.one_space import require_one_space, require_ranges_of_graph
 from m2dexport.runtime.tokenizer import Tokens, load_tokenizer, require_room, tokenize
 from m2dexport.runtime.tokenizer_guard import require_plain_tokenizer
 from m2dexport.strict import shown
@@ -84,7 +85,8 @@ class Encoder:
         self.ranges = ranges
         self._engine = engine_runner(spec.engine)
         require_version(spec.engine, spec.min_engine)
-        require_plain_tokenizer(tokenizer_json, spec.max_length)
+        #: The hash of what tokenizer.json holds, which a space_id depends on.
+        self.tokenizer_sha256 = require_plain_tokenizer(tokenizer_json, spec.max_length)
         self._tokenizer = load_tokenizer(tokenizer_json) if tokenizer is None else tokenizer
         require_room(self._tokenizer)
         files = [graph[name] for name in ENGINES[spec.engine].files]
@@ -200,6 +202,7 @@ class Encoder:
         """
         vectors: NDArray[Any] = self._engine.run(self._session, input_ids, attention_mask)[0]
         spec = self.spec
+        _require_finite(vectors)
         if not ENGINES[spec.engine].encodes and vectors.shape == (len(input_ids), spec.dim):
             vectors = encode_vectors(vectors, spec.vectors, self.ranges, spec.bit_order)
         shape = (len(input_ids), code_width(spec.dim, spec.vectors))
@@ -208,11 +211,6 @@ class Encoder:
             raise BundleError(
                 f"the graph returns {vectors.dtype} of shape {vectors.shape} where vectors="
                 f"{spec.vectors} of {spec.dim} dims are {dtype} of shape {shape}; build it again."
-            )
-        if not np.isfinite(vectors).all():
-            raise M2DError(
-                "the graph returns vectors with NaN or infinite values; build the artifact again, "
-                "in another precision if it is fp16."
             )
         return vectors
 
@@ -246,6 +244,14 @@ class Encoder:
         return self.spec.prompts[name]
 
 
+def _require_finite(vectors: NDArray[Any]) -> None:
+    if vectors.dtype.kind == "f" and not np.isfinite(vectors).all():
+        raise M2DError(
+            "the graph returns vectors with NaN or infinite values; build the artifact again, in "
+            "another precision if it is fp16."
+        )
+
+
 _LOADED: weakref.WeakSet[Encoder] = weakref.WeakSet()
 
 
@@ -268,23 +274,27 @@ def encoder_from_files(
     path: Path,
     device: Device = Device(),
     tokenizer: tokenizers.Tokenizer | None = None,
+    where: object = None,
 ) -> Encoder:
     """Return the encoder of a bundle's files, as ``open_bundle`` reads them.
 
     Args:
         files: name to content.
-        path: the bundle, for messages.
+        path: the bundle, beside which engines are kept.
         device: what to run it on; what it leaves open is as the artifact says.
         tokenizer: of another encoder that has the same tokenizer.json; None: one is made.
+        where: the bundle or a cell of it, for messages; None: ``path``.
 
     Raises:
-        BundleError: when a file cannot be read, or holds what no build writes.
+        BundleError: when a file cannot be read, or holds what no build writes, or the files do not
+            belong together.
         FormatError: when one is of a format that this version does not read.
         M2DError: as ``Encoder``.
     """
+    where = path if where is None else where
     try:
         spec = artifact.spec_from_json(files[SPEC], SPEC)
-        tokenizer_json = decoded(files[artifact.TOKENIZER], path)
+        tokenizer_json = decoded(files[artifact.TOKENIZER], where)
         engine = ENGINES[spec.engine]
         names = [*engine.files, *(name for name in engine.may_hold if name in files)]
         graph = {name: files[name] for name in names}
@@ -292,14 +302,17 @@ def encoder_from_files(
     except FormatError:
         raise
     except UsageError as error:
-        raise BundleError(f"{path} cannot be used: {error}") from error
+        raise BundleError(f"{where} cannot be used: {error}") from error
     except KeyError as error:
-        raise BundleError(f"{path} lacks {error}, the graph of engine {spec.engine}.") from error
+        raise BundleError(f"{where} lacks {error}, the graph of engine {spec.engine}.") from error
     device = keeping_engines(path, spec, device)
     try:
-        return Encoder(spec, tokenizer_json, graph, device, ranges, tokenizer)
+        encoder = Encoder(spec, tokenizer_json, graph, device, ranges, tokenizer)
     except UnsafeContent as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError(f"{where}: {error}") from error
+    require_one_space(spec, ranges, encoder.tokenizer_sha256, where)
+    require_ranges_of_graph(spec, ranges, encoder.graph_ranges, where)
+    return encoder
 
 
 def keeping_engines(path: Path, spec: ArtifactSpec, device: Device) -> Device:
@@ -323,7 +336,7 @@ def _states(files: Sequence[Path | bytes]) -> list[tuple[int, ...]]:
     return [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
-def decoded(content: bytes, path: Path) -> str:
+def decoded(content: bytes, where: object) -> str:
     """Return the text of a tokenizer.json.
 
     Raises:
@@ -332,4 +345,4 @@ def decoded(content: bytes, path: Path) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise BundleError(f"{path}: {artifact.TOKENIZER} is not UTF-8; build it again.") from error
+        raise BundleError(f"{where}: {artifact.TOKENIZER} is not UTF-8; build it again.") from error

@@ -7,36 +7,41 @@ tolerance and never by hash. ``spread`` makes all of this.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES
-from m2dexport.errors import BundleError, DriftError, one_line
+from m2dexport.errors import BundleError, DriftError, M2DError, one_line
 from m2dexport.files import SPEC
 from m2dexport.runtime.archive import GOLDEN
 from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.strict import Name, Within, read_json, shown
-from m2dexport.vectors.codecs import code_dtype, code_width
+from m2dexport.runtime.tolerance import (
+    LOOSEST,
+    MIN_EQUAL_BITS,
+    Metric,
+    Spread,
+    Tolerance,
+    metric_of,
+    tolerance_of,
+)
+from m2dexport.strict import Within, read_json, shown
+from m2dexport.vectors.codecs import code_dtype, code_width, encode_vectors
 
 #: Longer texts are only tokenized: a device may lack the memory for one of 8,192 tokens.
 RUN_TOKENS = 1024
 TOP = 3  # documents of each query whose order counts
 
-Metric = Literal["min_cosine", "min_equal_bits"]
-MIN_COSINE: Metric = "min_cosine"  # smallest cosine of one text's vectors
-MIN_EQUAL_BITS: Metric = "min_equal_bits"  # smallest share of equal bits of one text's codes
 
-#: A limit below these would let vectors of another model pass.
-LOOSEST: dict[Metric, float] = {MIN_COSINE: 0.9, MIN_EQUAL_BITS: 0.5}
-#: In a random direction, a vector moves by sqrt(2 (1 - cosine) / dim). A swap has four of them in
-#: it, one of the query and one of the document on either side: 8 is three standard deviations.
-_SWAP = 8
-
+#: Coordinates of vectors of length 1, codes and packed bytes are far within this.
+_Value = Annotated[float, Within(-1e6, 1e6)]
+#: Similarities are stored with six decimals, of products that a search may add in another order.
+_ROUNDED = 1e-5
 
 _TokenId = Annotated[int, Within(0, (1 << 31) - 1)]
 _Row = Annotated[int, Within(0, 9_999)]
@@ -52,8 +57,8 @@ class Golden:
     ids: list[_TokenId]  # specials included, cut at the maximum length
     #: What the codec is given, float32 (dim,): after pooling, cut and normalisation. None: it is
     #: the vector (float32), the text is only tokenized, or a GPU's engine made the vector.
-    pooled: list[float] | None
-    vector: list[float] | None  # final vector or code; None: only tokenized
+    pooled: list[_Value] | None
+    vector: list[_Value] | None  # final vector or code; None: only tokenized
 
 
 @dataclass(frozen=True)
@@ -66,34 +71,6 @@ class Order:
     query_prompt: str | None
     similarity: list[list[_Cosine]]  # (queries, documents)
     nearest: list[list[_Row]]  # (queries, 3): rows of the documents, the most similar first
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far vectors move where nothing is wrong: the worst text, by the tolerance's metric."""
-
-    engine: Name  # that made the golden vectors, with its version
-    batch: Annotated[float, Within(-1, 1)]  # alone, all together, padded
-    #: With the graph's float32 constants moved by a unit in the last place, as other kernels,
-    #: releases and threads move what is computed of them. None: there are none, or a GPU ran.
-    rounding: Annotated[float, Within(-1, 1)] | None
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far the worst golden text may be off."""
-
-    metric: Metric
-    limit: float
-    reason: str
-
-    def holds(self, worst: float) -> bool:
-        """Whether ``worst`` is within the limit; NaN is not."""
-        return worst >= self.limit
-
-    def swap(self, dim: int) -> float:
-        """Return by how much a document may be less similar than the one in whose place it is."""
-        return float(_SWAP * np.sqrt((1 - self.limit) / dim))
 
 
 @dataclass(frozen=True)
@@ -131,15 +108,34 @@ def require_golden(encoder: Encoder, content: bytes, path: object) -> tuple[Gold
 
     Raises:
         BundleError: when golden.json is not that of the bundle.
-        DriftError: naming the first stage that differs: tokens, vectors or the order of documents.
+        DriftError: naming the first stage that differs: tokens, vectors or the order of documents;
+            or when the texts do not run.
     """
-    golden = golden_from_json(content, encoder.spec)
-    _require_ids(encoder, golden.texts, path)
-    found = compare(encoder, golden.texts, golden.tolerance.metric)
+    golden = golden_from_json(content, encoder.spec, f"{path}: {GOLDEN}")
+    _require_coded(encoder, golden, f"{path}: {GOLDEN}")
+    with _named(path):
+        _require_ids(encoder, golden.texts, path)
+        found = compare(encoder, golden.texts, golden.tolerance.metric)
     if not golden.tolerance.holds(found.worst):
         raise DriftError(_drift(encoder, golden, found, path))
-    _require_order(encoder, golden, path)
+    with _named(path):
+        _require_order(encoder, golden, path)
     return golden, found
+
+
+@contextmanager
+def _named(path: object) -> Iterator[None]:
+    """Say of which bundle it is that the golden texts do not run."""
+    try:
+        yield
+    except DriftError:  # which names it
+        raise
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+    except M2DError as error:
+        raise DriftError(
+            f"{path} does not run its golden texts on this machine: {error}"
+        ) from error
 
 
 def compare(encoder: Encoder, texts: Sequence[Golden], metric: Metric) -> Comparison:
@@ -168,38 +164,39 @@ def worst_of(
     return float(1 - apart.max())
 
 
-def metric_of(spec: ArtifactSpec) -> Metric:
-    """Return what an artifact's vectors are compared by."""
-    return MIN_EQUAL_BITS if spec.vectors in ("ubinary", "binary") else MIN_COSINE
-
-
-def golden_from_json(content: bytes, spec: ArtifactSpec) -> GoldenFile:
+def golden_from_json(content: bytes, spec: ArtifactSpec, where: object = GOLDEN) -> GoldenFile:
     """Return the content of golden.json.
 
     Args:
         content: of the file.
         spec: the artifact that it must fit.
+        where: what messages call the file.
 
     Raises:
         BundleError: when it is not that, or would let any vector pass.
     """
-    golden = read_json(GoldenFile, content, GOLDEN, BundleError)
+    golden = read_json(GoldenFile, content, where, BundleError)
     tolerance, metric = golden.tolerance, metric_of(spec)
     if tolerance.metric != metric:
         raise BundleError(
-            f"{GOLDEN} compares by {tolerance.metric} where weights={spec.weights} and "
+            f"{where} compares by {tolerance.metric} where weights={spec.weights} and "
             f"vectors={spec.vectors} are compared by {metric}; build the bundle again."
         )
     if not LOOSEST[metric] <= tolerance.limit <= 1:
         raise BundleError(
-            f"{GOLDEN} has a limit of {tolerance.limit:g} for {metric}, which must be within "
+            f"{where} has a limit of {tolerance.limit:g} for {metric}, which must be within "
             f"{LOOSEST[metric]:g} and 1; build the bundle again."
         )
     for number, row in enumerate(golden.texts):
-        _require_row(row, f"{GOLDEN}: text {number}", spec)
+        _require_row(row, f"{where}: text {number}", spec)
+    if tolerance.limit < tolerance_of(spec, golden.spread).limit:
+        raise BundleError(
+            f"{where} has a limit of {tolerance.limit:.9g}, which its spread does not explain; "
+            "build the bundle again."
+        )
     if not any(runs(row) for row in golden.texts):
-        raise BundleError(f"{GOLDEN} has no text to run; build the bundle again.")
-    _require_whole(golden.order, spec)
+        raise BundleError(f"{where} has no text to run; build the bundle again.")
+    _require_whole(golden.order, f"{where}: order", spec)
     return golden
 
 
@@ -217,10 +214,18 @@ def _require_row(row: Golden, where: str, spec: ArtifactSpec) -> None:
         )
     if row.pooled is not None and len(row.pooled) != spec.dim:
         raise BundleError(f"{where} has a pooled vector of {len(row.pooled)} dims, not {spec.dim}.")
+    if (row.pooled is None) == (runs(row) and _has_pooled(spec)):
+        raise BundleError(
+            f"{where} has a pooled vector only where it is run and coded on a processor."
+        )
     dtype = code_dtype(spec.vectors)
     codes = range(np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.kind in "iu" else None
     if codes is not None and any(value not in codes for value in row.vector or ()):
         raise BundleError(f"{where} has a vector of other values than {dtype} has.")
+
+
+def _has_pooled(spec: ArtifactSpec) -> bool:
+    return spec.vectors != "float32" and not ENGINES[spec.engine].on_gpu
 
 
 def _require_prompt(name: str | None, where: str, spec: ArtifactSpec) -> None:
@@ -228,8 +233,7 @@ def _require_prompt(name: str | None, where: str, spec: ArtifactSpec) -> None:
         raise BundleError(f"{where} has the prompt {shown(name)}, which {SPEC} lacks.")
 
 
-def _require_whole(order: Order, spec: ArtifactSpec) -> None:
-    where = f"{GOLDEN}: order"
+def _require_whole(order: Order, where: str, spec: ArtifactSpec) -> None:
     for name in (order.document_prompt, order.query_prompt):
         _require_prompt(name, where, spec)
     count = len(order.documents)
@@ -239,6 +243,13 @@ def _require_whole(order: Order, spec: ArtifactSpec) -> None:
         raise BundleError(f"{where} does not have {TOP} rows for every query.")
     if any(row >= count for rows in order.nearest for row in rows):
         raise BundleError(f"{where} has a row beyond the {count} documents.")
+    for similarity, nearest in zip(order.similarity, order.nearest, strict=True):
+        best, found = sorted(similarity, reverse=True), [similarity[row] for row in nearest]
+        if len(set(nearest)) < TOP or not np.allclose(found, best[:TOP], rtol=0, atol=_ROUNDED):
+            raise BundleError(
+                f"{where} has {nearest} for the {TOP} nearest documents, and others are more "
+                "similar; build the bundle again."
+            )
 
 
 def _require_ids(encoder: Encoder, rows: Sequence[Golden], path: object) -> None:
@@ -268,7 +279,9 @@ def _require_order(encoder: Encoder, golden: GoldenFile, path: object) -> None:
     order, allowed = golden.order, golden.tolerance.swap(encoder.spec.dim)
     similarity = np.array(order.similarity)
     expected = np.take_along_axis(similarity, np.array(order.nearest), axis=1)
-    rows = nearest_rows(encoder, order)
+    queries = encoder.encode(order.queries, prompt=order.query_prompt)
+    documents = encoder.encode(order.documents, prompt=order.document_prompt)
+    rows = encoder.codec.search(queries, documents, top=TOP).rows
     lost = expected - np.take_along_axis(similarity, rows, axis=1)
     if lost.max() > allowed:
         number, place = np.unravel_index(lost.argmax(), lost.shape)
@@ -278,13 +291,28 @@ def _require_order(encoder: Encoder, golden: GoldenFile, path: object) -> None:
             f"place {place + 1}, less similar by {lost.max():.4f} than the golden one where "
             f"{allowed:.4f} is allowed. Rebuild the artifact for this device."
         )
+    moved = float(np.abs(encoder.codec.similarity(queries, documents) - similarity).max())
+    if moved > golden.tolerance.turn():
+        raise DriftError(
+            f"{path} has a query and a document whose similarity is off by {moved:.4f} on this "
+            f"machine where {golden.tolerance.turn():.4f} is allowed. Rebuild the artifact for "
+            "this device."
+        )
 
 
-def nearest_rows(encoder: Encoder, order: Order) -> NDArray[np.int64]:
-    """Return the rows of the documents that each query finds, (queries, 3), the best first."""
-    queries = encoder.encode(order.queries, prompt=order.query_prompt)
-    documents = encoder.encode(order.documents, prompt=order.document_prompt)
-    return encoder.codec.search(queries, documents, top=TOP).rows
+def _require_coded(encoder: Encoder, golden: GoldenFile, where: str) -> None:
+    """Refuse pooled vectors that are not what the codes were made of."""
+    rows = [row for row in golden.texts if row.pooled is not None]
+    if not rows:
+        return
+    spec, metric = encoder.spec, golden.tolerance.metric
+    pooled = np.array([row.pooled for row in rows], dtype=np.float32)
+    expected = np.array([row.vector for row in rows], dtype=code_dtype(spec.vectors))
+    coded = encode_vectors(pooled, spec.vectors, encoder.ranges, spec.bit_order)
+    if not golden.tolerance.holds(worst_of(metric, coded, expected, encoder)):
+        raise BundleError(
+            f"{where} has pooled vectors whose codes are not its vectors; build the bundle again."
+        )
 
 
 def runs(row: Golden) -> bool:

@@ -18,6 +18,7 @@ from m2dexport.runtime.encoder import (
     encoder_from_files,
     keeping_engines,
 )
+from m2dexport.runtime.one_space import require_one_space, require_ranges_of_graph
 from m2dexport.strict import shown
 
 _LOG = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def load(
     Raises:
         UsageError: when there is nothing there, the folder is not an artifact, there is no such
             cell, or none is within the limits.
-        BundleError: when the archive is damaged or does not match its checksums.
+        BundleError: when the archive is damaged or does not match its checksums, or files do not
+            belong together.
         DriftError: when an engine that was built for this machine's GPU does not give the golden
             vectors.
 
@@ -75,7 +77,11 @@ def _load_folder(path: Path, device: Device, cell: str | None, *, limited: bool)
     tokenizer_json = decoded(artifact.read_file(path, artifact.TOKENIZER), path)
     graph = artifact.graph_files(path, spec.engine)
     device = keeping_engines(path, spec, device)
-    return Encoder(spec, tokenizer_json, graph, device, artifact.read_ranges(path))
+    ranges = artifact.read_ranges(path)
+    encoder = Encoder(spec, tokenizer_json, graph, device, ranges)
+    require_one_space(spec, ranges, encoder.tokenizer_sha256, path)
+    require_ranges_of_graph(spec, ranges, encoder.graph_ranges, path)
+    return encoder
 
 
 def load_cell(
@@ -100,10 +106,11 @@ def load_cell(
     files = opened.files(cell)
     known = {} if known is None else known
     content = files[artifact.TOKENIZER]
-    encoder = encoder_from_files(files, opened.path, device, known.get(content))
+    where = opened.name_of(opened.require_cell(cell))
+    encoder = encoder_from_files(files, opened.path, device, known.get(content), where)
     known[content] = encoder.tokenizer
     if encoder.on_gpu:  # by an engine that was built here, or kept here by whoever could write it
-        golden.require_golden(encoder, files[GOLDEN], opened.path)
+        golden.require_golden(encoder, files[GOLDEN], where)
     return encoder
 
 

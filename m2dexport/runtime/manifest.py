@@ -34,6 +34,17 @@ MOST_BYTES = (1 << 32) - 1
 CellId = Annotated[
     str, Matching(r"[0-9]{1,7}x[0-9]{1,7}(-[a-z0-9]{1,20}){2,8}(@[a-z0-9-]{1,40})?", "a cell's id")
 ]
+#: A file that ``files.license_files`` finds: its text is written to a file of that name.
+LicenseName = Annotated[
+    str,
+    Matching(
+        r"(LICENSE|LICENCE|COPYING|NOTICE)([._-]?[A-Za-z0-9]){0,40}",
+        "the name of a licence file, such as LICENSE,",
+    ),
+]
+#: Bytes of manifest.json at most. A cell takes some 2,000 and 130 for each part that it shares, so
+#: this is 1,000 parts for each of 64 cells.
+_MOST_MANIFEST = 1 << 23
 _Bytes = Annotated[int, Within(0, MOST_BYTES)]
 _Time = Annotated[float, Within(0, 1e9)]
 _Count = Annotated[int, Within(0, 1 << 40)]
@@ -123,7 +134,7 @@ class Manifest:
     files: dict[Name, FileEntry]
     coverage: CoverageEntry
     created_by: dict[Name, Name]
-    licenses: dict[Name, str]  # file name to text
+    licenses: dict[LicenseName, str]  # file name to text
     #: Id to cell, the default one included; empty: a plain bundle, of one cell.
     cells: Annotated[dict[CellId, CellEntry], Within(0, 64)] = field(default_factory=dict)
     #: The cell whose files are the entries of the same names; None: a plain bundle.
@@ -180,6 +191,8 @@ def read_manifest(files: Mapping[str, bytes], path: Path) -> Manifest:
     if MANIFEST not in files:
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; bundle makes one.")
     where = f"{path}: {MANIFEST}"
+    if len(files[MANIFEST]) > _MOST_MANIFEST:  # which would take long to parse
+        raise BundleError(f"{where} is larger than {_MOST_MANIFEST:,} bytes; build it again.")
     stored = parse_json(files[MANIFEST], where, BundleError)
     require_format(stored, FORMAT, path, BundleError)
     return read_value(Manifest, stored, where, BundleError)

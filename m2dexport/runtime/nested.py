@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from m2dexport.runtime.loading import load_cell
 
 _LOG = logging.getLogger(__name__)
 _WARM, _TIMED = 3, 15  # runs
+_MOST_TOKENS = 1 << 20  # of a run
 
 
 class Nested:
@@ -46,6 +49,7 @@ class Nested:
         self._encoders: dict[str, Encoder] = {}
         self._tokenizers: dict[bytes, tokenizers.Tokenizer] = {}
         self._lock = threading.RLock()
+        _OPEN.add(self)
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -77,11 +81,14 @@ class Nested:
 
         Args:
             limit_ms: milliseconds at most of the median of 15 runs, tokenization not included.
-            shape: texts and tokens of each that are run, cut to the maximum length.
+            shape: texts and tokens of each that are run, cut to the maximum length; 1,048,576
+                tokens at most.
 
         Raises:
-            UsageError: when none does.
+            UsageError: when none does, or the limit or the shape is none.
         """
+        if not limit_ms > 0:
+            raise UsageError(f"{limit_ms:g} ms is no time limit; name more than 0 milliseconds.")
         for cell in self.cells:
             taken = milliseconds(self.cell(cell), shape)
             said = f"{cell} takes {taken:.2f} ms for {shape[0]}x{shape[1]} tokens"
@@ -96,6 +103,19 @@ class Nested:
         )
 
 
+_OPEN: weakref.WeakSet[Nested] = weakref.WeakSet()
+
+
+def _fresh_locks() -> None:
+    """Free what a thread held that a forked process does not have."""
+    for nested in list(_OPEN):
+        nested._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_fresh_locks)
+
+
 def milliseconds(encoder: Encoder, shape: tuple[int, int]) -> float:
     """Return the median time of an encoder's graph at a shape, measured now.
 
@@ -104,12 +124,16 @@ def milliseconds(encoder: Encoder, shape: tuple[int, int]) -> float:
         shape: texts and tokens of each, cut to the maximum length.
 
     Raises:
-        UsageError: when the shape is none.
+        UsageError: when the shape is none, or of more than 1,048,576 tokens.
     """
     batch, sequence = shape
     if batch < 1 or sequence < 1:
         raise UsageError(f"{batch}x{sequence} cannot be timed; name 1 or more texts and tokens.")
     size = (batch, min(sequence, encoder.spec.max_length))
+    if size[0] * size[1] > _MOST_TOKENS:
+        raise UsageError(
+            f"{size[0]}x{size[1]} cannot be timed; name {_MOST_TOKENS:,} tokens or fewer in all."
+        )
     ids = np.random.default_rng(0).integers(encoder.vocab_size, size=size, dtype=np.int64)
     rows = [ids] if encoder.spec.batch_invariant else np.split(ids, batch)
     taken = []

@@ -16,9 +16,9 @@ from m2dexport.runtime import golden
 from m2dexport.runtime.archive import GOLDEN, SIGNATURE, UNLISTED
 from m2dexport.runtime.artifact import Spoken
 from m2dexport.runtime.cells import Opened, open_cells
-from m2dexport.runtime.golden import Metric
 from m2dexport.runtime.manifest import MANIFEST, Figures
 from m2dexport.runtime.signing import read_signature
+from m2dexport.runtime.tolerance import Metric
 
 _NONE = "none"
 
@@ -102,7 +102,9 @@ def _signed_by(opened: Opened) -> str | None:
 def _shown_cell(opened: Opened, cell: str) -> ShownCell:
     files = opened.files(cell)
     spec = opened.spec(cell)
-    tolerance = golden.golden_from_json(files[GOLDEN], spec).tolerance
+    tolerance = golden.golden_from_json(
+        files[GOLDEN], spec, f"{opened.name_of(cell)}: {GOLDEN}"
+    ).tolerance
     entry = opened.manifest.cells.get(cell)
     return ShownCell(
         id=cell,

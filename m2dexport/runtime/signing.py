@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from m2dexport.errors import BundleError, MissingExtra, UsageError, one_line
+from m2dexport.errors import BundleError, MissingExtra, UsageError
 from m2dexport.files import atomic_file, require_file
 from m2dexport.runtime.archive import SIGNATURE, open_bundle, write_archive
 from m2dexport.runtime.manifest import MANIFEST
@@ -96,9 +96,10 @@ def read_signature(content: bytes, where: object) -> Signature:
 
     Raises:
         BundleError: when it is not one.
+        FormatError: when it is of a later format.
     """
     stored = parse_json(content, where, BundleError)
-    require_format(stored, FORMAT, where)
+    require_format(stored, FORMAT, where, BundleError)
     return read_value(Signature, stored, where, BundleError)
 
 
@@ -152,7 +153,7 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
             f"{path} is locked by a passphrase; write the key without one for this step."
         ) from error
     except Exception as error:  # ValueError, UnsupportedAlgorithm, and what the parsers raise
-        raise _no_key(path, "private", error) from error
+        raise _no_key(path, "private") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path} holds a key of another kind; bundles are signed by ed25519 keys.")
     return key
@@ -172,7 +173,7 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = load_ssh_public_key(content) if ssh else load_pem_public_key(content)
     except Exception as error:  # as above
-        raise _no_key(path, "public", error) from error
+        raise _no_key(path, "public") from error
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{path} holds a key of another kind; bundles are signed by ed25519 keys.")
     return key
@@ -189,7 +190,7 @@ def _key_file(path: Path) -> bytes:
         return stream.read(_MOST_KEY)
 
 
-def _no_key(path: Path, kind: str, error: Exception) -> UsageError:
+def _no_key(path: Path, kind: str) -> UsageError:
     return UsageError(
-        f"{path} holds no ed25519 {kind} key in PEM or OpenSSH's form: {one_line(error)}."
+        f"{path} holds no ed25519 {kind} key in PEM or OpenSSH's form; name the file of one."
     )

@@ -20,28 +20,12 @@ from m2dexport.batches import encode_tokens
 from m2dexport.engines import ENGINES, Device
 from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
-from m2dexport.runtime.golden import (
-    LOOSEST,
-    MIN_EQUAL_BITS,
-    TOP,
-    Golden,
-    GoldenFile,
-    Metric,
-    Order,
-    Spread,
-    Tolerance,
-    metric_of,
-    run,
-    runs,
-    worst_of,
-)
+from m2dexport.runtime.golden import TOP, Golden, GoldenFile, Order, run, runs, worst_of
 from m2dexport.runtime.golden_texts import DOCUMENTS, QUERIES, TEXTS, long_texts
 from m2dexport.runtime.graph_guard import examine_graph
 from m2dexport.runtime.pooled import pooled_run
+from m2dexport.runtime.tolerance import Spread, metric_of, tolerance_of
 
-#: The limit is so many times further from 1 than the worst that was measured: the texts are few. Of
-#: eight integer bundles on other onnxruntimes, one moved 2.7 times as far, the others 1.3 at most.
-_TIMES = 5
 _SEEDS = (1, 2)  # each rounds otherwise
 _PADDING = 16  # tokens beyond a text's own
 _BLOCK = 1 << 20  # values that are rounded at once
@@ -124,7 +108,8 @@ def _spread(
 
     def worst(found: Sequence[NDArray[Any]]) -> float:
         metric = metric_of(encoder.spec)
-        return round(min(worst_of(metric, each, vectors, encoder) for each in found), 9)
+        moved = min(worst_of(metric, each, vectors, encoder) for each in found)
+        return max(0.0, round(moved, 9))
 
     batches = [run(encoder, rows, len(rows))]
     if encoder.spec.batch_invariant:
@@ -173,43 +158,11 @@ def _rounded(spec: ArtifactSpec, files: Mapping[str, bytes], seed: int) -> dict[
             chosen = random.integers(0, 2, len(block), dtype=bool)
             block.view("<i4")[chosen & np.isfinite(block) & (block != 0)] -= 1
             changed = True
-    return {**files, **{name: bytes(copy) for name, copy in copies.items()}} if changed else None
-
-
-def tolerance_of(spec: ArtifactSpec, spread: Spread) -> Tolerance:
-    """Return the limit, from what batches and rounding change and what else is known."""
-    metric = metric_of(spec)
-    worst = min(spread.batch, 1 if spread.rounding is None else spread.rounding)
-    least, why = _least(spec, metric)
-    limit = round(1 - max(_TIMES * (1 - worst), least), 9)
-    reason = (
-        f"{_TIMES} times as far from 1 as the worst of batches and rounding ({worst:.9g}), and at "
-        f"least {least:g} from it: {why}."
-    )
-    return Tolerance(metric, max(LOOSEST[metric], limit), reason)
-
-
-def _least(spec: ArtifactSpec, metric: Metric) -> tuple[float, str]:
-    """Return how far a limit is from 1 at least, and why: what was not measured here."""
-    engine, weights = ENGINES[spec.engine], spec.weights
-    integer = weights.startswith("int")
-    why = ["float sums are taken in another order on other CPUs"]
-    if integer:
-        why.append("which moves activations to a neighbouring code")
-    if integer and spec.isa != "portable":
-        why.append(f"made for {spec.isa}: CPUs without it use other, exact kernels")
-    if engine.on_gpu:
-        why.append("a GPU computes in the weights' precision")
-    # Kernels for blocks of weights quantize activations in some releases and on some CPUs only.
-    coarse = weights.endswith("weight-only") or (engine.on_gpu and (integer or weights == "bf16"))
-    if metric == MIN_EQUAL_BITS:
-        # An angle whose cosine is 1 - 0.005 turns 3.2% of the signs.
-        return max(0.05 if coarse else 0.01, 1.5 / spec.dim), ", ".join(why)
-    # One code of int4 that falls on the other side of its border moves a short vector by .002.
-    if coarse or spec.vectors == "int4":
-        return 0.005, ", ".join(why)
-    narrow = integer or spec.vectors != "float32" or (engine.on_gpu and weights != "fp32")
-    return 0.0005 if narrow else 1e-6, ", ".join(why)
+    if not changed:
+        return None
+    # An engine that came along was made of the graph as it was.
+    others = {n: files[n] for n in files if n not in ENGINES[spec.engine].may_hold}
+    return others | {name: bytes(copy) for name, copy in copies.items()}
 
 
 def _to_list(vector: NDArray[Any]) -> list[float]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import tokenizers
 
-from m2dexport.errors import M2DError, UsageError, one_line
+from m2dexport.errors import M2DError, UnsafeContent, UsageError, one_line
 from m2dexport.strict import shown
 
 _MARGIN = 1024  # characters between the last token that is kept and the end of a part
@@ -42,22 +42,25 @@ def load_tokenizer(tokenizer_json: str) -> tokenizers.Tokenizer:
     """Return the tokenizer of an artifact, which truncates and does not pad.
 
     Raises:
-        M2DError: when the tokenizers library refuses it.
+        UnsafeContent: when the tokenizers library refuses it.
     """
-    return _guarded(
-        lambda: tokenizers.Tokenizer.from_str(tokenizer_json), "cannot read tokenizer.json"
-    )
+    try:
+        return _guarded(
+            lambda: tokenizers.Tokenizer.from_str(tokenizer_json), "cannot read tokenizer.json"
+        )
+    except M2DError as error:
+        raise UnsafeContent(str(error)) from error
 
 
 def require_room(tokenizer: tokenizers.Tokenizer) -> None:
     """Refuse a tokenizer whose special tokens leave no room for the text.
 
     Raises:
-        M2DError: naming both numbers.
+        UnsafeContent: naming both numbers.
     """
     added, most = tokenizer.num_special_tokens_to_add(False), _limit(tokenizer)
     if added >= most:
-        raise M2DError(
+        raise UnsafeContent(
             f"tokenizer.json adds {added} special tokens and cuts at {most}; choose a larger "
             "maximum length."
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from m2dexport.errors import UnsafeContent
 from m2dexport.runtime.artifact import TOKENIZER
-from m2dexport.strict import parse_json, shown
+from m2dexport.strict import parse_json, sha256_of_json, shown
 
 _STEPS: Mapping[str, frozenset[str]] = {
     "normalizer": frozenset(
@@ -85,12 +85,15 @@ _ONE = r"(?:\[(?:[^\[\]\\]|\\.)+\]|\\[pP]\{\^?\w+\}|\\[dDsSwWnrt]|[^\\\[\](){}|^
 _PLAIN_PATTERN = re.compile(rf"{_ONE}{{1,8}}(?:\+|\{{[1-9]\d?(?:,\d{{0,2}})?\}})?")
 
 
-def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
+def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> str:
     """Refuse a tokenizer that ``build`` does not write.
 
     Args:
         tokenizer_json: the content of tokenizer.json.
         max_length: of the artifact, tokens.
+
+    Returns:
+        The hash of what it holds, whatever the order of its keys: a space_id depends on it.
 
     Raises:
         UnsafeContent: naming what the file holds.
@@ -111,6 +114,7 @@ def require_plain_tokenizer(tokenizer_json: str, max_length: int) -> None:
         ) from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UnsafeContent(f"{TOKENIZER} cannot be used: it is not a tokenizer.") from error
+    return sha256_of_json(stored)
 
 
 class _Refused(Exception):

@@ -98,6 +98,7 @@ def require_vectors_of(path: Path, spec: ArtifactSpec, bundle: object) -> tuple[
             count, space = count + 1, row["space_id"]
         return count, space
     held, space = _block_of_space(path, spec, bundle)
+    _ids_of(path, held)  # which are refused as by whoever reads them
     return held.shape[0], space
 
 
@@ -258,9 +259,15 @@ def _read_safetensors(path: Path) -> _Block:
             _require_finite(stream, shape, dtype)
             ids = None
             if "ids" in header:
-                (number,), _, begin = _tensor(header["ids"], size - data)
+                (number,), kind, begin = _tensor(header["ids"], size - data)
+                ends = start + math.prod(shape) * dtype.itemsize
+                if kind.itemsize != 1 or (begin < ends and start < begin + number):
+                    raise ValueError("its ids are no text of their own")
                 ids = data + begin, data + begin + number
         stored = header.get("__metadata__", {})
+        count = shape[0] if shape else 0
+        if "count" in stored and stored["count"] != str(count):
+            raise ValueError(f"it counts {shown(stored['count'])} vectors and has {count}")
         space_id, artifact = stored.get("space_id"), stored.get("artifact")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from m2dexport.cores import threads_for
 from m2dexport.engines import ENGINES, SPIN_US, Device
-from m2dexport.errors import M2DError, MissingDevice, UsageError, one_line
+from m2dexport.errors import M2DError, MissingDevice, UnsafeContent, UsageError, one_line
 from m2dexport.precisions import Isa
 
 #: What runs a graph.
@@ -71,7 +71,8 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> ort.Inf
     Raises:
         UsageError: when the provider is not in this build of onnxruntime, or the device has a
             cache, fewer than one thread or less than no time to spin.
-        M2DError: when onnxruntime refuses the graph or the provider does not load.
+        UnsafeContent: when onnxruntime refuses the graph.
+        M2DError: when the provider does not load.
     """
     provider = require_device(device)
     (model,) = (files[name] for name in _ENGINE.files)
@@ -88,7 +89,7 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> ort.Inf
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         if missing := _loader_text(provider):
             raise M2DError(f"{provider} did not load: {missing}.") from error
-        raise M2DError(f"onnxruntime cannot load the graph: {one_line(error)}") from error
+        raise UnsafeContent(f"onnxruntime cannot load the graph: {one_line(error)}") from error
     if session.get_providers()[0] != provider:
         reason = _loader_text(provider) or "onnxruntime does not say why; check its driver"
         raise M2DError(f"{provider} did not load: {reason}.")

@@ -16,7 +16,7 @@ from openvino.passes import ConstantFolding, Manager
 
 from m2dexport.cores import threads_for, workers_for
 from m2dexport.engines import ENGINES, Device
-from m2dexport.errors import M2DError, UsageError, one_line
+from m2dexport.errors import M2DError, UnsafeContent, UsageError, one_line
 from m2dexport.precisions import Isa
 
 #: Values that share one scale where OpenVINO quantizes activations of its own accord; 0: never.
@@ -64,7 +64,8 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> Session
     Raises:
         UsageError: when there is no such device, or for fewer than one thread or worker, or
             another isa.
-        M2DError: when OpenVINO refuses the model or would compute in less than float32.
+        UnsafeContent: when OpenVINO refuses the model.
+        M2DError: when it would compute in less than float32.
     """
     if isa != "portable":
         raise UsageError(f"OpenVINO runs portable graphs only, not isa={isa}; build it again.")
@@ -79,7 +80,7 @@ def load(files: Mapping[str, Path | bytes], device: Device, isa: Isa) -> Session
         _widen_weights(loaded)
         compiled = core.compile_model(loaded, provider, options)
     except Exception as error:
-        raise M2DError(f"OpenVINO cannot load the model: {reason_of(error)}") from error
+        raise UnsafeContent(f"OpenVINO cannot load the model: {reason_of(error)}") from error
     precision = compiled.get_property("INFERENCE_PRECISION_HINT")
     if precision != ov.Type.f32:
         raise M2DError(f"{provider} computes in {precision.to_string()} where f32 was asked for.")
