@@ -162,4 +162,4 @@ def test_a_bundle_is_signed_and_verified_on_the_command_line(tmp_path: Path) -> 
     again = tmp_path / "again.m2d"
     assert run("bundle", "sign", signed, "--key", private, "--out", again).exit_code == 0
     assert again.read_bytes() == signed.read_bytes()
-    assert "is not a bundle file" in run("verify", tmp_path / "artifact", "--key", public).stderr
+    assert "--key needs a bundle" in run("verify", tmp_path / "artifact", "--key", public).stderr

@@ -70,7 +70,7 @@ def _pooled(
 ) -> NDArray[Any]:
     """Return what the codec is given of each text, or no rows where that is not known."""
     spec, none = encoder.spec, np.empty((0, encoder.spec.dim), np.float32)
-    if spec.vectors == "float32" or encoder.on_gpu:
+    if spec.vectors == "float32" or not _can_be_changed(encoder, files):
         return none
     up_to_codec = pooled_run(spec, files, device.or_else(spec.device))
     if up_to_codec is None:
@@ -78,6 +78,13 @@ def _pooled(
     found = encode_tokens(up_to_codec, [row.ids for row in rows], spec.pad_id, 1)
     assert found is not None
     return found
+
+
+def _can_be_changed(encoder: Encoder, files: Mapping[str, bytes]) -> bool:
+    """Say whether the graph runs as it is read, and not by an engine that was made of it."""
+    return not encoder.on_gpu and not any(
+        name in files for name in ENGINES[encoder.spec.engine].may_hold
+    )
 
 
 def _order(encoder: Encoder) -> Order:
@@ -115,7 +122,7 @@ def _spread(
     if encoder.spec.batch_invariant:
         batches.append(_run_padded(encoder, rows))
     moved = []
-    for seed in () if encoder.on_gpu else _SEEDS:
+    for seed in _SEEDS if _can_be_changed(encoder, files) else ():
         other = _rounded(encoder.spec, files, seed)
         if other is not None:
             moved.append(run(encoder_from_files(other, path, device), rows, 1))
@@ -160,9 +167,7 @@ def _rounded(spec: ArtifactSpec, files: Mapping[str, bytes], seed: int) -> dict[
             changed = True
     if not changed:
         return None
-    # An engine that came along was made of the graph as it was.
-    others = {n: files[n] for n in files if n not in ENGINES[spec.engine].may_hold}
-    return others | {name: bytes(copy) for name, copy in copies.items()}
+    return {**files, **{name: bytes(copy) for name, copy in copies.items()}}
 
 
 def _to_list(vector: NDArray[Any]) -> list[float]:
