@@ -373,7 +373,7 @@ def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
     succeeded(m2d("encode", path, "--in", tmp_path / "documents.txt", "--out", documents))
     for name in SHALLOW:
         lines = succeeded(m2d("verify", path, "--cell", name, "--vectors", documents)).splitlines()
-        assert "which this encoder speaks (2 layers in fp32)" in lines[-1]
+        assert "speaks (2 layers in fp32)" in lines[-1]
     encoders = Nested(path)
     found = _compared(encoders.cell(SHALLOW[0]), profiled.retrieval.queries, "query")
     deep = _compared(encoders.cell(INDEX), profiled.retrieval.documents, "document")

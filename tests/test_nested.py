@@ -460,6 +460,16 @@ def test_encode_takes_a_cell_within_a_time_limit(packed: Path, tmp_path: Path) -
         Nested(packed).within(float("nan"))
 
 
+def test_vectors_are_of_the_cell_that_wrote_them(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a guitar")
+    for cell in (DEEP, SHALLOW):
+        out = tmp_path / f"{cell}.npy"
+        wrote = m2d("encode", packed, "--cell", cell, "--in", tmp_path / "texts.txt", "--out", out)
+        assert wrote.exit_code == 0
+        told = m2d("verify", packed, "--vectors", out).stdout.splitlines()[-1]
+        assert told == f"{out}: 1 vectors of the space of {cell}"
+
+
 def test_show_says_what_a_bundle_is(packed: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     told = json.loads(succeeded("bundle", "show", packed, "--json"))
     assert [cell["id"] for cell in told["cells"]] == list(SHAPES)

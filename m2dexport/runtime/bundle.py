@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2dexport.engines import ENGINES, Device, here
+from m2dexport.errors import UsageError
 from m2dexport.files import SPEC, atomic_file, license_files, require_file
 from m2dexport.runtime import artifact, golden, golden_texts, spread
 from m2dexport.runtime.archive import GOLDEN, write_archive
@@ -37,17 +38,19 @@ class IndexReport:
 
     path: Path
     count: int  # vectors
+    cell: str | None  # of a nested bundle, the one whose space it is of; None: there are no cells
     space_id: str  # that the encoder has in common with it
     spoken: Spoken | None  # where that is another encoder's, which the encoder speaks; else None
 
     def sentence(self) -> str:
         """Return the report as one line."""
         if self.spoken is None:
-            return f"{self.path}: {self.count} vectors of this space"
+            space = f"the space of {self.cell}" if self.cell else "this space"
+            return f"{self.path}: {self.count} vectors of {space}"
         return (
-            f"{self.path}: {self.count} vectors of space {self.space_id}, which this encoder "
-            f"speaks ({self.spoken.layers} layers in {self.spoken.weights}); "
-            f"{self.spoken.sentence()}"
+            f"{self.path}: {self.count} vectors of space {self.space_id}, which "
+            f"{self.cell or 'this encoder'} speaks ({self.spoken.layers} layers in "
+            f"{self.spoken.weights}); {self.spoken.sentence()}"
         )
 
 
@@ -206,7 +209,7 @@ def verify_bundle(
     Args:
         path: the bundle.
         device: what to run it on; what it leaves open is as the artifact says.
-        vectors: a file of vectors of an index, which must be of the space of the cell.
+        vectors: a file of vectors of an index, which must be of the space of a verified cell.
         cell: of a nested bundle, the one to verify; None: the default one, and then all others.
         key: a file with the ed25519 public key that must have signed it; None: whatever signed it.
 
@@ -221,9 +224,11 @@ def verify_bundle(
     signed_by = require_signed(opened.entries, key, path).fingerprint if key else None
     chosen = opened.require_cell(cell)
     others = [each for each in opened.cells if cell is None and each != chosen]
-    report = _verify(opened, chosen, device, vectors)
+    index = _index_of(opened, [chosen, *others], vectors) if vectors else None
+    report = _verify(opened, chosen, device)
     return replace(
         report,
+        vectors=index,
         signed_by=signed_by,
         others=tuple(_verify(opened, each, device) for each in others),
     )
@@ -249,7 +254,7 @@ def verify_artifact(
     files = _artifact_files(folder, artifact.read_spec(folder))
     encoder = encoder_from_files(files, folder, device)
     texts = len(encoder.encode(golden_texts.TEXTS))
-    index = _index_report(vectors, encoder.spec, folder)
+    index = _index_report(vectors, encoder.spec, folder) if vectors else None
     return ArtifactReport(folder, encoder.spec.space_id, len(files), texts, index)
 
 
@@ -260,7 +265,7 @@ def _oracle_of(encoder: Encoder) -> str | None:
     return encoder.describe()["engine"]
 
 
-def _verify(opened: Opened, cell: str, device: Device, vectors: Path | None = None) -> VerifyReport:
+def _verify(opened: Opened, cell: str, device: Device) -> VerifyReport:
     files, path = opened.files(cell), opened.path
     entry = opened.manifest.cells.get(cell)
     where = opened.name_of(cell)
@@ -278,17 +283,27 @@ def _verify(opened: Opened, cell: str, device: Device, vectors: Path | None = No
         reason=stored.tolerance.reason,
         equal_codes=found.equal_codes,
         oracle=_oracle_of(encoder),
-        vectors=_index_report(vectors, encoder.spec, path),
+        vectors=None,
         nested=entry is not None,
     )
 
 
-def _index_report(vectors: Path | None, spec: ArtifactSpec, path: Path) -> IndexReport | None:
-    if vectors is None:
-        return None
-    count, space = require_vectors_of(vectors, spec, path)
+def _index_of(opened: Opened, cells: Sequence[str], vectors: Path) -> IndexReport:
+    """Return what a file of vectors is to the first of the cells whose space it is of."""
+    reasons = []
+    for cell in cells:
+        try:
+            report = _index_report(vectors, opened.spec(cell), opened.name_of(cell))
+            return replace(report, cell=cell if opened.manifest.cells else None)
+        except UsageError as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _index_report(vectors: Path, spec: ArtifactSpec, name: object) -> IndexReport:
+    count, space = require_vectors_of(vectors, spec, name)
     spoken = spec.speaks if space != spec.space_id else None
-    return IndexReport(vectors, count, space, spoken)
+    return IndexReport(vectors, count, None, space, spoken)
 
 
 def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
