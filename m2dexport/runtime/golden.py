@@ -214,18 +214,16 @@ def _require_row(row: Golden, where: str, spec: ArtifactSpec) -> None:
         )
     if row.pooled is not None and len(row.pooled) != spec.dim:
         raise BundleError(f"{where} has a pooled vector of {len(row.pooled)} dims, not {spec.dim}.")
-    if (row.pooled is None) == (runs(row) and _has_pooled(spec)):
-        raise BundleError(
-            f"{where} has a pooled vector only where it is run and coded on a processor."
-        )
+    coded = runs(row) and spec.vectors != "float32"
+    if row.pooled is not None and not coded:
+        raise BundleError(f"{where} has a pooled vector, and is not run or not coded.")
+    # Of a GPU's engine it is known where the bundle was made without one.
+    if row.pooled is None and coded and not ENGINES[spec.engine].on_gpu:
+        raise BundleError(f"{where} lacks its pooled vector; build the bundle again.")
     dtype = code_dtype(spec.vectors)
     codes = range(np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.kind in "iu" else None
     if codes is not None and any(value not in codes for value in row.vector or ()):
         raise BundleError(f"{where} has a vector of other values than {dtype} has.")
-
-
-def _has_pooled(spec: ArtifactSpec) -> bool:
-    return spec.vectors != "float32" and not ENGINES[spec.engine].on_gpu
 
 
 def _require_prompt(name: str | None, where: str, spec: ArtifactSpec) -> None:
