@@ -117,7 +117,9 @@ def _require_sources(
             f"{files[0]} is not an artifact folder; name several of those, or one profile.json."
         )
     if bool(files) != bool(cells):
-        raise UsageError("--cell goes with a profile.json, and only with that; select names one.")
+        if cells:
+            raise UsageError("--cell goes with a profile.json, and only with that; leave it out.")
+        raise UsageError(f"{files[0]} has many cells; name one with --cell, as select does.")
     if not cells and (options["target"] or options["allow_batch_dependent"]):
         raise UsageError(
             "--target and --allow-batch-dependent go with a profile's cell; leave them out."
