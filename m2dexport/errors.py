@@ -20,6 +20,8 @@ The command line catches ``M2DError`` in one place, prints its sentence and exit
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class M2DError(Exception):
@@ -82,6 +84,24 @@ class MissingExtra(M2DError):
         super().__init__(
             f'{purpose} needs the {package} package; run: pip install "m2dexport[{extra}]".'
         )
+
+
+@contextmanager
+def usable(where: object) -> Iterator[None]:
+    """Turn what is wrong with a file of a bundle into the bundle's fault.
+
+    Args:
+        where: the bundle or a cell of it, for messages.
+
+    Raises:
+        BundleError: in the place of a ``UsageError``, but for another format, which is no damage.
+    """
+    try:
+        yield
+    except FormatError:
+        raise
+    except UsageError as error:
+        raise BundleError(f"{where} cannot be used: {error}") from error
 
 
 def missing_toolchain(purpose: str, error: ModuleNotFoundError) -> MissingExtra | None:

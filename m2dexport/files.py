@@ -56,6 +56,14 @@ def license_files(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder / name for name in names if (folder / name).is_file()))
 
 
+def license_texts(folder: Path) -> dict[str, str]:
+    """Return the texts of ``license_files`` by the files' names."""
+    return {
+        path.name: path.read_text(encoding="utf-8", errors="replace")
+        for path in license_files(folder)
+    }
+
+
 def require_file(path: Path, *, force: bool = False) -> None:
     """Refuse an output file before any work is done.
 

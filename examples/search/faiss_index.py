@@ -14,7 +14,16 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-from space import CANDIDATES, TOP, Collection, collection, exact, report, two_steps
+from space import (
+    CANDIDATES,
+    Collection,
+    bits_in_bytes,
+    collection,
+    exact,
+    ranked,
+    report,
+    two_steps,
+)
 
 
 def int8_index(documents: Collection) -> faiss.IndexScalarQuantizer:
@@ -33,21 +42,9 @@ def int8_index(documents: Collection) -> faiss.IndexScalarQuantizer:
 
 def bit_index(documents: Collection) -> faiss.IndexBinaryFlat:
     """Return the bits as an index; zero bits at the end of a row change no distance."""
-    index = faiss.IndexBinaryFlat(8 * documents.bits.shape[1])
+    index = faiss.IndexBinaryFlat(bits_in_bytes(documents))
     index.add(np.ascontiguousarray(documents.bits))
     return index
-
-
-def ranked(
-    index: faiss.IndexScalarQuantizer, candidates: np.ndarray, queries: np.ndarray
-) -> np.ndarray:
-    """Return the best candidates of each query, by the cosine of its floats with the int8 codes."""
-    best = np.empty((len(queries), TOP), dtype=np.int64)
-    for number, (query, rows) in enumerate(zip(queries, candidates, strict=True)):
-        vectors = index.reconstruct_batch(rows)
-        cosines = vectors @ query / np.linalg.norm(vectors, axis=1)
-        best[number] = rows[np.argsort(-cosines, kind="stable")[:TOP]]
-    return best
 
 
 def main() -> None:
@@ -67,10 +64,10 @@ def main() -> None:
     # faiss multiplies; decoded codes are not quite of length 1, so the best are ranked again.
     count = min(CANDIDATES, len(documents.codes))
     _, candidates = codes.search(documents.queries, count)
-    found = ranked(codes, candidates, documents.queries)
+    found = ranked(codes.reconstruct_batch, candidates, documents.queries)
     report("all int8 codes", found, documents, exact(documents))
     _, candidates = bits.search(documents.query_bits, count)
-    found = ranked(codes, candidates, documents.queries)
+    found = ranked(codes.reconstruct_batch, candidates, documents.queries)
     report(f"bits, {CANDIDATES} rescored by int8", found, documents, two_steps(documents))
 
 

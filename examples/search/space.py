@@ -8,6 +8,7 @@ take little room and are compared fast, and ranks them by the float query and th
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,24 @@ def two_steps(found: Collection) -> np.ndarray:
     """Return numpy's ten nearest of the candidates that the bits find."""
     candidates = found.bit_codec.search(found.query_bits, found.bits, CANDIDATES).rows
     return found.codec.search(found.queries, found.codes, TOP, candidates).rows
+
+
+def ranked(
+    vectors_of: Callable[[np.ndarray], np.ndarray], candidates: np.ndarray, queries: np.ndarray
+) -> np.ndarray:
+    """Return the best candidates of each query, by the cosine of its floats with the int8 codes.
+
+    Args:
+        vectors_of: rows of an index -> what their codes stand for there, float32 (rows, dim).
+        candidates: rows of the index, (queries, candidates).
+        queries: float32 (queries, dim), of length 1.
+    """
+    best = np.empty((len(queries), TOP), dtype=np.int64)
+    for number, (query, rows) in enumerate(zip(queries, candidates, strict=True)):
+        vectors = vectors_of(rows)
+        cosines = vectors @ query / np.linalg.norm(vectors, axis=1)
+        best[number] = rows[np.argsort(-cosines, kind="stable")[:TOP]]
+    return best
 
 
 def report(name: str, rows: np.ndarray, found: Collection, same: np.ndarray) -> None:

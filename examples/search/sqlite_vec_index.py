@@ -19,7 +19,7 @@ from pathlib import Path
 import apsw
 import numpy as np
 import sqlite_vec
-from space import CANDIDATES, TOP, Collection, collection, report, two_steps
+from space import CANDIDATES, TOP, Collection, bits_in_bytes, collection, report, two_steps
 
 CANDIDATES_OF = "SELECT rowid, codes FROM documents WHERE bits MATCH vec_bit(?) AND k = ?"
 
@@ -35,7 +35,7 @@ def connect(path: Path) -> apsw.Connection:
 
 def fill(connection: apsw.Connection, documents: Collection) -> None:
     """Write bits and codes of every document, and their space."""
-    width = 8 * documents.bits.shape[1]  # zero bits at the end of a row change no distance
+    width = bits_in_bytes(documents)  # zero bits at the end of a row change no distance
     connection.execute(
         f"CREATE VIRTUAL TABLE documents USING vec0(bits bit[{width}], +codes BLOB);"
         "CREATE TABLE space (space_id TEXT NOT NULL)"

@@ -19,7 +19,17 @@ import m2dexport.engines.onnxruntime.run  # noqa: F401
 # isort: split
 import numpy as np
 import usearch
-from space import CANDIDATES, TOP, Collection, collection, exact, report, two_steps
+from space import (
+    CANDIDATES,
+    TOP,
+    Collection,
+    bits_in_bytes,
+    collection,
+    exact,
+    ranked,
+    report,
+    two_steps,
+)
 from usearch.index import Index, MetricKind
 
 
@@ -32,19 +42,9 @@ def int8_index(documents: Collection) -> Index:
 
 def bit_index(documents: Collection) -> Index:
     """Return the bits as an index; zero bits at the end of a row change no distance."""
-    index = Index(ndim=8 * documents.bits.shape[1], metric=MetricKind.Hamming, dtype="b1")
+    index = Index(ndim=bits_in_bytes(documents), metric=MetricKind.Hamming, dtype="b1")
     index.add(np.arange(len(documents.bits)), np.ascontiguousarray(documents.bits))
     return index
-
-
-def ranked(index: Index, candidates: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Return the best candidates of each query, by the cosine of its floats with the int8 codes."""
-    best = np.empty((len(queries), TOP), dtype=np.int64)
-    for number, (query, rows) in enumerate(zip(queries, candidates, strict=True)):
-        vectors = np.asarray(index.get(rows, dtype="f32"))
-        cosines = vectors @ query / np.linalg.norm(vectors, axis=1)
-        best[number] = rows[np.argsort(-cosines, kind="stable")[:TOP]]
-    return best
 
 
 def main() -> None:
@@ -60,12 +60,16 @@ def main() -> None:
         codes, bits = Index.restore(codes_path), Index.restore(bits_path)
         for kind, path in (("int8", codes_path), ("bits", bits_path)):
             print(f"{kind}: {path.stat().st_size / len(documents.codes):.1f} bytes per vector")
+
+    def vectors_of(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(codes.get(rows, dtype="f32"))
+
     count = min(CANDIDATES, len(documents.codes))
     for name, all_of_it in (("all", True), ("by its graph", False)):  # which is the faster way
         found = codes.search(documents.queries, TOP, exact=all_of_it).keys
         report(f"int8 codes, {name}", found, documents, exact(documents))
         candidates = bits.search(documents.query_bits, count, exact=all_of_it).keys
-        found = ranked(codes, candidates, documents.queries)
+        found = ranked(vectors_of, candidates, documents.queries)
         report(f"bits, {name}, {CANDIDATES} rescored", found, documents, two_steps(documents))
 
 

@@ -17,7 +17,7 @@ from m2dexport.errors import ParityError
 from m2dexport.files import EXPORT
 from m2dexport.graph.vector import OUTPUT
 from m2dexport.runtime.golden import RUN_TOKENS
-from m2dexport.runtime.golden_texts import TEXTS
+from m2dexport.runtime.golden_texts import TEXTS, overlong_text
 from m2dexport.runtime.tokenizer import tokenize
 from m2dexport.vectors.codecs import cosines, encode_vectors, normalize
 
@@ -60,7 +60,7 @@ def golden_texts(source: Source, run: Run) -> list[Text]:
         run: the export's graph.
     """
     spec, encoder = source.spec, source.encoder
-    long = ["a long text " * (4 * spec.max_length // 3 + 1)] * (spec.max_length <= RUN_TOKENS)
+    long = [overlong_text(spec.max_length)] * (spec.max_length <= RUN_TOKENS)
     asked: list[tuple[str, str | None]] = [(text, None) for text in (*TEXTS, *long)]
     asked += [(text, name) for name in sorted(spec.prompts) for text in (_PROMPTED, *long)]
     texts = []

@@ -9,10 +9,10 @@ from typing import Any
 
 from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import UsageError
-from m2dexport.files import MODEL_SETTINGS, license_files
+from m2dexport.files import license_texts
 from m2dexport.runtime import artifact
-from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
-from m2dexport.runtime.bundle import verify_artifact, verify_bundle
+from m2dexport.runtime.artifact import ArtifactSpec
+from m2dexport.runtime.bundle import artifact_files, verify_artifact, verify_opened
 from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load, load_cell
@@ -49,7 +49,7 @@ class Source:
         return {name: self.files[name] for name in ENGINES[self.spec.engine].files}
 
     def setting(self, name: str) -> dict[str, Any]:
-        """Return what one of ``MODEL_SETTINGS`` says.
+        """Return what one of ``files.MODEL_SETTINGS`` says.
 
         Raises:
             UsageError: when it was built before artifacts carried them, or it is damaged.
@@ -82,21 +82,9 @@ def open_source(path: Path, cell: str | None) -> Source:
     one_thread = Device(threads=1)
     if path.is_dir():
         verify_artifact(path, one_thread)
-        files, licenses = _of_folder(path)
-        return Source(path, load(path, one_thread, cell), files, licenses)
+        files = artifact_files(path, artifact.read_spec(path))
+        return Source(path, load(path, one_thread, cell), files, license_texts(path))
     opened = open_cells(path)
-    verify_bundle(path, one_thread, cell=opened.require_cell(cell))
+    verify_opened(opened, one_thread, cell=opened.require_cell(cell))
     encoder = load_cell(opened, cell, one_thread)
     return Source(path, encoder, opened.files(cell), opened.manifest.licenses)
-
-
-def _of_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
-    engine = artifact.read_spec(folder).engine
-    optional = [name for name in (RANGES, *MODEL_SETTINGS) if (folder / name).exists()]
-    names = (TOKENIZER, *ENGINES[engine].files, *optional)
-    files = {name: artifact.read_file(folder, name) for name in names}
-    texts = {
-        path.name: path.read_text(encoding="utf-8", errors="replace")
-        for path in license_files(folder)
-    }
-    return files, texts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m2dexport.engines import ENGINES, Device, here
 from m2dexport.errors import UsageError
-from m2dexport.files import SPEC, atomic_file, license_files, require_file
+from m2dexport.files import SPEC, atomic_file, license_texts, require_file
 from m2dexport.runtime import artifact, golden, golden_texts, spread
 from m2dexport.runtime.archive import GOLDEN, write_archive
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec, Spoken
@@ -164,15 +164,11 @@ def pack(folder: Path) -> Packed:
         BundleError: when the artifact's files do not belong together.
     """
     spec = artifact.read_spec(folder)
-    files = _artifact_files(folder, spec)
+    files = artifact_files(folder, spec)
     device = here(spec.engine, replace(spec.device, threads=1), elsewhere=True).device
     encoder = encoder_from_files(files, folder, device)
     files[GOLDEN] = spread.golden_of(encoder, files, folder, device).to_json()
-    licenses = {
-        path.name: path.read_text(encoding="utf-8", errors="replace")
-        for path in license_files(folder)
-    }
-    return Packed(spec, files, licenses, device)
+    return Packed(spec, files, license_texts(folder), device)
 
 
 def write_verified(
@@ -220,8 +216,18 @@ def verify_bundle(
             first of them.
         MissingExtra: when a key is named and cryptography is not installed.
     """
-    opened = open_cells(Path(path))
-    signed_by = require_signed(opened.entries, key, path).fingerprint if key else None
+    return verify_opened(open_cells(Path(path)), device, vectors, cell, key)
+
+
+def verify_opened(
+    opened: Opened,
+    device: Device = Device(),
+    vectors: Path | None = None,
+    cell: str | None = None,
+    key: Path | None = None,
+) -> VerifyReport:
+    """Check a bundle whose file was read already; arguments and errors as of ``verify_bundle``."""
+    signed_by = require_signed(opened.entries, key, opened.path).fingerprint if key else None
     chosen = opened.require_cell(cell)
     others = [each for each in opened.cells if cell is None and each != chosen]
     index = _index_of(opened, [chosen, *others], vectors) if vectors else None
@@ -251,7 +257,7 @@ def verify_artifact(
         BundleError: when its files do not belong together.
         M2DError: when it does not run.
     """
-    files = _artifact_files(folder, artifact.read_spec(folder))
+    files = artifact_files(folder, artifact.read_spec(folder))
     encoder = encoder_from_files(files, folder, device)
     texts = len(encoder.encode(golden_texts.TEXTS))
     index = _index_report(vectors, encoder.spec, folder) if vectors else None
@@ -306,7 +312,16 @@ def _index_report(vectors: Path, spec: ArtifactSpec, name: object) -> IndexRepor
     return IndexReport(vectors, count, None, space, spoken)
 
 
-def _artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
+def artifact_files(folder: Path, spec: ArtifactSpec) -> dict[str, bytes]:
+    """Return the files of an artifact folder that a bundle holds, name to content.
+
+    Args:
+        folder: the artifact.
+        spec: its specification.
+
+    Raises:
+        UsageError: when one of them is missing.
+    """
     ranges = [RANGES] if spec.vectors in LEVELS else []
     names = [SPEC, TOKENIZER, *artifact.graph_names(spec.engine, folder), *ranges]
     for name in names:

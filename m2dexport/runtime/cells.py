@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from m2dexport.engines import DEFAULT_ENGINE
-from m2dexport.errors import BundleError, FormatError, UsageError
+from m2dexport.errors import BundleError, FormatError, UsageError, usable
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import OF_A_CELL, POOL, UNLISTED, read_bundle, require_files_of_cell
@@ -176,12 +176,8 @@ def agreed_spec(files: Mapping[str, bytes], where: object) -> ArtifactSpec:
         BundleError: when one of them cannot be read, or they do not belong together.
     """
     spec = _spec_of(files, where)
-    try:
+    with usable(where):
         ranges = ranges_from_json(files[RANGES]) if RANGES in files else None
-    except FormatError:
-        raise
-    except UsageError as error:
-        raise BundleError(f"{where} cannot be used: {error}") from error
     tokenizer = parse_json(files[TOKENIZER], f"{where}: {TOKENIZER}", BundleError)
     require_one_space(spec, ranges, sha256_of_json(tokenizer), where)
     return spec
@@ -230,10 +226,8 @@ def _require_cell(spec: ArtifactSpec, cell: str, entry: CellEntry, where: object
 
 def _identity(spec: ArtifactSpec, where: object) -> str:
     """Return the id of the cell that a specification is of."""
-    try:
+    with usable(where):
         return cell_of(spec)
-    except UsageError as error:
-        raise BundleError(f"{where} cannot be used: {error}") from error
 
 
 def _require_cells(opened: Opened) -> None:

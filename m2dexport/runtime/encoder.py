@@ -19,11 +19,11 @@ from m2dexport.cores import workers_for
 from m2dexport.engines import ENGINES, Device, engine_runner, require_version
 from m2dexport.errors import (
     BundleError,
-    FormatError,
     M2DError,
     UnsafeContent,
     UsageError,
     one_line,
+    usable,
 )
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
@@ -293,16 +293,13 @@ def encoder_from_files(
     """
     where = path if where is None else where
     try:
-        spec = artifact.spec_from_json(files[SPEC], SPEC)
-        tokenizer_json = decoded(files[artifact.TOKENIZER], where)
-        engine = ENGINES[spec.engine]
-        names = [*engine.files, *(name for name in engine.may_hold if name in files)]
-        graph = {name: files[name] for name in names}
-        ranges = ranges_from_json(files[artifact.RANGES]) if artifact.RANGES in files else None
-    except FormatError:
-        raise
-    except UsageError as error:
-        raise BundleError(f"{where} cannot be used: {error}") from error
+        with usable(where):
+            spec = artifact.spec_from_json(files[SPEC], SPEC)
+            tokenizer_json = decoded(files[artifact.TOKENIZER], where)
+            engine = ENGINES[spec.engine]
+            names = [*engine.files, *(name for name in engine.may_hold if name in files)]
+            graph = {name: files[name] for name in names}
+            ranges = ranges_from_json(files[artifact.RANGES]) if artifact.RANGES in files else None
     except KeyError as error:
         raise BundleError(f"{where} lacks {error}, the graph of engine {spec.engine}.") from error
     device = keeping_engines(path, spec, device)

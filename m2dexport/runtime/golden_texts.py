@@ -40,6 +40,11 @@ QUERIES: tuple[str, ...] = (
 )
 
 
+def overlong_text(max_length: int) -> str:
+    """Return a text of four times the maximum length, in tokens, or a little more."""
+    return "a long text " * (4 * max_length // 3 + 1)
+
+
 def long_texts(encoder: Encoder, prompt: str | None) -> list[str]:
     """Return texts of four times the maximum length, exactly it, and one token less.
 
@@ -47,7 +52,7 @@ def long_texts(encoder: Encoder, prompt: str | None) -> list[str]:
     adds one token.
     """
     longest = encoder.spec.max_length
-    texts = ["a long text " * (4 * longest // 3 + 1)]
+    texts = [overlong_text(longest)]
     for word in ("a", "1", "the"):
         one, two = (len(ids) for ids in encoder.tokenize([word, f"{word} {word}"], prompt=prompt))
         count = longest - one + 1  # words of an exact fit, when each further one is one token
