@@ -11,7 +11,6 @@ from m2dexport import cores
 from m2dexport.profile import crossing
 from m2dexport.profile.crossing import Side, cross_depth
 from m2dexport.profile.grid import passes_of
-from m2dexport.profile.maps import NO_MAPS
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import Corpus
 from m2dexport.profile.views import View, qualities, scoring_threads
@@ -56,9 +55,11 @@ def test_a_cell_is_scored_as_if_it_were_alone(threads: int) -> None:
     views = [View(2, "none", dim, VECTORS, each) for dim, each in ranges.items()]
     wanted = {(2, "none", dim, each): f"{dim}-{each}" for dim in ranges for each in PRECISIONS}
     reference = {"retrieval": np.tile(np.arange(TOP), (30, 1))}
-    with scoring_threads(threads) as executor:
-        found = qualities(views, wanted, CORPUS, reference, executor)
+    done: list[tuple[int, int]] = []
+    with scoring_threads(threads, VECTORS.nbytes) as executor:
+        found = qualities(views, wanted, CORPUS, reference, executor, lambda *n: done.append(n))
     assert list(found) == list(wanted.values())
+    assert done == [(1, 2), (2, 2)]
     for (_, _, dim, precision), name in wanted.items():
         for task, rows in TASKS:
             vectors = [VECTORS[row] for row in rows]
@@ -79,8 +80,11 @@ def test_queries_of_all_depths_are_ranked_as_those_of_one(
     (one,) = passes_of((replace(plan, reference=(2, 48, "fp32", "float32")),))
     depths = {1: VECTORS, 2: VECTORS[::-1].copy()}
     tasks = (TASKS[1], (replace(RETRIEVAL, name="other", own=()), TASKS[1][1]))
-    side = Side(one, depths, {}, NO_MAPS, tasks, 2)
-    with scoring_threads(threads) as executor:
+    views = tuple(
+        View(layers, "none", dim, depths[layers], None) for layers in (1, 2) for dim in (16, 48)
+    )
+    side = Side(one, views, tasks, 2)
+    with scoring_threads(threads, VECTORS.nbytes) as executor:
         found = cross_depth(side, executor)
     assert [(each.dim, each.queries, each.documents) for each in found] == [
         (dim, asking, holding) for dim in (16, 48) for asking in "12" for holding in "12"

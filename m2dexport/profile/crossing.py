@@ -10,18 +10,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2dexport.precisions import Align, VectorPrecision, WeightPrecision
+from m2dexport.precisions import VectorPrecision, WeightPrecision
 from m2dexport.profile.grid import Graph, Pass, graph_of
-from m2dexport.profile.maps import Maps
 from m2dexport.profile.schema import CrossDepth, depth_name
-from m2dexport.profile.surface import Corpus, Surface
+from m2dexport.profile.surface import Corpus
+from m2dexport.profile.views import View
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
 from m2dexport.vectors.quality import BRIEF, comparable, ranking_scores, score_ranking
@@ -31,7 +30,6 @@ from m2dexport.vectors.retrieval import TOP, RetrievalTask
 
 Floats = NDArray[np.float32]
 _Scores = dict[str, Score]  # by "task/metric"
-_View = tuple[int, Align]  # depth, and whether it is aligned
 _RANGES = "ranges.json"
 #: Queries of up to so many bytes are rounded once, to twice as many, and not for all documents.
 _ROUNDED_ONCE = 64 << 20
@@ -73,37 +71,13 @@ class Side:
     """The vectors of one pass, to be crossed."""
 
     one: Pass
-    depths: Mapping[int, Floats]  # (texts, width) of the whole corpus, as they were pooled
-    static: Mapping[int, Floats]  # dim -> those of depth 0, (texts, dim)
-    maps: Maps  # as the weights of the pass store them
+    views: tuple[View, ...]  # in the order of the plan
     tasks: tuple[tuple[RetrievalTask, tuple[list[int], ...]], ...]  # and the rows of their texts
     full: int  # the full depth
 
-    def views(self, dim: int) -> list[_View]:
+    def at(self, dim: int) -> list[View]:
         """Return the depths that are there at a dim, plain and aligned."""
-        plan = self.one.plan
-        asked = [
-            (layers, align)
-            for layers in plan.layers
-            for align in plan.alignments(layers, self.full)
-        ]
-        return [view for view in asked if self._there(*view, dim)]
-
-    def _there(self, layers: int, align: Align, dim: int) -> bool:
-        if layers == 0:
-            return dim in self.static
-        mapped = align == "none" or (layers, dim) in self.maps.linear
-        return layers in self.depths and mapped
-
-    def at(self, view: _View, dim: int, rows: list[int]) -> Floats:
-        """Return normalised (texts, dim) vectors of some texts."""
-        layers, align = view
-        if layers == 0:
-            return codecs.normalize(self.static[dim][rows])
-        if align == "none":
-            return codecs.normalize(self.depths[layers][rows, :dim])
-        found = codecs.normalize(self.depths[layers][rows])
-        return codecs.normalize(self.maps.linear[layers, dim](found))
+        return [view for view in self.views if view.dim == dim]
 
     def index(self, calibration: Sequence[int]) -> Index | None:
         """Return what the full depth wrote; None where it was not measured, or failed.
@@ -111,7 +85,7 @@ class Side:
         Args:
             calibration: the rows of the texts that freeze ranges.
         """
-        vectors = self.depths.get(self.full)
+        vectors = next((view.vectors for view in self.views if view.layers == self.full), None)
         if vectors is None:
             return None
         known = vectors[list(calibration)]
@@ -121,27 +95,19 @@ class Side:
         return Index(self.one.plan.engine, self.one.weights, documents, ranges)
 
 
-def side_of(
-    surface: Surface,
-    static: Mapping[int, Floats],
-    maps: Maps,
-    corpus: Corpus,
-    one: Pass,
-    full: int,
-) -> Side:
+def side_of(views: Iterable[View], corpus: Corpus, one: Pass, full: int) -> Side:
     """Return what of a pass is crossed: the vectors of retrieval tasks.
 
     Args:
-        surface: the transformer's depths.
-        static: dim -> the vectors of depth 0, (texts, dim).
-        maps: as these weights store them.
-        corpus: whose rows they are.
+        views: of the transformer's depths and of depth 0.
+        corpus: whose vectors they are.
         one: the pass.
         full: the full depth.
     """
-    depths = {layers: depth.vectors for layers, depth in surface.depths.items()}
     tasks = tuple((task, rows) for task, rows in corpus.tasks if isinstance(task, RetrievalTask))
-    return Side(one, depths, static, maps, tasks, full)
+    layers, aligns = one.plan.layers, one.plan.align
+    ordered = sorted(views, key=lambda view: (layers.index(view.layers), aligns.index(view.align)))
+    return Side(one, tuple(ordered), tasks, full)
 
 
 def as_queries(
@@ -157,28 +123,42 @@ def as_queries(
         wanted: ids of all cells that there will be.
         threads: that score.
     """
+
+    def asked(at: tuple[int, int]) -> list[tuple[str, str, _Scores]]:
+        return list(_asked(side, indexes, wanted, *at))
+
     found: dict[str, dict[str, _Scores]] = {}
-    plan = side.one.plan
-    for dim, (number, (task, rows)) in product(plan.dims, enumerate(side.tasks)):
-        queries = {view: side.at(view, dim, rows[0]) for view in side.views(dim)}
-        for index, vectors in product(indexes, plan.vectors):
+    for of_task in threads.map(asked, product(side.one.plan.dims, range(len(side.tasks)))):
+        for name, written, scores in of_task:
+            found.setdefault(name, {}).setdefault(written, {}).update(scores)
+    return found
+
+
+def _asked(
+    side: Side, indexes: Sequence[Index], wanted: frozenset[str], dim: int, number: int
+) -> Iterator[tuple[str, str, _Scores]]:
+    """Yield a cell, an index cell, and what the one's queries of a task find in the other."""
+    plan, (task, rows) = side.one.plan, side.tasks[number]
+    queries = [(view, view.at(rows[0])) for view in side.at(dim)]
+    for index in indexes:
+        floats = codecs.truncate(index.documents[number], dim)
+        for vectors in plan.vectors:
             written = Graph(side.full, index.weights, engine=index.engine).cell(dim, vectors)
-            names = {_id(side, view, dim, vectors): view for view in queries}
+            names = {_id(side, view, vectors): asked for view, asked in queries}
             asking = [name for name in names if name in side.one.wanted and name != written]
             if written not in wanted or dim not in index.ranges or not asking:
                 continue
             ranges = index.ranges[dim]
-            documents = codecs.truncate(index.documents[number], dim)
-            scores = partial(_scores, task, vectors, ranges, comparable(documents, vectors, ranges))
-            scored = threads.map(scores, [queries[names[name]] for name in asking])
-            for name, of_task in zip(asking, scored, strict=True):
-                found.setdefault(name, {}).setdefault(written, {}).update(of_task)
-    return found
+            documents = comparable(floats, vectors, ranges)
+            for name in asking:
+                ranking = _ranked(task, comparable(names[name], vectors, ranges), documents)
+                scores = ranking_scores(task, ranking, only=BRIEF)
+                yield name, written, {f"{task.name}/{key}": each for key, each in scores.items()}
 
 
-def _id(side: Side, view: _View, dim: int, vectors: VectorPrecision) -> str:
-    graph = graph_of(side.one.plan, view[0], side.one.weights, view[1], dim)
-    return graph.cell(dim, vectors)
+def _id(side: Side, view: View, vectors: VectorPrecision) -> str:
+    graph = graph_of(side.one.plan, view.layers, side.one.weights, view.align, view.dim)
+    return graph.cell(view.dim, vectors)
 
 
 def cross_depth(side: Side, threads: Executor) -> tuple[CrossDepth, ...]:
@@ -190,58 +170,42 @@ def cross_depth(side: Side, threads: Executor) -> tuple[CrossDepth, ...]:
     """
     found = []
     for dim in side.one.plan.dims if side.tasks else ():
-        views = side.views(dim)
-        points: dict[tuple[_View, _View], dict[str, float]] = {pair: {} for pair in _pairs(views)}
+        names = [depth_name(view.layers, view.align) for view in side.at(dim)]
+        points: dict[tuple[str, str], dict[str, float]] = {
+            pair: {} for pair in product(names, names)
+        }
         for task, rows in side.tasks:
             for pair, of_task in _crossed(side, dim, task, rows, threads):
                 points[pair] |= {f"{task.name}/{metric}": each for metric, each in of_task.items()}
         found += [
-            CrossDepth(
-                dim=dim,
-                queries=depth_name(*asking),
-                documents=depth_name(*holding),
-                quality=points[asking, holding],
-            )
-            for asking, holding in _pairs(views)
+            CrossDepth(dim=dim, queries=asking, documents=holding, quality=quality)
+            for (asking, holding), quality in points.items()
         ]
     return tuple(found)
 
 
-def _pairs(views: Sequence[_View]) -> Iterable[tuple[_View, _View]]:
-    """Return every view as the one whose queries meet documents of every view."""
-    return [(asking, holding) for asking in views for holding in views]
-
-
 def _crossed(
     side: Side, dim: int, task: RetrievalTask, rows: tuple[list[int], ...], threads: Executor
-) -> Iterator[tuple[tuple[_View, _View], dict[str, float]]]:
+) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
     """Yield whose queries and whose documents, and what of a task is found."""
-    views = side.views(dim)
-    queries: Floats | Doubles = np.concatenate([side.at(view, dim, rows[0]) for view in views])
-    if queries.nbytes <= _ROUNDED_ONCE:
-        queries = rounded(queries)
+    views = side.at(dim)
+    once = 4 * dim * len(rows[0]) * len(views) <= _ROUNDED_ONCE
 
-    def asked_by_all(holding: _View) -> list[dict[str, float]]:
-        rankings = _ranked(task, queries, side.at(holding, dim, rows[1]))
+    def asking(view: View) -> Floats | Doubles:
+        queries = view.at(rows[0])
+        return rounded(queries) if once else queries
+
+    queries = np.concatenate(list(threads.map(asking, views)))
+
+    def asked_by_all(holding: View) -> list[dict[str, float]]:
+        rankings = _ranked(task, queries, holding.at(rows[1]))
         each_view = np.split(rankings, len(views))
         return [score_ranking(task, rankings, only=BRIEF) for rankings in each_view]
 
-    for holding, found in zip(views, threads.map(asked_by_all, views), strict=True):
-        for asking, points in zip(views, found, strict=True):
-            yield (asking, holding), points
-
-
-def _scores(
-    task: RetrievalTask,
-    vectors: VectorPrecision,
-    ranges: Ranges,
-    documents: Floats,
-    queries: Floats,
-) -> _Scores:
-    """Return what queries that are not stored yet find in documents as an index compares them."""
-    ranking = _ranked(task, comparable(queries, vectors, ranges), documents)
-    scores = ranking_scores(task, ranking, only=BRIEF)
-    return {f"{task.name}/{metric}": score for metric, score in scores.items()}
+    names = [depth_name(view.layers, view.align) for view in views]
+    for holding, found in zip(names, threads.map(asked_by_all, views), strict=True):
+        for asking_name, of_task in zip(names, found, strict=True):
+            yield (asking_name, holding), of_task
 
 
 def _ranked(task: RetrievalTask, queries: Floats | Doubles, documents: Floats) -> Rows:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, product
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import onnx_ir as ir
@@ -40,14 +41,7 @@ from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import Flag
 from m2dexport.profile.surface import Corpus, Depth, Surface, compute_surface
-from m2dexport.profile.views import (
-    Spot,
-    View,
-    qualities,
-    rankings_of,
-    scoring_threads,
-    views_of,
-)
+from m2dexport.profile.views import Spot, qualities, rankings_of, scoring_threads, views_of
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.half import store_half
 from m2dexport.quantize.recipes import HALF
@@ -97,23 +91,21 @@ def measure_pass(
     if rankings is None:
         rankings = rankings_of(surface, corpus, full)
         write_rankings(rankings, folder / RANKINGS)
-    maps, spots = basis.maps.stored_in(one.weights), _scored(one)
-    floors: list[View] = []
-    graphs: dict[Graph, Candidate] = {}
-    for graph, floor in _floors(basis, one, maps, folder):
-        if isinstance(floor, M2DError):
-            failures[graph] = str(floor)
-        else:
-            graphs[graph] = floor.candidate
-            floors.append(floor.view)
-    static = {view.dim: view.vectors for view in floors}
-    side = side_of(surface, static, maps, corpus, one, full)
-    indexes = _indexes(side, corpus, beside, folder)
-    views = chain(views_of(surface, maps, corpus, plan, full), floors)
-    counted = _counted(views, len({spot[:3] for spot in spots}), f"scoring {one.name}", on_progress)
-    with scoring_threads(plan.device.threads) as threads:
+    maps = basis.maps.stored_in(one.weights)
+    views = list(views_of(surface, maps, corpus, plan, full))
+    with scoring_threads(plan.device.threads, _bytes_of(surface)) as threads:
         writing = threads.submit(_graphs, one, maps, surface, folder)
-        quality = qualities(counted, spots, corpus, rankings, threads)
+        graphs: dict[Graph, Candidate] = {}
+        for graph, floor in _floors(basis, one, maps, folder):
+            if isinstance(floor, M2DError):
+                failures[graph] = str(floor)
+            else:
+                graphs[graph] = floor.candidate
+                views.append(floor.view)
+        on_view = partial(on_progress, f"scoring {one.name}")
+        quality = qualities(views, _scored(one), corpus, rankings, threads, on_view)
+        side = side_of(views, corpus, one, full)
+        indexes = _indexes(side, corpus, beside, folder)
         queries = as_queries(side, indexes, beside.wanted, threads)
         crossed = cross_depth(side, threads) if one.crosses else ()
     graphs = writing.result() | graphs
@@ -132,14 +124,9 @@ def _indexes(side: Side, corpus: Corpus, beside: Beside, folder: Path) -> list[I
     return [each for each in (own, beside.index) if each is not None]
 
 
-def _counted(
-    views: Iterable[View], total: int, step: str, on_progress: OnProgress
-) -> Iterator[View]:
-    """Yield views; say how many are scored."""
-    for done, view in enumerate(views):
-        on_progress(step, min(done, total), total)
-        yield view
-    on_progress(step, total, total)
+def _bytes_of(surface: Surface) -> int:
+    """Return the bytes of one depth's vectors."""
+    return max((depth.vectors.nbytes for depth in surface.depths.values()), default=0)
 
 
 def _graphs(one: Pass, maps: Maps, surface: Surface, folder: Path) -> dict[Graph, Candidate]:

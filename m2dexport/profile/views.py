@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.checkpoint.alignment import LinearMap
 from m2dexport.cores import threads_for
 from m2dexport.precisions import Align, VectorPrecision
 from m2dexport.profile.maps import Maps
@@ -29,18 +29,24 @@ Floats = NDArray[np.float32]
 Spot = tuple[int, Align, int, VectorPrecision]
 
 
+#: Bytes of vectors of all texts that threads may hold between them, beside what they are cut from.
+_IN_WORK = 1 << 30
+
+
 @contextmanager
-def scoring_threads(threads: int | None) -> Iterator[Executor]:
+def scoring_threads(threads: int | None, size: int) -> Iterator[Executor]:
     """Yield threads that score, each of which takes its products alone.
 
     Most products are so small that waiting for the other cores takes longer than they do.
 
     Args:
-        threads: as for ``threads_for``.
+        threads: as for ``threads_for``; fewer where the vectors would fill the memory.
+        size: bytes of the vectors of one depth.
     """
     from threadpoolctl import threadpool_limits  # sets a variable when it is imported
 
-    with threadpool_limits(1), ThreadPoolExecutor(threads_for(threads)) as found:
+    most = max(1, _IN_WORK // max(1, size))
+    with threadpool_limits(1), ThreadPoolExecutor(min(threads_for(threads), most)) as found:
         yield found
 
 
@@ -62,57 +68,71 @@ class View:
     layers: int
     align: Align
     dim: int
-    vectors: Floats  # (texts, dim or more), of the whole corpus, not normalised
+    vectors: Floats  # (texts, dim or more), of the whole corpus, as they were pooled
     ranges: Ranges | None  # that int8 and int4 are coded with; None where none are
+    linear: LinearMap | None = None  # that aligns them; depth 0 is aligned as it is
+
+    def at(self, rows: Sequence[int]) -> Floats:
+        """Return the normalised (texts, dim) vectors of some texts."""
+        if self.linear is None:
+            return codecs.normalize(self.vectors[rows, : self.dim])
+        return codecs.normalize(self.linear(codecs.normalize(self.vectors[rows])))
 
 
 def views_of(surface: Surface, maps: Maps, corpus: Corpus, plan: Plan, full: int) -> Iterator[View]:
-    """Yield every depth and dim that did not fail, plain and aligned.
+    """Yield every depth of the transformer that did not fail, plain and aligned, at every dim.
 
     Plain vectors are coded with ranges of their own, aligned ones with the full depth's.
     """
     ranged = any(vectors in (*codecs.LEVELS, *codecs.PER_BYTE) for vectors in plan.vectors)
     for layers, depth in surface.depths.items():
         alignments = plan.alignments(layers, full)
-        mapped = [dim for dim in plan.dims if "full" in alignments and (layers, dim) in maps.linear]
         if "none" in alignments:
             calibration = depth.vectors[list(corpus.calibration)]
             for dim in plan.dims:
                 cut = codecs.truncate(calibration, dim) if ranged else None
                 ranges = None if cut is None else codecs.calibrate_ranges(cut)
                 yield View(layers, "none", dim, depth.vectors, ranges)
-        normalized = codecs.normalize(depth.vectors) if mapped else depth.vectors
-        for dim in mapped:
-            aligned = maps.linear[layers, dim](normalized)
-            yield View(layers, "full", dim, aligned, maps.ranges[dim])
+        for dim in plan.dims if "full" in alignments else ():
+            linear = maps.linear.get((layers, dim))
+            if linear is not None:
+                yield View(layers, "full", dim, depth.vectors, maps.ranges[dim], linear)
 
 
 def qualities(
-    views: Iterable[View],
+    views: Collection[View],
     wanted: Mapping[Spot, str],
     corpus: Corpus,
     rankings: Mapping[str, Rows],
     threads: Executor,
+    on_view: Callable[[int, int], None],
 ) -> dict[str, dict[str, Score]]:
     """Return cell id -> "task/metric" -> score.
 
     Args:
-        views: the vectors, each of them needed only while it is scored.
+        views: the vectors.
         wanted: what is scored -> the id of the cell.
         corpus: whose texts they are.
         rankings: by retrieval task, what the reference cell finds.
-        threads: that score.
+        threads: that score a view each.
+        on_view: called with how many views are done, and of how many.
     """
+    cells: dict[tuple[int, Align, int], dict[VectorPrecision, str]] = {}
+    for (layers, align, dim, precision), name in wanted.items():
+        cells.setdefault((layers, align, dim), {})[precision] = name
+
+    def scored(view: View) -> dict[str, dict[str, Score]]:
+        names = cells.get((view.layers, view.align, view.dim), {})
+        of_view: dict[str, dict[str, Score]] = {name: {} for name in names.values()}
+        for task, rows in corpus.tasks if names else ():
+            floats, reference = [view.at(row) for row in rows], rankings.get(task.name)
+            for precision, name in names.items():
+                scores = stored_scores(task, floats, precision, view.ranges, reference)
+                of_view[name] |= {f"{task.name}/{each}": score for each, score in scores.items()}
+        return of_view
+
     found: dict[str, dict[str, Score]] = {}
-    for view in views:
-        spot = view.layers, view.align, view.dim
-        kept = {precision: name for (*each, precision), name in wanted.items() if (*each,) == spot}
-        for task, rows in corpus.tasks if kept else ():
-            floats = [codecs.truncate(view.vectors[row, : view.dim], view.dim) for row in rows]
-            scores = partial(
-                stored_scores, task, floats, ranges=view.ranges, reference=rankings.get(task.name)
-            )
-            for name, scored in zip(kept.values(), threads.map(scores, kept), strict=True):
-                of_task = {f"{task.name}/{metric}": score for metric, score in scored.items()}
-                found.setdefault(name, {}).update(of_task)
+    for done, of_view in enumerate(threads.map(scored, views), 1):
+        found |= of_view
+        on_view(done, len(views))
     return found

@@ -227,12 +227,9 @@ def _cumulated(counts: Singles) -> Singles:
 
 
 def _weighted_sums(values: Doubles, weights: Draws) -> Doubles:
-    """Return ``values @ weights`` of (figures, items), (figures, replicates).
-
-    Without BLAS, whose threads are not worth their start here, and wait for busy cores.
-    """
-    found: Doubles = np.einsum("fi,ir->fr", values, weights)
-    return found
+    """Return ``values @ weights`` of (figures, items), (figures, replicates)."""
+    blocks = (weights[:, block].astype(np.float64) for block in blocks_of(weights))
+    return np.concatenate([values @ block for block in blocks], axis=1)
 
 
 def _spread_out(groups: Groups, values: Singles) -> Singles:
