@@ -17,10 +17,9 @@ from m2dexport.measure.footprint import measure_footprint
 from m2dexport.measure.latency import Conditions, measure_latency
 from m2dexport.precisions import WeightPrecision
 from m2dexport.profile.cells import join_cells
-from m2dexport.profile.floor import Floor, floor_of
+from m2dexport.profile.floor import Floor, floor_of, token_ids
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.surface import Corpus
 from m2dexport.quantize.recipes import Requirement
 from m2dexport.runtime.tokenizer import load_tokenizer
 from m2dexport.strict import parse_json
@@ -45,9 +44,6 @@ def table(dim: int) -> np.ndarray:  # type: ignore[type-arg]
     return RNG.standard_normal((ROWS, dim)).astype(np.float32)
 
 
-CORPUS = Corpus(TEXTS, (), (), (), ())
-
-
 @pytest.mark.parametrize(
     ("weights", "least"),
     [("fp32", 1 - 1e-6), ("fp16", 0.99999), ("int8", 0.999), ("int4-weight-only", 0.95)],
@@ -57,7 +53,7 @@ def test_the_vector_of_a_text_is_the_direction_of_the_sum_of_its_tokens(
 ) -> None:
     given = maps(d32=table(32), d64=table(64))
     tokenizer = load_tokenizer(given.tokenizer_json)
-    found = dict(floor_of(given, weights, CORPUS, "find: ", tmp_path))
+    found = dict(floor_of(given, weights, token_ids(given, TEXTS), "find: ", tmp_path))
     assert list(found) == [32, 64]
     for dim, floor in found.items():
         assert isinstance(floor, Floor)
@@ -70,7 +66,8 @@ def test_the_vector_of_a_text_is_the_direction_of_the_sum_of_its_tokens(
 
 
 def test_what_is_measured_of_depth_0_is_the_file_of_its_table(tmp_path: Path) -> None:
-    ((_, floor),) = floor_of(maps(d32=table(32)), "int8", CORPUS, "", tmp_path)
+    given = maps(d32=table(32))
+    ((_, floor),) = floor_of(given, "int8", token_ids(given, TEXTS), "", tmp_path)
     assert isinstance(floor, Floor)
     assert floor.candidate.engine == "static"
     codes, scales = (ROWS + 1) * 32, (ROWS + 1) * 4  # a row for padding
@@ -86,7 +83,7 @@ def test_a_dim_that_fails_does_not_take_the_others_along(tmp_path: Path) -> None
     broken = table(64)
     broken[3, 5] = np.nan
     given = maps(d64=broken, d32=table(32))
-    found = dict(floor_of(given, "int8", CORPUS, "", tmp_path))
+    found = dict(floor_of(given, "int8", token_ids(given, TEXTS), "", tmp_path))
     assert isinstance(found[64], M2DError)
     assert "NaN" in str(found[64])
     assert isinstance(found[32], Floor)
@@ -94,13 +91,14 @@ def test_a_dim_that_fails_does_not_take_the_others_along(tmp_path: Path) -> None
 
 def test_a_precision_that_turns_vectors_too_far_fails(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(make.PRECISIONS, "int8", Requirement("1.26", floor=1.1))
-    ((_, found),) = floor_of(maps(d32=table(32)), "int8", CORPUS, "", tmp_path)
+    given = maps(d32=table(32))
+    ((_, found),) = floor_of(given, "int8", token_ids(given, TEXTS), "", tmp_path)
     assert str(found).startswith("depth 0 of 32 dims in int8 has a mean cosine of 1.0000")
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8-dynamic"])
 def test_weights_that_the_engine_of_depth_0_lacks_are_left_out(tmp_path: Path, weights) -> None:
-    assert not list(floor_of(maps(d32=table(32)), weights, CORPUS, "", tmp_path))
+    assert not list(floor_of(maps(d32=table(32)), weights, [], "", tmp_path))
     assert not any(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ from m2dexport.graph.vector import depth_graph, vector_graph
 from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import WeightPrecision
 from m2dexport.profile.maps import Maps
-from m2dexport.profile.surface import Corpus, empty_in
+from m2dexport.profile.surface import empty_in
 from m2dexport.profile.views import View
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 
@@ -36,23 +36,29 @@ class Floor:
     candidate: Candidate
 
 
+def token_ids(maps: Maps, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts, with their prompts, in the tables of depth 0; none without any."""
+    if not maps.tables:
+        return []
+    tokenizer = load_tokenizer(maps.tokenizer_json)
+    return [each.ids for each in tokenize(tokenizer, texts, "")]
+
+
 def floor_of(
-    maps: Maps, weights: WeightPrecision, corpus: Corpus, prompt: str, folder: Path
+    maps: Maps, weights: WeightPrecision, ids: Sequence[list[int]], prompt: str, folder: Path
 ) -> Iterator[tuple[int, Floor | M2DError]]:
     """Yield every dim, with depth 0 there, or why it fails; none without an engine for the weights.
 
     Args:
         maps: with a table per dim.
         weights: the precision.
-        corpus: whose texts are encoded.
+        ids: the ``token_ids`` of the texts that are encoded.
         prompt: that the probes stand behind.
         folder: where the files to be measured are written.
     """
     if weights not in engine_maker(STATIC_ENGINE).PRECISIONS or not maps.tables:
         return
-    tokenizer = load_tokenizer(maps.tokenizer_json)
-    ids = [each.ids for each in tokenize(tokenizer, corpus.texts, "")]
-    probes = [each.ids for each in tokenize(tokenizer, PROBES, prompt)]
+    probes = token_ids(maps, [prompt + text for text in PROBES])
     for dim, table in maps.tables.items():
         found: Floor | M2DError
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from m2dexport.measure.latency import Candidate, write_candidate
 from m2dexport.precisions import VectorPrecision
 from m2dexport.profile.costs import Sample
 from m2dexport.profile.crossing import Index, Side, as_queries, cross_depth, side_of
-from m2dexport.profile.floor import Floor, floor_of
+from m2dexport.profile.floor import Floor, floor_of, token_ids
 from m2dexport.profile.found import (
     INDEX,
     RANKINGS,
@@ -56,6 +56,11 @@ class Basis:
     sources: Mapping[str, Source]  # by engine
     corpus: Corpus
     maps: Maps
+
+    @cached_property
+    def token_ids(self) -> list[list[int]]:
+        """The ids of the corpus at depth 0, whose tokenizer is not the transformer's."""
+        return token_ids(self.maps, self.corpus.texts)
 
 
 @dataclass(frozen=True)
@@ -228,7 +233,7 @@ def _floors(
     """Yield depth 0 at every dim, where it is asked for; write its tables."""
     if 0 in one.plan.layers:
         prompt = basis.sources[one.plan.engine].prompt
-        for dim, floor in floor_of(maps, one.weights, basis.corpus, prompt, folder):
+        for dim, floor in floor_of(maps, one.weights, basis.token_ids, prompt, folder):
             yield graph_of(one.plan, 0, one.weights, "full", dim), floor
 
 
