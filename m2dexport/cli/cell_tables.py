@@ -12,6 +12,7 @@ from m2dexport.cli.columns import (
     columns_of,
     fitting,
     give,
+    in_two_lines,
     named_columns,
     print_csv,
     print_rows,
@@ -25,8 +26,8 @@ from m2dexport.measure.quantiles import LONG_TAIL
 if TYPE_CHECKING:
     from m2dexport.profile.schema import Cell, Profile, TargetInfo
 
-#: The columns that a table has room for first.
-_MATTERS = ("cell", "mean", "p50", "size", "bytes", "p95", "for", "loss")
+#: The columns that a table has room for next after the mean, p50 and the first tasks' metrics.
+_NEXT = ("bytes", "p95", "for", "loss")
 _ENOUGH_RUNS = 100  # for a p95: five of them are slower
 _NAMED = 3
 
@@ -153,8 +154,13 @@ def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
         return True
     tasks = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
     sort = [column.name for column in named_columns(columns, [view.sort] if view.sort else [])]
-    names = dict.fromkeys(["cell", *sort, *_MATTERS, *tasks, "flags", "kept", "peak"])
-    chosen = fitting(columns, list(names), cells, terminal_width())
+    # Of more than two tasks, the mean says enough.
+    first = ["cell", *sort, "mean", "p50", *tasks[:1], "size", *tasks[1:2]]
+    names = list(dict.fromkeys([*first, *_NEXT, *tasks, "flags", "kept", "peak"]))
+    width = terminal_width()
+    if width is not None:
+        columns = {name: in_two_lines(column) for name, column in columns.items()}
+    chosen = fitting(columns, names, cells, width)
     print_rows(chosen, cells)
     return columns["for"] in chosen
 
