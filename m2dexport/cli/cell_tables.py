@@ -109,7 +109,7 @@ def print_cells_as_csv(profile: Profile, view: View) -> None:
 def print_cross_depth(profile: Profile) -> None:
     """Print what queries of each depth find in documents of the full one, unquantized."""
     full = str(profile.checkpoint.layers)
-    mains = [f"{t.name}/{t.main_metric}" for t in profile.tasks if t.kind == "retrieval"]
+    mains = profile.query_mains
     dims = list(dict.fromkeys(each.dim for each in profile.cross_depth))
     found = {(each.dim, each.queries, each.documents): each for each in profile.cross_depth}
     if not found or not all((dim, full, full) in found for dim in dims):
@@ -152,7 +152,7 @@ def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
     if view.columns:
         print_rows(named_columns(columns, view.columns), cells)
         return True
-    tasks = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
+    tasks = profile.mains
     sort = [column.name for column in named_columns(columns, [view.sort] if view.sort else [])]
     # Of more than two tasks, the mean says enough.
     first = ["cell", *sort, "mean", "p50", *tasks[:1], "size", *tasks[1:2]]

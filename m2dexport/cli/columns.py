@@ -63,7 +63,7 @@ def columns_of(profile: Profile, notes: Mapping[str, str]) -> dict[str, Column]:
             lambda c: "-" if c.retention is None else f"{c.retention:.1%}",
             falling=True,
         ),
-        *(_metric(f"{task.name}/{task.main_metric}") for task in profile.tasks),
+        *map(_metric, profile.mains),
         _number("p50", "p50 ms", lambda c: c.p50_ms),
         _number("p95", "p95 ms", lambda c: c.p95_ms),
         _number("p99", "p99 ms", lambda c: c.p99_ms),

@@ -172,7 +172,7 @@ def _require_tasks(profile: Profile, baseline: Profile) -> None:
         found = there.get((task.name, task.main_metric))
         if found is None:
             raise UsageError(
-                f"the baseline has the task {task.name}/{task.main_metric}, and the profile has "
+                f"the baseline has the task {task.main}, and the profile has "
                 "not; profile with the same --eval."
             )
         if found != task.sha256:

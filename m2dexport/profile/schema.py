@@ -89,6 +89,11 @@ class TaskInfo(Model):
     texts: Natural
     sha256: str
 
+    @property
+    def main(self) -> str:
+        """The main metric as cells name it: "task/metric"."""
+        return f"{self.name}/{self.main_metric}"
+
 
 class Shape(Model):
     """The input of one timed run: every token is real, none is padding."""
@@ -260,6 +265,16 @@ class Profile(Model):
     cross_depth: tuple[CrossDepth, ...]
     failures: tuple[Failure, ...]
 
+    @property
+    def mains(self) -> list[str]:
+        """The main metric of each task, as "task/metric"."""
+        return [task.main for task in self.tasks]
+
+    @property
+    def query_mains(self) -> list[str]:
+        """Those of retrieval, by which queries to another's index are judged."""
+        return [task.main for task in self.tasks if task.kind == "retrieval"]
+
     def target(self, name: str | None = None) -> TargetInfo:
         """Return a target by name; without one, the first.
 
@@ -314,8 +329,8 @@ class Profile(Model):
         Raises:
             UsageError: when the profile has no such metric of queries.
         """
-        retrieval = [task for task in self.tasks if task.kind == "retrieval"]
-        if not retrieval:
+        metrics = self.query_mains
+        if not metrics:
             raise UsageError(
                 "the profile holds no retrieval, so no queries were measured; profile with --eval "
                 "of a BEIR folder."
@@ -323,7 +338,6 @@ class Profile(Model):
         found = index.quality if cell.id == index.id else cell.as_query.get(index.id)
         if found is None:
             return None
-        metrics = [f"{task.name}/{task.main_metric}" for task in retrieval]
         metrics = metrics if name == MEAN else [name]
         if any(metric not in found for metric in metrics):
             raise UsageError(
@@ -347,8 +361,8 @@ class Profile(Model):
         if index is not None and cell.id != index.id:
             found = cell.query_replicates.get(index.id, {})
             points = cell.as_query.get(index.id, {})
-        tasks = [task for task in self.tasks if index is None or task.kind == "retrieval"]
-        names = [f"{task.name}/{task.main_metric}" for task in tasks] if name == MEAN else [name]
+        mains = self.mains if index is None else self.query_mains
+        names = mains if name == MEAN else [name]
         if not names or any(each not in found for each in names):
             return None
         return mean_of([score_from(points[each], found[each]) for each in names])
