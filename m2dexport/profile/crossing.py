@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from m2dexport.precisions import Align, VectorPrecision, WeightPrecision
 from m2dexport.profile.grid import Graph, Pass, graph_of
 from m2dexport.profile.maps import Maps
-from m2dexport.profile.schema import CrossDepth, depth_name
+from m2dexport.profile.schema import CrossDepth
 from m2dexport.profile.surface import Corpus, Surface
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import Ranges
@@ -198,8 +198,8 @@ def cross_depth(side: Side, threads: Executor) -> tuple[CrossDepth, ...]:
         found += [
             CrossDepth(
                 dim=dim,
-                queries=depth_name(*asking),
-                documents=depth_name(*holding),
+                queries=_depth_name(*asking),
+                documents=_depth_name(*holding),
                 quality=points[asking, holding],
             )
             for asking, holding in _pairs(views)
@@ -249,3 +249,8 @@ def _ranked(task: RetrievalTask, queries: Floats | Doubles, documents: Floats) -
     times = len(queries) // len(task.queries)
     own = np.tile(np.array(task.own, dtype=np.intp), times) if task.own else None
     return rank(queries, documents, TOP, own)
+
+
+def _depth_name(layers: int, align: str) -> str:
+    """Return how ``CrossDepth`` calls a depth."""
+    return f"{layers}-aligned" if align == "full" else str(layers)

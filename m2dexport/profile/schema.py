@@ -9,7 +9,17 @@ from pydantic import Field
 
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
-from m2dexport.profile.bounds import Count, Elapsed, Figure, Name, Natural, Points, Positive, Shard
+from m2dexport.profile.bounds import (
+    Count,
+    Elapsed,
+    Figure,
+    Line,
+    Name,
+    Natural,
+    Points,
+    Positive,
+    Shard,
+)
 from m2dexport.profile.intervals import Interval, Model, PositiveInterval, Replicates, score_from
 from m2dexport.vectors.resample import Score, mean_of
 
@@ -43,22 +53,22 @@ class MeasuredOn(Model):
 class Machine(Model):
     """Where the figures were measured."""
 
-    cpu: str = Field(description="model name")
-    flags: tuple[str, ...] = Field(description="instruction sets that decide speed and exactness")
+    cpu: Line = Field(description="model name")
+    flags: tuple[Line, ...] = Field(description="instruction sets that decide speed and exactness")
     cores: Natural = Field(description="that this process may use")
     memory_bytes: Natural
-    os: str
-    python: str
-    governor: str | None = Field(description="of the clock's frequency; null: unknown")
-    virtualisation: str | None = Field(description="null: none that is known")
-    gpu: str | None
+    os: Line
+    python: Line
+    governor: Line | None = Field(description="of the clock's frequency; null: unknown")
+    virtualisation: Line | None = Field(description="null: none that is known")
+    gpu: Line | None
 
 
 class Noise(Model):
     """How quiet the machine was while latency was measured, and how that is known."""
 
     verdict: Literal["quiet", "noisy", "very noisy"]
-    reasons: tuple[str, ...] = Field(description="a sentence each")
+    reasons: tuple[Line, ...] = Field(description="a sentence each")
     spread: Figure = Field(description="p95 over p50 of the reference cell")
     drift: Figure = Field(description="the reference cell's slowest quarter over its fastest")
     stolen: Figure | None = Field(description="share of time that the host took; null: unknown")
@@ -68,16 +78,16 @@ class Noise(Model):
 class CheckpointInfo(Model):
     """Which checkpoint was profiled."""
 
-    model: str | None = Field(description="as the user named it; null: the one that ships")
+    model: Line | None = Field(description="as the user named it; null: the one that ships")
     sha256: Name = Field(description="hash of the weights by content")
     model_sha256: Name = Field(
         description="hash of weights, config, tokenizer, pooling, head, prompts, maximum length"
     )
-    model_type: str
+    model_type: Line
     layers: Natural
     dim: Count
     trained: tuple[tuple[Natural, Count], ...] | None = Field(description="null: unknown")
-    pooling: str | None = Field(description="as declared by the user; null: as stored")
+    pooling: Line | None = Field(description="as declared by the user; null: as stored")
 
 
 class TaskInfo(Model):
@@ -87,7 +97,7 @@ class TaskInfo(Model):
     kind: Literal["sts", "retrieval", "pair_classification", "clustering"]
     main_metric: Name
     texts: Natural
-    sha256: str
+    sha256: Line
 
     @property
     def main(self) -> str:
@@ -192,7 +202,7 @@ class Recommended(Model):
 class SharedLatency(Model):
     """A cell that was timed by itself, since cells of one graph share their latency."""
 
-    cell: str = Field(description="id")
+    cell: Line = Field(description="id")
     p50_ms: Positive
     shared_p50_ms: Positive = Field(description="of what it shares it with, timed beside it")
 
@@ -201,7 +211,7 @@ class TargetInfo(Model):
     """Where cells were measured, and what is to be had there."""
 
     name: Name
-    description: str
+    description: Line
     engines: tuple[Name, ...] = Field(min_length=1)
     machine: Machine
     noise: Noise | None = Field(description="null: latency was not measured here")
@@ -210,7 +220,7 @@ class TargetInfo(Model):
     )
     asked: tuple[Shape, ...] = Field(description="the same, before the maximum length cut them")
     tokenization: tuple[Tokenization, ...]
-    budget: Mapping[str, Figure | str] = Field(description="limits by key, and their metric")
+    budget: Mapping[str, Figure | Line] = Field(description="limits by key, and their metric")
     reference: str = Field(description="id of the deepest, widest, unquantized cell")
     recommended: Recommended
     samples: tuple[SharedLatency, ...]
@@ -219,12 +229,12 @@ class TargetInfo(Model):
 class Failure(Model):
     """Cells that could not be measured, since their graph does not pass its checks."""
 
-    engine: str
+    engine: Line
     layers: Natural
     align: Align
     weights: WeightPrecision
-    reason: str
-    cells: tuple[str, ...] = Field(description="ids")
+    reason: Line
+    cells: tuple[Line, ...] = Field(description="ids")
 
 
 class CrossDepth(Model):
@@ -248,11 +258,11 @@ class Profile(Model):
 
     format: int
     created: Name = Field(description="UTC, ISO 8601")
-    tools: Mapping[str, str] = Field(description="name -> version")
+    tools: Mapping[Line, Line] = Field(description="name -> version")
     checkpoint: CheckpointInfo
     tasks: tuple[TaskInfo, ...] = Field(min_length=1)
     replicates: Count = Field(description="bootstrap resamples behind every interval of quality")
-    calibration_sha256: str
+    calibration_sha256: Line
     aligned_with: AlignedWith | None = Field(description="null: no cell is aligned")
     decided_by: Name = Field(
         description="hash of all that decides the figures apart from the machine: weights, "
@@ -384,8 +394,3 @@ class Profile(Model):
             f"the profile has no cell {cell_id!r}; ids look like {cells[0].id}, and select "
             "names one."
         )
-
-
-def depth_name(layers: int, align: str) -> str:
-    """Return how ``CrossDepth`` calls a depth."""
-    return f"{layers}-aligned" if align == "full" else str(layers)
