@@ -198,7 +198,8 @@ def _shown(profile: Profile, target: TargetInfo, view: View) -> list[Cell]:
 
 def _print_failures(profile: Profile) -> None:
     for failure in profile.failures:
-        say(f"Failed, {len(failure.cells)} cells: {failure.reason}")
+        where = f" of {failure.target}" if failure.target and len(profile.targets) > 1 else ""
+        say(f"Failed, {len(failure.cells)} cells{where}: {failure.reason}")
 
 
 def _print_tails(cells: Sequence[Cell]) -> None:

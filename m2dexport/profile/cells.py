@@ -126,8 +126,9 @@ def _mean(quality: Scores, tasks: Sequence[Task]) -> Score:
 
 def failures_of(measured: Measured, plans: Plan | Sequence[Plan]) -> tuple[Failure, ...]:
     """Return what could not be measured, and the cells of a target that it would have been."""
+    plans = [plans] if isinstance(plans, Plan) else plans
     cells: dict[tuple[Graph, str], list[str]] = {}
-    for name, place in places_of([plans] if isinstance(plans, Plan) else plans).items():
+    for name, place in places_of(plans).items():
         graph = place.graph
         reason = measured.failures.get(graph)
         if reason is None and graph.align == "full":
@@ -137,6 +138,7 @@ def failures_of(measured: Measured, plans: Plan | Sequence[Plan]) -> tuple[Failu
             cells.setdefault((graph, reason), []).append(name)
     return tuple(
         Failure(
+            target=plans[0].target,
             engine=graph.engine if graph.layers > 0 else STATIC_ENGINE,
             layers=graph.layers,
             align=graph.align,

@@ -151,12 +151,7 @@ def _cells(profile: Profile, target: str) -> dict[str, Cell]:
 
 
 def _one_sided(cell: Cell, other: Profile) -> OneSided:
-    return OneSided(cell.target, cell.id, failure_of(other, cell.id))
-
-
-def failure_of(profile: Profile, cell_id: str) -> str | None:
-    """Return why a profile could not measure a cell; None where it does not say."""
-    return next((each.reason for each in profile.failures if cell_id in each.cells), None)
+    return OneSided(cell.target, cell.id, other.failure_of(cell.id, cell.target))
 
 
 def _quality(

@@ -10,7 +10,6 @@ from m2dexport.errors import UsageError
 from m2dexport.profile.compare import (
     Figure,
     compare_cell,
-    failure_of,
     remarks_on,
     remarks_on_devices,
 )
@@ -234,7 +233,7 @@ def _cells_to_check(baseline: Profile, target: TargetInfo, scope: Scope) -> Sequ
 
 
 def _missing(profile: Profile, old: Cell) -> Check:
-    reason = failure_of(profile, old.id)
+    reason = profile.failure_of(old.id, old.target)
     failure = f"failed when measured: {reason}" if reason else "was not measured"
     return Check(old.target, old.id, None, failure=failure)
 

@@ -229,6 +229,7 @@ class TargetInfo(Model):
 class Failure(Model):
     """Cells that could not be measured, since their graph does not pass its checks."""
 
+    target: Name | None = Field(None, description="null: written before it was recorded")
     engine: Line
     layers: Natural
     align: Align
@@ -339,8 +340,7 @@ class Profile(Model):
         Raises:
             UsageError: when the profile has no such metric of queries.
         """
-        metrics = self.query_mains
-        if not metrics:
+        if not self.query_mains:
             raise UsageError(
                 "the profile holds no retrieval, so no queries were measured; profile with --eval "
                 "of a BEIR folder."
@@ -348,7 +348,7 @@ class Profile(Model):
         found = index.quality if cell.id == index.id else cell.as_query.get(index.id)
         if found is None:
             return None
-        metrics = metrics if name == MEAN else [name]
+        metrics = self.query_mains if name == MEAN else [name]
         if any(metric not in found for metric in metrics):
             raise UsageError(
                 f"the profile has no metric {name!r} of queries; it has: "
@@ -377,6 +377,11 @@ class Profile(Model):
             return None
         return mean_of([score_from(points[each], found[each]) for each in names])
 
+    def failure_of(self, cell_id: str, target: str) -> str | None:
+        """Return why a cell of a target could not be measured; None where that is not said."""
+        found = (each for each in self.failures if each.target in (None, target))
+        return next((each.reason for each in found if cell_id in each.cells), None)
+
     def cell(self, cell_id: str, target: str | None = None) -> Cell:
         """Return the cell of an id, of a target or of the first.
 
@@ -387,9 +392,8 @@ class Profile(Model):
         for cell in cells:
             if cell.id == cell_id:
                 return cell
-        for failure in self.failures:
-            if cell_id in failure.cells:
-                raise UsageError(f"the cell {cell_id} failed when measured: {failure.reason}")
+        if (reason := self.failure_of(cell_id, cells[0].target)) is not None:
+            raise UsageError(f"the cell {cell_id} failed when measured: {reason}")
         raise UsageError(
             f"the profile has no cell {cell_id!r}; ids look like {cells[0].id}, and select "
             "names one."
