@@ -270,7 +270,7 @@ class Profile(Model):
         "tokenizer, prompts, pooling, evaluation data, texts, grid, tools; the same in all shards"
     )
     shard: Shard | None = Field(description='"2/3": the second of three parts; null: the whole')
-    seconds: Mapping[str, Elapsed] = Field(description="step -> seconds it took")
+    seconds: Mapping[str, Elapsed] = Field(description="step -> seconds, of the last run alone")
     targets: tuple[TargetInfo, ...] = Field(min_length=1)
     cells: tuple[Cell, ...]
     cross_depth: tuple[CrossDepth, ...]

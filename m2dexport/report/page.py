@@ -191,5 +191,8 @@ def _provenance(profile: Profile) -> list[tuple[str, str]]:
         ("calibration texts, sha256", profile.calibration_sha256),
         *([("aligned on", f"{aligned.texts:,} texts, sha256 {aligned.sha256}")] if aligned else []),
         ("tools", ", ".join(f"{name} {version}" for name, version in profile.tools.items())),
-        ("seconds", ", ".join(f"{name} {took:.0f}" for name, took in profile.seconds.items())),
+        (
+            "seconds of the last run",
+            ", ".join(f"{name} {took:.0f}" for name, took in profile.seconds.items()),
+        ),
     ]
