@@ -96,7 +96,8 @@ def test_a_failure_names_the_cells_that_it_would_have_been() -> None:
         failures={Graph(0, "fp32", "full", 32): "a", Graph(1, "fp32", "full"): "b"},
         unaligned={(2, 64): "c"},
     )
-    plan = Plan((0, 1, 2, 3), (32, 64), ("fp32", "int8"), ("ubinary",))
+    plan = Plan((0, 1, 2, 3), (32, 64), ("fp32", "int8"), ("ubinary",), target="edge")
+    assert {f.target for f in failures_of(measured, plan)} == {"edge"}
     assert [(f.reason, *f.cells) for f in failures_of(measured, plan)] == [
         ("a", "0x32-aligned-fp32-ubinary"),
         ("b", "1x32-aligned-fp32-ubinary", "1x64-aligned-fp32-ubinary"),

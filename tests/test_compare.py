@@ -16,7 +16,7 @@ from tiny_profile import cell, profile, target
 from m2dexport.errors import UsageError
 from m2dexport.profile.compare import Figure, compare_profiles, quotient
 from m2dexport.profile.intervals import Interval
-from m2dexport.profile.manifest import write_profile
+from m2dexport.profile.manifest import read_profile, write_profile
 from m2dexport.profile.schema import Profile
 
 
@@ -93,6 +93,24 @@ def test_what_came_went_failed_or_was_measured_otherwise_is_named() -> None:
     assert not [c for c in compare_profiles(before, after, "local").came if c.target == "edge"]
     with pytest.raises(UsageError, match="no target edge"):
         compare_profiles(before, after, "edge")
+
+
+def test_a_failure_on_one_target_is_none_on_another(tmp_path: Path) -> None:
+    failed = {
+        **{"target": "edge", "engine": "onnx", "layers": 3, "align": "none", "weights": "fp32"},
+        **{"reason": "NaN", "cells": [cell(3).id]},
+    }
+    both = [target(cell(6), "local"), target(cell(6), "edge")]
+    cells = [cell(layers, target=name) for name in ("local", "edge") for layers in (6, 3)]
+    before = profile(*cells, targets=both)
+    after = profile(*(each for each in cells if each.layers == 6), targets=both, failures=[failed])
+    went = compare_profiles(before, after).went
+    assert [(each.target, each.reason) for each in went] == [("local", None), ("edge", "NaN")]
+    write_profile(after, tmp_path / "p.json")
+    assert "Failed, 1 cells of edge: NaN" in m2d("profile", "show", tmp_path / "p.json").stdout
+    for name, said in (("edge", "failed when measured: NaN"), ("local", "has no cell")):
+        with pytest.raises(UsageError, match=said):
+            read_profile(tmp_path / "p.json").cell(cell(3).id, name)
 
 
 @given(

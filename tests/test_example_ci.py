@@ -145,7 +145,7 @@ def test_the_example_workflow_goes_from_a_checkpoint_to_a_checked_profile(reposi
     for step in steps:
         ran = repository.run(step, **variables)
         assert ran.returncode == 0, f"{step['name']}\n{ran.stdout}{ran.stderr}"
-    assert "There is no profiles/baseline.json yet" in ran.stdout
+    assert ran.stdout.startswith("::notice title=m2dexport check::There is no profiles/baseline.js")
     (upload,) = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
     out = repository.folder / upload["with"]["path"]
     for made in ("dist/small.m2d", "dist/phone.m2d", "sub-model", "profile/profile.json"):
@@ -181,6 +181,27 @@ def test_the_action_profiles_builds_and_stops_at_a_profile_that_fell_behind(repo
     assert {step for step, _ in declared.values()} <= codes.keys()
     assert sorted(key for _, key in declared.values()) == sorted(written)
     assert all((repository.folder / path).exists() for path in written.values())
+
+
+def test_a_baseline_that_is_not_there_is_a_warning(repository) -> None:
+    (check,) = [
+        s for s in yaml.safe_load(ACTION.read_text())["runs"]["steps"] if s.get("id") == "check"
+    ]
+    variables = {"BASELINE": "profiles/typo.json", "OPTIONS": "", "OUT": "out"}
+    ran = repository.run(check, **variables)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("::warning title=m2dexport check::There is no profiles/typo.json")
+    assert "::" not in repository.run(check, **{**variables, "BASELINE": ""}).stdout
+
+
+@pytest.mark.parametrize("path", [ACTION, WORKFLOW], ids=["action", "workflow"])
+def test_the_check_runs_where_no_cell_fits_a_budget(path: Path) -> None:
+    """GitHub skips a step after one that failed, unless it says when it runs."""
+    stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    steps = stored["runs"]["steps"] if path == ACTION else stored["jobs"]["bundles"]["steps"]
+    (check,) = [step for step in steps if "m2dexport check " in step.get("run", "")]
+    assert check["if"] == "${{ !cancelled() && steps.profile.outcome == 'success' }}"
+    assert "profile" in [step.get("id") for step in steps]
 
 
 def environment_of(step: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from m2dexport.errors import UsageError
 from m2dexport.vectors.classification import PairClassificationTask
 from m2dexport.vectors.clustering import ClusteringTask
 from m2dexport.vectors.pairs import StsTask
+from m2dexport.vectors.quality import score_pairs
 from m2dexport.vectors.tasks import load_task
 
 
@@ -41,6 +44,8 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
         ("a.tsv", "5\tx\ty\nfour\tx\ty\n", r"a\.tsv, line 2: the score 'four' is not a number"),
         ("a.tsv", "5\tx\ty\nnan\tx\ty\n", "line 2: the score 'nan' is not a number"),
         ("a.tsv", "5\tx\ty\n-inf\tx\ty\n", "line 2: the score '-inf' is not a number"),
+        ("a.tsv", "nan\tx\ty\n5\tx\ty\n", "line 1: the score 'nan' is not a number"),
+        ("a.csv", "1e999,x,y\n5,x,y\n", "line 1: the score '1e999' is not a number"),
         (
             "a.csv",
             "label,text1,text2\n1,x,y\n1,x,z\n",
@@ -135,6 +140,29 @@ def test_columns_are_found_by_their_names(tmp_path: Path, name: str, text: str) 
     assert isinstance(task, StsTask)
     assert task.scores == (5.0, 1.5)
     assert (task.sentences1, task.sentences2) == (("a", "c"), ("b", "d"))
+
+
+@pytest.mark.parametrize("header", ["", "score\tsentence1\tsentence2\r"])
+@pytest.mark.parametrize("last", ["", "\r"])
+def test_lines_may_end_in_carriage_returns_alone(tmp_path: Path, header: str, last: str) -> None:
+    path = tmp_path / "mac.tsv"
+    path.write_bytes(f"{header}5\ta\tb\r1.5\tc\td{last}".encode())
+    task = load_task(path)
+    assert isinstance(task, StsTask)
+    assert (task.scores, task.sentences1, task.sentences2) == ((5.0, 1.5), ("a", "c"), ("b", "d"))
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200, 1e308])
+def test_correlations_do_not_depend_on_the_scale_however_large(tmp_path, scale: float) -> None:
+    scores = (1.0, -1.0, 0.25, 0.5, -0.75)
+    first = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    found = []
+    for name, factor in (("plain", 1.0), ("scaled", scale)):
+        rows = [f"{score * factor!r}\ta {place}\tb" for place, score in enumerate(scores)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(rows))
+        task = load_task(tmp_path / f"{name}.tsv")
+        found.append(score_pairs(replace(task, sha256="0" * 64), first, first[::-1].copy()))
+    assert found[1] == pytest.approx(found[0])
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import m2d
 
 from m2dexport.errors import M2DError, UsageError
+from m2dexport.files import LOCK
 from m2dexport.profile import parts
 from m2dexport.profile.parts import Parts, open_parts
 
@@ -52,7 +56,7 @@ def test_half_a_part_is_none(tmp_path: Path) -> None:
     assert not kept.path("maps", []).exists()
     assert kept.count() == 0
     whole = kept.files("maps", [], lambda folder: (folder / "b").mkdir())
-    assert [path.name for path in whole.iterdir()] == ["b"]
+    assert sorted(path.name for path in whole.iterdir()) == ["b", "seal.json"]
     assert kept.files("maps", [], broken) == whole
 
 
@@ -77,6 +81,81 @@ def test_fresh_drops_what_was_measured(tmp_path: Path) -> None:
             kept.remember("settings", [], measure)
             raise RuntimeError
     assert measure.times == 2
+
+
+@pytest.mark.parametrize("content", ["", "[0.1", '{"a": 1}', '{"outcome": [9], "sha256": "0"}'])
+def test_a_part_that_is_not_as_it_was_written_is_refused_by_name(tmp_path, content: str) -> None:
+    def parts_of(decides: str) -> Parts:
+        return Parts(tmp_path).deciding(decides)
+
+    kept = parts_of("a checkpoint")
+    kept.remember("memory", [], Counted())
+    folder = kept.files("maps", [], lambda folder: (folder / "maps.json").write_text("{}"))
+    assert parts_of("a checkpoint").count() == 2
+    (part,) = tmp_path.glob("memory-*")
+    whole = part.read_text()
+    for path in (part, folder / "maps.json"):
+        path.write_text(content)
+        named = folder if path.parent == folder else part
+        with pytest.raises(M2DError, match=f"{named} is damaged; start over with --fresh"):
+            parts_of("a checkpoint")
+        assert parts_of("another").count() == 0
+        part.write_text(whole)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(M2DError, match=f"{folder} is damaged; start over with --fresh"):
+        parts_of("a checkpoint")
+
+
+def of_a_file(store: Path) -> Path:
+    store.write_text("mine")
+    return store
+
+
+def of_a_broken_link(store: Path) -> Path:
+    store.symlink_to(store.parent / "nowhere")
+    return store
+
+
+def of_a_lock_that_is_a_folder(store: Path) -> Path:
+    (store / LOCK / "sub").mkdir(parents=True)
+    return store / LOCK
+
+
+def of_a_lock_that_is_a_link(store: Path) -> Path:
+    store.mkdir()
+    (store / LOCK).symlink_to(store.parent.parent / "elsewhere")
+    return store / LOCK
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+@pytest.mark.parametrize(
+    "made", [of_a_file, of_a_broken_link, of_a_lock_that_is_a_folder, of_a_lock_that_is_a_link]
+)
+def test_a_folder_that_cannot_be_used_is_one_sentence_and_fresh_replaces_it(
+    tmp_path: Path, made: Callable[[Path], Path]
+) -> None:
+    (tmp_path / "p").mkdir()
+    named = made(tmp_path / "p" / ".sweep")
+    refused = m2d("profile", "--out", tmp_path / "p", "--force")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    (sentence,) = refused.stderr.splitlines()
+    assert sentence.startswith(f"Error: {named} cannot be used: ")
+    assert sentence.endswith("; start over with --fresh, or name another folder with --out.")
+    with open_parts(tmp_path / "p" / ".sweep", fresh=True) as kept:
+        assert kept.remember("memory", [], lambda: 7) == 7
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="all is open to root")
+def test_a_folder_that_is_not_open_to_this_user_is_one_sentence(tmp_path: Path) -> None:
+    store = tmp_path / "p" / ".sweep"
+    store.mkdir(parents=True)
+    store.chmod(0)
+    refused = m2d("profile", "--out", tmp_path / "p")
+    store.chmod(0o700)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    (sentence,) = refused.stderr.splitlines()
+    assert f"{store / LOCK} cannot be used: Permission denied; start over with --fre" in sentence
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
+from command_line import m2d
 from tiny_profile import cell, profile
 
 import m2dexport
@@ -153,6 +156,60 @@ def test_a_profile_that_is_cut_short_is_refused_as_that(tmp_path: Path, keep: fl
     path.write_text(text[: keep if isinstance(keep, int) else int(len(text) * keep)])
     with pytest.raises(UsageError, match=r"profile\.json ends in the middle; copy"):
         read_profile(path)
+
+
+HOSTILE = "a\x1b[2J\u202eb\nzebra"  # clears the screen, turns what follows around, ends the line
+
+
+def texts_in(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the path to every text of a JSON value, which is no text itself."""
+    steps = value.items() if isinstance(value, dict) else enumerate(value)
+    for step, each in steps:
+        if isinstance(each, str):
+            yield *path, step
+        elif isinstance(each, dict | list):
+            yield from texts_in(each, *path, step)
+
+
+def everything() -> dict[str, Any]:
+    """Return a stored profile in which every text that may be null is there."""
+    machine = {"governor": "powersave", "virtualisation": "kvm", "gpu": "an H100"}
+    noise = {"verdict": "noisy", "reasons": ["It was."], "spread": 1, "drift": 1}
+    failed = {"engine": "onnx", "layers": 4, "align": "none", "weights": "int8", "reason": "It is."}
+    whole = profile(cell(6), cell(2), failures=[{**failed, "cells": ["4x64-int8-float32"]}])
+    stored = json.loads(whole.model_dump_json())
+    stored["checkpoint"] |= {"model": "mine", "pooling": "mean"}
+    stored["targets"][0]["machine"] |= machine
+    stored["targets"][0]["noise"] = {**noise, "stolen": None, "busy": None}
+    stored["targets"][0]["budget"] = {"p95_ms": 5.0, "metric": "sts/spearman"}
+    return stored
+
+
+def test_no_text_of_a_profile_from_elsewhere_reaches_the_terminal_as_it_is(tmp_path: Path) -> None:
+    plain, name = tmp_path / "plain.json", tmp_path / "hostile.json"
+    plain.write_text(json.dumps(everything()))
+    read = 0
+    for *way, last in texts_in(everything()):
+        stored = part = everything()
+        for step in way:
+            part = part[step]
+        part[last] = HOSTILE
+        name.write_text(json.dumps(stored))
+        for asked in (
+            ("profile", "show", name, "--all"),
+            ("profile", "show", name, "--json"),
+            ("profile", "diff", plain, name),
+            ("profile", "merge", name, "--out", tmp_path / "merged.json", "--force"),
+            ("select", name, "--p95-ms", 5),
+            ("check", name, "--baseline", plain, "--junit", tmp_path / "j.xml", "--github"),
+        ):
+            result = m2d(*asked)
+            assert all(c.isprintable() for c in result.output.replace("\n", "")), (way, last, asked)
+            assert "\nzebra" not in result.output, (way, last, asked)
+            read += result.exit_code == 0
+        if asked[0] == "check" and result.exit_code < 2:
+            ElementTree.parse(tmp_path / "j.xml")
+    assert read > 100
 
 
 def test_an_unknown_cell_is_answered_with_how_ids_look() -> None:

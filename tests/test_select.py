@@ -225,6 +225,21 @@ def test_how_near_a_limit_is_against_noise_is_said() -> None:
     assert second.sentence() == "size 10 of 20 MB"
 
 
+def test_the_noise_of_a_metric_that_was_asked_for_is_said(tmp_path: Path) -> None:
+    write_profile(profile(cell(6, **noisy(80, 1, 1)), cell(2, **noisy(70, 1, 2))), tmp_path / "p")
+    asked = ("select", tmp_path / "p", "--metric", "sts/spearman", "--min-quality", "79.5")
+    line, _, row, *rest = m2d(*asked).stdout.splitlines()
+    low, high = json.loads(m2d(*asked, "--json").stdout)["best"][0]["interval"]
+    shown = f"80.00 ±{(high - low) / 2:.1f}"
+    assert line.startswith(f"6x64-fp32-float32: sts/spearman {shown}, p50")
+    assert shown in row
+    assert rest[0] == "Limits: sts/spearman 80.00 where 79.5 is needed, within its noise."
+    assert rest[2].startswith("Noise is that of sts/spearman (± is half of its 95% interval)")
+    unknown = m2d("select", tmp_path / "p", "--metric", "sts/pearson").stdout
+    assert "sts/pearson has no replicates" in unknown
+    assert "±" not in unknown
+
+
 def test_what_one_raised_limit_would_allow_is_said_when_nothing_fits() -> None:
     poor = cell(2, quality=30.0, p95_ms=5.2, size_bytes=10_000_000)
     good = cell(6, quality=90.0, p95_ms=7.8123, size_bytes=19_000_000, p50_ms=2.0)

@@ -15,7 +15,7 @@ from tiny_profile import cell, profile, target
 from m2dexport.cli.cell_tables import View, print_cells, print_profile
 from m2dexport.cli.columns import columns_of, fitting
 from m2dexport.profile.manifest import write_profile
-from m2dexport.profile.schema import Profile, Recommended, Shape
+from m2dexport.profile.schema import Cell, Profile, Recommended, Shape
 from m2dexport.report.facts import shape_words
 
 LONG = cell(24, 1024, "int8-weight-only", vectors="ubinary", align="full", engine="openvino")
@@ -49,6 +49,33 @@ def test_an_id_is_never_cut_and_rows_fit_where_the_id_does(width, capsys, monkey
     assert {row.split()[0] for row in rows[1:]} == {each.id for each in CELLS}
     assert max(map(len, (row.rstrip() for row in rows))) <= max(width, len(LONG.id))
     assert ("p50 ms" in rows[0]) == (width >= 80)
+
+
+def test_a_terminal_of_80_columns_shows_two_tasks_and_one_of_60_the_first(
+    capsys, monkeypatch
+) -> None:
+    points = {"stsb-dev/spearman": 84.26, "limit-small/ndcg@10": 28.86}
+    spread = {name: {"low": each - 1.5, "high": each + 1.5} for name, each in points.items()}
+    mean = {"mean_quality": 56.56, "mean_interval": {"low": 55.36, "high": 57.76}}
+    facts = {"quality": points, "intervals": spread, "replicates": {}, **mean}
+    whole = cell(0, 128, "int8", vectors="ubinary", align="full").model_dump()
+    small = Cell.model_validate({**whole, **facts})
+    tasks = [
+        {"name": name, "kind": kind, "main_metric": metric, "texts": 10, "sha256": "0" * 64}
+        for name, kind, metric in (
+            ("stsb-dev", "sts", "spearman"),
+            ("limit-small", "retrieval", "ndcg@10"),
+        )
+    ]
+    for width, shown in ((80, list(points.values())), (60, [84.26])):
+        monkeypatch.setattr("m2dexport.cli.cell_tables.terminal_width", lambda width=width: width)
+        print_cells(profile(small, tasks=tasks), View())
+        lines = capsys.readouterr().out.splitlines()
+        row = next(line for line in lines if line.startswith(small.id))
+        assert len(row) <= width
+        assert [each for each in points.values() if f"{each:.2f} ±1.5" in row] == shown
+        heading = lines[lines.index(row) - 2]
+        assert heading.split() == ["stsb-dev/", "limit-small/"][: len(shown)]
 
 
 @given(st.integers(1, 150))

@@ -12,6 +12,7 @@ from m2dexport.cli.columns import (
     columns_of,
     fitting,
     give,
+    in_two_lines,
     named_columns,
     print_csv,
     print_rows,
@@ -25,8 +26,8 @@ from m2dexport.measure.quantiles import LONG_TAIL
 if TYPE_CHECKING:
     from m2dexport.profile.schema import Cell, Profile, TargetInfo
 
-#: The columns that a table has room for first.
-_MATTERS = ("cell", "mean", "p50", "size", "bytes", "p95", "for", "loss")
+#: The columns that a table has room for next after the mean, p50 and the first tasks' metrics.
+_NEXT = ("bytes", "p95", "for", "loss")
 _ENOUGH_RUNS = 100  # for a p95: five of them are slower
 _NAMED = 3
 
@@ -108,7 +109,7 @@ def print_cells_as_csv(profile: Profile, view: View) -> None:
 def print_cross_depth(profile: Profile) -> None:
     """Print what queries of each depth find in documents of the full one, unquantized."""
     full = str(profile.checkpoint.layers)
-    mains = [f"{t.name}/{t.main_metric}" for t in profile.tasks if t.kind == "retrieval"]
+    mains = profile.query_mains
     dims = list(dict.fromkeys(each.dim for each in profile.cross_depth))
     found = {(each.dim, each.queries, each.documents): each for each in profile.cross_depth}
     if not found or not all((dim, full, full) in found for dim in dims):
@@ -151,10 +152,15 @@ def _print_cells(profile: Profile, cells: Sequence[Cell], view: View) -> bool:
     if view.columns:
         print_rows(named_columns(columns, view.columns), cells)
         return True
-    tasks = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
+    tasks = profile.mains
     sort = [column.name for column in named_columns(columns, [view.sort] if view.sort else [])]
-    names = dict.fromkeys(["cell", *sort, *_MATTERS, *tasks, "flags", "kept", "peak"])
-    chosen = fitting(columns, list(names), cells, terminal_width())
+    # Of more than two tasks, the mean says enough.
+    first = ["cell", *sort, "mean", "p50", *tasks[:1], "size", *tasks[1:2]]
+    names = list(dict.fromkeys([*first, *_NEXT, *tasks, "flags", "kept", "peak"]))
+    width = terminal_width()
+    if width is not None:
+        columns = {name: in_two_lines(column) for name, column in columns.items()}
+    chosen = fitting(columns, names, cells, width)
     print_rows(chosen, cells)
     return columns["for"] in chosen
 
@@ -192,7 +198,8 @@ def _shown(profile: Profile, target: TargetInfo, view: View) -> list[Cell]:
 
 def _print_failures(profile: Profile) -> None:
     for failure in profile.failures:
-        say(f"Failed, {len(failure.cells)} cells: {failure.reason}")
+        where = f" of {failure.target}" if failure.target and len(profile.targets) > 1 else ""
+        say(f"Failed, {len(failure.cells)} cells{where}: {failure.reason}")
 
 
 def _print_tails(cells: Sequence[Cell]) -> None:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2dexport.cli.columns import give, print_table, say, terminal_width
+from m2dexport.cli.columns import give, print_table, say, terminal_width, with_spread
 
 if TYPE_CHECKING:
     from m2dexport.profile.select import Choice, Selection
@@ -31,11 +31,11 @@ def print_selection(selection: Selection, profile_path: Path, target: str | None
     """
     cell, index = selection.cell, selection.index
     # The others compare means, which is not what is chosen by here.
-    flags = [each for each in cell.flags if selection.metric == "mean" or each in _OF_ANY_METRIC]
+    flags = [each for each in cell.flags if not selection.by_one_metric or each in _OF_ANY_METRIC]
     if index is not None:
         _print_encoders(selection)
     say(
-        f"{cell.id}: {selection.metric} {selection.points:.2f}"
+        f"{cell.id}: {selection.metric} {_points(selection.best[0], selection)}"
         + (
             f" as a query encoder of {index.id}, whose own queries have {selection.native:.2f}"
             if index
@@ -84,6 +84,7 @@ def _facts(choice: Choice) -> dict[str, Any]:
     return {
         "cell": choice.cell.id,
         "points": choice.points,
+        "interval": choice.interval,
         "loss": choice.loss,
         "loss_interval": choice.loss_interval,
         "limits": [
@@ -111,8 +112,14 @@ def _remarks(selection: Selection) -> list[str]:
         )
     if selection.index is None and selection.best[0].loss_interval is None:
         found.append(
-            f"{selection.metric} has no replicates, which main metrics have alone: noise is not "
-            "known, and any difference above 0.1 points counts."
+            f"{selection.metric} has no replicates, which main metrics have alone: the noise of "
+            "a difference is not known, and any above 0.1 points counts."
+        )
+    elif selection.by_one_metric and selection.best[0].interval is not None:
+        found.append(
+            f"Noise is that of {selection.metric} (± is half of its 95% interval): one cell is "
+            "better than another if their paired difference is over 0.1 points, and its interval "
+            "above zero."
         )
     passed = selection.passed_over
     if passed is not None:
@@ -134,7 +141,7 @@ def _print_best(selection: Selection) -> None:
     rows = [
         [
             choice.cell.id,
-            f"{choice.points:.2f}",
+            _points(choice, selection),
             _loss(choice),
             f"{choice.cell.p50_ms:.2f}",
             f"{choice.cell.p95_ms:.2f}",
@@ -144,6 +151,13 @@ def _print_best(selection: Selection) -> None:
         for choice in selection.best
     ]
     _print_narrow(titles, rows)
+
+
+def _points(choice: Choice, selection: Selection) -> str:
+    """Return the points, with their spread where one metric decides."""
+    if not selection.by_one_metric or choice.interval is None:
+        return f"{choice.points:.2f}"
+    return with_spread(choice.points, *choice.interval)
 
 
 def _loss(choice: Choice) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ def columns_of(profile: Profile, notes: Mapping[str, str]) -> dict[str, Column]:
             lambda c: "-" if c.retention is None else f"{c.retention:.1%}",
             falling=True,
         ),
-        *(_metric(f"{task.name}/{task.main_metric}") for task in profile.tasks),
+        *map(_metric, profile.mains),
         _number("p50", "p50 ms", lambda c: c.p50_ms),
         _number("p95", "p95 ms", lambda c: c.p95_ms),
         _number("p99", "p99 ms", lambda c: c.p99_ms),
@@ -130,6 +130,12 @@ def fitting(
     return [column for name, column in columns.items() if name in chosen]
 
 
+def in_two_lines(column: Column) -> Column:
+    """Return a column whose title, if it is a metric's, breaks after the task and is narrower."""
+    is_metric = "/" in column.name
+    return replace(column, title=column.title.replace("/", "/\n")) if is_metric else column
+
+
 def print_rows(columns: Sequence[Column], cells: Sequence[Cell]) -> None:
     """Print a row per cell."""
     rows = [[column.text(cell) for column in columns] for cell in cells]
@@ -146,7 +152,9 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: Sequ
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, is_left in zip(titles, left, strict=True):
-        table.add_column(title, justify="left" if is_left else "right", no_wrap=True)
+        table.add_column(
+            title, justify="left" if is_left else "right", vertical="bottom", no_wrap=True
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     needed = Console(width=_ENDLESS).measure(table).maximum
@@ -184,7 +192,8 @@ def with_spread(points: float, low: float, high: float) -> str:
 
 
 def _width(column: Column, cells: Sequence[Cell]) -> int:
-    return max(len(text) for text in (column.title, *(column.text(cell) for cell in cells)))
+    texts = (*column.title.splitlines(), *(column.text(cell) for cell in cells))
+    return max(map(len, texts))
 
 
 def _words(name: str, value: Callable[[Cell], str]) -> Column:

@@ -10,7 +10,7 @@ import click
 
 from m2dexport.cli.console import print_json
 from m2dexport.cli.group import cli
-from m2dexport.cli.options import PATH, force_option, json_option
+from m2dexport.cli.options import PATH, Finite, force_option, json_option
 from m2dexport.cli.profiles import profile
 from m2dexport.errors import M2DError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-quality-drop",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=0.5,
     show_default=True,
     metavar="POINTS",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-slowdown",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=1.1,
     show_default=True,
     metavar="FACTOR",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-growth",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=1.02,
     show_default=True,
     metavar="FACTOR",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -71,7 +72,7 @@ def profile(
     from m2dexport.report.write import require_report_folder, write_report
 
     # A sweep that was interrupted while it wrote them left some of the files.
-    force = force or (out / STORE / WRITING).exists()
+    force = force or os.path.lexists(out / STORE / WRITING)
     require_report_folder(out, force=force)
     with open_parts(out / STORE, fresh=options.pop("fresh")) as parts, _going_on():
         result = _measured(model, parts, options, quiet=as_json)

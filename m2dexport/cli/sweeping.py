@@ -205,11 +205,12 @@ def print_grid(
     from rich.table import Table
 
     from m2dexport.profile.grid import graph_of
+    from m2dexport.vectors.tasks import main_of
 
     def show(one: Pass, quality: Mapping[str, _Scores]) -> None:
         if not one.crosses:
             return
-        plan, mains = one.plan, [f"{task.name}/{task.main_metric}" for task in tasks]
+        plan, mains = one.plan, [main_of(task) for task in tasks]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("depth", *(f"d={dim}" for dim in plan.dims)):
             table.add_column(column, justify="left" if column == "depth" else "right")

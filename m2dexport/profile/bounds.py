@@ -10,7 +10,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from m2dexport.errors import one_line
 from m2dexport.strict import is_name
+
+_LONGEST_LINE = 2000  # characters, of one that has to be escaped
+
+
+def _line(text: str) -> str:
+    return text if text.isprintable() else one_line(text, _LONGEST_LINE)
 
 
 def _printable(text: str) -> str:
@@ -27,6 +34,8 @@ def _part(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_printable)]
+#: A text of any kind; one that cannot be printed is read as a line in which that is escaped.
+Line = Annotated[str, AfterValidator(_line)]
 Shard = Annotated[str, AfterValidator(_part)]
 Natural = Annotated[int, Field(ge=0, le=1 << 53)]
 Count = Annotated[int, Field(ge=1, le=1 << 53)]

@@ -28,7 +28,7 @@ from m2dexport.profile.schema import (
 )
 from m2dexport.vectors import codecs
 from m2dexport.vectors.resample import Score, difference, mean_of
-from m2dexport.vectors.tasks import Task
+from m2dexport.vectors.tasks import Task, main_of
 
 Scores = Mapping[str, Score]  # by "task/metric"
 
@@ -121,13 +121,14 @@ def _compared(
 
 
 def _mean(quality: Scores, tasks: Sequence[Task]) -> Score:
-    return mean_of([quality[f"{task.name}/{task.main_metric}"] for task in tasks])
+    return mean_of([quality[main_of(task)] for task in tasks])
 
 
 def failures_of(measured: Measured, plans: Plan | Sequence[Plan]) -> tuple[Failure, ...]:
     """Return what could not be measured, and the cells of a target that it would have been."""
+    plans = [plans] if isinstance(plans, Plan) else plans
     cells: dict[tuple[Graph, str], list[str]] = {}
-    for name, place in places_of([plans] if isinstance(plans, Plan) else plans).items():
+    for name, place in places_of(plans).items():
         graph = place.graph
         reason = measured.failures.get(graph)
         if reason is None and graph.align == "full":
@@ -137,6 +138,7 @@ def failures_of(measured: Measured, plans: Plan | Sequence[Plan]) -> tuple[Failu
             cells.setdefault((graph, reason), []).append(name)
     return tuple(
         Failure(
+            target=plans[0].target,
             engine=graph.engine if graph.layers > 0 else STATIC_ENGINE,
             layers=graph.layers,
             align=graph.align,
@@ -219,7 +221,7 @@ def _points(scores: Scores) -> dict[str, float]:
 
 def _replicates(scores: Scores, tasks: Sequence[Task]) -> dict[str, Replicates]:
     """Return the replicates of the tasks' main metrics, where they were measured."""
-    mains = [f"{task.name}/{task.main_metric}" for task in tasks]
+    mains = [main_of(task) for task in tasks]
     return {main: replicates_of(scores[main]) for main in mains if main in scores}
 
 

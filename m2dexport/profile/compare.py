@@ -111,7 +111,7 @@ def compare_cell(before: Profile, after: Profile, old: Cell, new: Cell) -> CellC
     if len(tasks) > 1:
         figures.append(_quality(MEAN, tasks, all(paired.values()), (before, old), (after, new)))
     figures += [
-        _quality(_main(task), [task], paired[task.name], (before, old), (after, new))
+        _quality(task.main, [task], paired[task.name], (before, old), (after, new))
         for task in tasks
     ]
     references = before.reference_cell(old.target), after.reference_cell(new.target)
@@ -126,8 +126,8 @@ def compare_cell(before: Profile, after: Profile, old: Cell, new: Cell) -> CellC
 
 def shared_tasks(before: Profile, after: Profile) -> tuple[TaskInfo, ...]:
     """Return the tasks of ``before`` that ``after`` has by the same name and main metric."""
-    there = {_main(task) for task in after.tasks}
-    return tuple(task for task in before.tasks if _main(task) in there)
+    there = {task.main for task in after.tasks}
+    return tuple(task for task in before.tasks if task.main in there)
 
 
 def same_machine(first: Machine, second: Machine) -> bool:
@@ -142,10 +142,6 @@ def described(machine: Machine) -> str:
     return f"{machine.cpu}, {machine.cores} cores{gpu}"
 
 
-def _main(task: TaskInfo) -> str:
-    return f"{task.name}/{task.main_metric}"
-
-
 def _sha256(profile: Profile, task: TaskInfo) -> str:
     return next(each.sha256 for each in profile.tasks if each.name == task.name)
 
@@ -155,12 +151,7 @@ def _cells(profile: Profile, target: str) -> dict[str, Cell]:
 
 
 def _one_sided(cell: Cell, other: Profile) -> OneSided:
-    return OneSided(cell.target, cell.id, failure_of(other, cell.id))
-
-
-def failure_of(profile: Profile, cell_id: str) -> str | None:
-    """Return why a profile could not measure a cell; None where it does not say."""
-    return next((each.reason for each in profile.failures if cell_id in each.cells), None)
+    return OneSided(cell.target, cell.id, other.failure_of(cell.id, cell.target))
 
 
 def _quality(
@@ -190,11 +181,11 @@ def _quality(
 
 
 def _points(cell: Cell, tasks: Sequence[TaskInfo]) -> float:
-    return sum(cell.quality[_main(task)] for task in tasks) / len(tasks)
+    return sum(cell.quality[task.main] for task in tasks) / len(tasks)
 
 
 def _score(profile: Profile, cell: Cell, tasks: Sequence[TaskInfo]) -> Score | None:
-    scores = [profile.score(cell, _main(task)) for task in tasks]
+    scores = [profile.score(cell, task.main) for task in tasks]
     known = [score for score in scores if score is not None]
     return mean_of(known) if len(known) == len(tasks) else None
 
@@ -284,7 +275,7 @@ def _remarks_on_tools(before: Profile, after: Profile) -> list[str]:
 
 
 def _remarks_on_tasks(before: Profile, after: Profile) -> list[str]:
-    old, new = ({_main(task): task for task in each.tasks} for each in (before, after))
+    old, new = ({task.main: task for task in each.tasks} for each in (before, after))
     found = [f"The task {name} came." for name in new if name not in old]
     found += [f"The task {name} went." for name in old if name not in new]
     found += [

@@ -22,7 +22,7 @@ def contradictions(profile: Profile) -> Iterator[str]:
     yield from _repeated("task", (task.name for task in profile.tasks))
     yield from _repeated("target", (target.name for target in profile.targets))
     cells: dict[str, dict[str, Cell]] = {target.name: {} for target in profile.targets}
-    mains = [f"{task.name}/{task.main_metric}" for task in profile.tasks]
+    mains = profile.mains
     for cell in profile.cells:
         if cell.target not in cells:
             yield f"the cell {shown(cell.id)} is of the target {cell.target}, which is not there"
@@ -92,7 +92,7 @@ def _of_target(target: TargetInfo, cells: Mapping[str, Cell]) -> Iterator[str]:
 
 
 def _of_cross_depth(profile: Profile) -> Iterator[str]:
-    mains = [f"{t.name}/{t.main_metric}" for t in profile.tasks if t.kind == "retrieval"]
+    mains = profile.query_mains
     if profile.cross_depth and not mains:
         yield "it has queries of depths, and no retrieval"
     for each in profile.cross_depth:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from m2dexport.precisions import VectorPrecision, WeightPrecision
 from m2dexport.profile.grid import Graph, Pass, graph_of
-from m2dexport.profile.schema import CrossDepth, depth_name
+from m2dexport.profile.schema import CrossDepth
 from m2dexport.profile.surface import Corpus
 from m2dexport.profile.views import View
 from m2dexport.vectors import codecs
@@ -170,7 +170,7 @@ def cross_depth(side: Side, threads: Executor) -> tuple[CrossDepth, ...]:
     """
     found = []
     for dim in side.one.plan.dims if side.tasks else ():
-        names = [depth_name(view.layers, view.align) for view in side.at(dim)]
+        names = [_depth_name(view) for view in side.at(dim)]
         points: dict[tuple[str, str], dict[str, float]] = {
             pair: {} for pair in product(names, names)
         }
@@ -202,7 +202,7 @@ def _crossed(
         each_view = np.split(rankings, len(views))
         return [score_ranking(task, rankings, only=BRIEF) for rankings in each_view]
 
-    names = [depth_name(view.layers, view.align) for view in views]
+    names = [_depth_name(view) for view in views]
     for holding, found in zip(names, threads.map(asked_by_all, views), strict=True):
         for asking_name, of_task in zip(names, found, strict=True):
             yield (asking_name, holding), of_task
@@ -213,3 +213,8 @@ def _ranked(task: RetrievalTask, queries: Floats | Doubles, documents: Floats) -
     times = len(queries) // len(task.queries)
     own = np.tile(np.array(task.own, dtype=np.intp), times) if task.own else None
     return rank(queries, documents, TOP, own)
+
+
+def _depth_name(view: View) -> str:
+    """Return how ``CrossDepth`` calls a depth."""
+    return f"{view.layers}-aligned" if view.align == "full" else str(view.layers)

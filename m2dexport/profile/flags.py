@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -41,10 +41,11 @@ def judged(cells: Sequence[Cell], trained: Grid | None) -> tuple[Cell, ...]:
         return ()
     found = relations(cells)
     on = on_frontier(found)
+    collapsed = collapsed_on(cells, tuple(cells[0].replicates))
     flags = [{flag for flag in cell.flags if flag in GIVEN} for cell in cells]
     for flag, flagged in {
         "untrained": _untrained(cells, trained),
-        "collapsed": _collapsed(cells),
+        "collapsed": np.array([cell.id in collapsed for cell in cells]),
         "below_shallower": _below_shallower(cells, found),
         "below_static": _below_static(cells, found),
         "slower_than_fp32": _slower_than_fp32(cells, found),
@@ -73,14 +74,22 @@ def _untrained(cells: Sequence[Cell], trained: Grid | None) -> Each:
     )
 
 
-def _collapsed(cells: Sequence[Cell]) -> Each:
-    """On one task, it has less than half of the points of one with no more layers and dims."""
-    found = np.zeros(len(cells), dtype=bool)
+def collapsed_on(cells: Sequence[Cell], metrics: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Return cell id -> the metrics in which it collapsed, of cells that did.
+
+    In these, it has less than half of the points of a cell with no more layers and dims that is
+    like it otherwise, beyond noise.
+
+    Args:
+        cells: those of one target.
+        metrics: the main metrics of the tasks.
+    """
+    found: dict[str, tuple[str, ...]] = {}
     for alike in _groups(cells, lambda c: (c.weights, c.vectors, c.align, c.engine)):
         shape = np.array([(cells[index].layers, cells[index].dim) for index in alike])
         smaller = (shape[:, None] <= shape).all(axis=2)
-        for task in cells[alike[0]].replicates:
-            scores = [metric_score(cells[index], task) for index in alike]
+        for metric in metrics:
+            scores = [metric_score(cells[index], metric) for index in alike]
             half = [
                 Score(s.points * COLLAPSED_SHARE, s.replicates * COLLAPSED_SHARE)
                 if isinstance(s, Score)
@@ -88,7 +97,9 @@ def _collapsed(cells: Sequence[Cell]) -> Each:
                 for s in scores
             ]
             better = better_pairs([*half, *scores])[: len(alike), len(alike) :]
-            found[alike] |= (better & smaller).any(axis=0)
+            for place in np.flatnonzero((better & smaller).any(axis=0)):
+                name = cells[alike[place]].id
+                found[name] = (*found.get(name, ()), metric)
     return found
 
 

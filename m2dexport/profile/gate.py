@@ -10,7 +10,6 @@ from m2dexport.errors import UsageError
 from m2dexport.profile.compare import (
     Figure,
     compare_cell,
-    failure_of,
     remarks_on,
     remarks_on_devices,
 )
@@ -172,7 +171,7 @@ def _require_tasks(profile: Profile, baseline: Profile) -> None:
         found = there.get((task.name, task.main_metric))
         if found is None:
             raise UsageError(
-                f"the baseline has the task {task.name}/{task.main_metric}, and the profile has "
+                f"the baseline has the task {task.main}, and the profile has "
                 "not; profile with the same --eval."
             )
         if found != task.sha256:
@@ -234,7 +233,7 @@ def _cells_to_check(baseline: Profile, target: TargetInfo, scope: Scope) -> Sequ
 
 
 def _missing(profile: Profile, old: Cell) -> Check:
-    reason = failure_of(profile, old.id)
+    reason = profile.failure_of(old.id, old.target)
     failure = f"failed when measured: {reason}" if reason else "was not measured"
     return Check(old.target, old.id, None, failure=failure)
 

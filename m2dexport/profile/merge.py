@@ -107,7 +107,7 @@ def _require_alike(first: Part, other: Part) -> None:
                 f"{files} have a task {task.name} each, of different content; rename the file or "
                 "folder of one, and profile it again."
             )
-    names = [", ".join(sorted(f"{t.name}/{t.main_metric}" for t in p.tasks)) for p in (one, two)]
+    names = [", ".join(sorted(p.mains)) for p in (one, two)]
     if names[0] != names[1]:
         raise UsageError(
             f"{files} have different tasks, {names[0]} and {names[1]}; profile both with the same "

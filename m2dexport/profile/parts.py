@@ -2,7 +2,8 @@
 
 A part is named by the hash of all that decides it, and appears whole or not at all: it is written
 under a temporary name, flushed to the disk, and renamed. So whatever is there when a sweep is
-killed, or the power fails, can be trusted.
+killed, or the power fails, can be trusted. What was done to it afterwards shows in its hash, which
+it holds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from m2dexport.errors import M2DError
-from m2dexport.files import LOCK, locked_folder, scratch_folder
+from m2dexport.files import LOCK, locked_folder, scratch_folder, sha256_of
 from m2dexport.strict import sha256_of_json
 
 #: From what is done, all that decides the outcome (JSON), and what does it to the outcome (JSON),
@@ -32,6 +33,7 @@ STORE = ".sweep"
 WRITING = "writing"
 
 _UNFINISHED = "unfinished"
+_SEAL = "seal.json"  # in the folder of a part: the hashes of its files
 #: What a full disk says; numpy says nothing but that it wrote too little.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, None)
 _FEW_DIGITS, _DIGITS = 8, 24  # of the hashes in a name: of the sweep, of the part
@@ -54,13 +56,11 @@ class Parts:
         """
         path = self.folder / f"{self._name(step, inputs)}.json"
         if not path.exists():
-            text = json.dumps(measure())
+            outcome = json.loads(json.dumps(measure()))
+            text = json.dumps({"outcome": outcome, "sha256": sha256_of_json(outcome)})
             with self._kept(path) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise M2DError(f"{path} is damaged; start over with --fresh.") from error
+        return json.loads(path.read_text(encoding="utf-8"))["outcome"]
 
     def files(self, step: str, inputs: Any, make: Callable[[Path], None]) -> Path:
         """Return the folder of a step that makes files: made before, or now.
@@ -75,6 +75,8 @@ class Parts:
             with self._kept(path) as unfinished:
                 unfinished.mkdir()
                 make(unfinished)
+                hashes = json.dumps(_hashes(unfinished))
+                (unfinished / _SEAL).write_text(hashes, encoding="utf-8")
         return path
 
     def path(self, step: str, inputs: Any) -> Path:
@@ -94,8 +96,16 @@ class Parts:
         return sha256_of_json(self.decides)[:_FEW_DIGITS]
 
     def deciding(self, decides: Any) -> Parts:
-        """Return the same parts for a sweep that something (JSON) decides as a whole."""
-        return Parts(self.folder, sha256_of_json(decides))
+        """Return the same parts for a sweep that something (JSON) decides as a whole.
+
+        Raises:
+            M2DError: when one of those that are there is not as it was written.
+        """
+        parts = Parts(self.folder, sha256_of_json(decides))
+        for path in sorted(self.folder.glob(f"*-{parts._own}-*")):
+            if not _is_whole(path):
+                raise M2DError(f"{path} is damaged; start over with --fresh.")
+        return parts
 
     def _name(self, step: str, inputs: Any) -> str:
         return f"{step}-{self._own}-{sha256_of_json([self.decides, inputs])[:_DIGITS]}"
@@ -122,10 +132,11 @@ def open_parts(folder: Path, *, fresh: bool = False) -> Iterator[Parts]:
 
     Raises:
         UsageError: when another process has the folder.
-        M2DError: when the disk is full.
+        M2DError: when the disk is full, or something in the folder cannot be read or written.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    with locked_folder(folder, f"another sweep is writing to {folder.parent}"):
+    locked = locked_folder(folder, f"another sweep is writing to {folder.parent}")
+    with _usable(folder, fresh=fresh), locked:
         parts = Parts(folder)
         if fresh:
             _clear(folder)
@@ -161,6 +172,46 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
 def measure_anew(_step: str, _inputs: Any, measure: Callable[[], Any]) -> Any:
     """Measure without keeping anything."""
     return measure()
+
+
+@contextmanager
+def _usable(folder: Path, *, fresh: bool) -> Iterator[None]:
+    """Say what to do where a folder cannot be used.
+
+    If all is dropped anyway, what stands where the folder or its lock should be goes, too.
+    """
+    try:
+        if fresh and not folder.is_dir():
+            _remove(folder)
+        if fresh and ((folder / LOCK).is_symlink() or not (folder / LOCK).is_file()):
+            _remove(folder / LOCK)
+        yield
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(folder):
+            raise
+        raise M2DError(
+            f"{error.filename} cannot be used: {error.strerror}; start over with --fresh, or name "
+            "another folder with --out."
+        ) from error
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files of a part by their path in its folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _SEAL]
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+def _is_whole(part: Path) -> bool:
+    """Say whether a part is as it was written."""
+    try:
+        if part.suffix == ".json":
+            stored = json.loads(part.read_text(encoding="utf-8"))
+            return bool(stored["sha256"] == sha256_of_json(stored["outcome"]))
+        return bool(json.loads((part / _SEAL).read_text(encoding="utf-8")) == _hashes(part))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _full(error: OSError, folder: Path, count: int) -> M2DError:

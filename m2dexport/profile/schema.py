@@ -9,7 +9,17 @@ from pydantic import Field
 
 from m2dexport.errors import UsageError
 from m2dexport.precisions import Align, Isa, VectorPrecision, WeightPrecision
-from m2dexport.profile.bounds import Count, Elapsed, Figure, Name, Natural, Points, Positive, Shard
+from m2dexport.profile.bounds import (
+    Count,
+    Elapsed,
+    Figure,
+    Line,
+    Name,
+    Natural,
+    Points,
+    Positive,
+    Shard,
+)
 from m2dexport.profile.intervals import Interval, Model, PositiveInterval, Replicates, score_from
 from m2dexport.vectors.resample import Score, mean_of
 
@@ -43,22 +53,22 @@ class MeasuredOn(Model):
 class Machine(Model):
     """Where the figures were measured."""
 
-    cpu: str = Field(description="model name")
-    flags: tuple[str, ...] = Field(description="instruction sets that decide speed and exactness")
+    cpu: Line = Field(description="model name")
+    flags: tuple[Line, ...] = Field(description="instruction sets that decide speed and exactness")
     cores: Natural = Field(description="that this process may use")
     memory_bytes: Natural
-    os: str
-    python: str
-    governor: str | None = Field(description="of the clock's frequency; null: unknown")
-    virtualisation: str | None = Field(description="null: none that is known")
-    gpu: str | None
+    os: Line
+    python: Line
+    governor: Line | None = Field(description="of the clock's frequency; null: unknown")
+    virtualisation: Line | None = Field(description="null: none that is known")
+    gpu: Line | None
 
 
 class Noise(Model):
     """How quiet the machine was while latency was measured, and how that is known."""
 
     verdict: Literal["quiet", "noisy", "very noisy"]
-    reasons: tuple[str, ...] = Field(description="a sentence each")
+    reasons: tuple[Line, ...] = Field(description="a sentence each")
     spread: Figure = Field(description="p95 over p50 of the reference cell")
     drift: Figure = Field(description="the reference cell's slowest quarter over its fastest")
     stolen: Figure | None = Field(description="share of time that the host took; null: unknown")
@@ -68,16 +78,16 @@ class Noise(Model):
 class CheckpointInfo(Model):
     """Which checkpoint was profiled."""
 
-    model: str | None = Field(description="as the user named it; null: the one that ships")
+    model: Line | None = Field(description="as the user named it; null: the one that ships")
     sha256: Name = Field(description="hash of the weights by content")
     model_sha256: Name = Field(
         description="hash of weights, config, tokenizer, pooling, head, prompts, maximum length"
     )
-    model_type: str
+    model_type: Line
     layers: Natural
     dim: Count
     trained: tuple[tuple[Natural, Count], ...] | None = Field(description="null: unknown")
-    pooling: str | None = Field(description="as declared by the user; null: as stored")
+    pooling: Line | None = Field(description="as declared by the user; null: as stored")
 
 
 class TaskInfo(Model):
@@ -87,7 +97,12 @@ class TaskInfo(Model):
     kind: Literal["sts", "retrieval", "pair_classification", "clustering"]
     main_metric: Name
     texts: Natural
-    sha256: str
+    sha256: Line
+
+    @property
+    def main(self) -> str:
+        """The main metric as cells name it: "task/metric"."""
+        return f"{self.name}/{self.main_metric}"
 
 
 class Shape(Model):
@@ -187,7 +202,7 @@ class Recommended(Model):
 class SharedLatency(Model):
     """A cell that was timed by itself, since cells of one graph share their latency."""
 
-    cell: str = Field(description="id")
+    cell: Line = Field(description="id")
     p50_ms: Positive
     shared_p50_ms: Positive = Field(description="of what it shares it with, timed beside it")
 
@@ -196,7 +211,7 @@ class TargetInfo(Model):
     """Where cells were measured, and what is to be had there."""
 
     name: Name
-    description: str
+    description: Line
     engines: tuple[Name, ...] = Field(min_length=1)
     machine: Machine
     noise: Noise | None = Field(description="null: latency was not measured here")
@@ -205,7 +220,7 @@ class TargetInfo(Model):
     )
     asked: tuple[Shape, ...] = Field(description="the same, before the maximum length cut them")
     tokenization: tuple[Tokenization, ...]
-    budget: Mapping[str, Figure | str] = Field(description="limits by key, and their metric")
+    budget: Mapping[str, Figure | Line] = Field(description="limits by key, and their metric")
     reference: str = Field(description="id of the deepest, widest, unquantized cell")
     recommended: Recommended
     samples: tuple[SharedLatency, ...]
@@ -214,12 +229,13 @@ class TargetInfo(Model):
 class Failure(Model):
     """Cells that could not be measured, since their graph does not pass its checks."""
 
-    engine: str
+    target: Name | None = Field(None, description="null: written before it was recorded")
+    engine: Line
     layers: Natural
     align: Align
     weights: WeightPrecision
-    reason: str
-    cells: tuple[str, ...] = Field(description="ids")
+    reason: Line
+    cells: tuple[Line, ...] = Field(description="ids")
 
 
 class CrossDepth(Model):
@@ -243,22 +259,32 @@ class Profile(Model):
 
     format: int
     created: Name = Field(description="UTC, ISO 8601")
-    tools: Mapping[str, str] = Field(description="name -> version")
+    tools: Mapping[Line, Line] = Field(description="name -> version")
     checkpoint: CheckpointInfo
     tasks: tuple[TaskInfo, ...] = Field(min_length=1)
     replicates: Count = Field(description="bootstrap resamples behind every interval of quality")
-    calibration_sha256: str
+    calibration_sha256: Line
     aligned_with: AlignedWith | None = Field(description="null: no cell is aligned")
     decided_by: Name = Field(
         description="hash of all that decides the figures apart from the machine: weights, "
         "tokenizer, prompts, pooling, evaluation data, texts, grid, tools; the same in all shards"
     )
     shard: Shard | None = Field(description='"2/3": the second of three parts; null: the whole')
-    seconds: Mapping[str, Elapsed] = Field(description="step -> seconds it took")
+    seconds: Mapping[str, Elapsed] = Field(description="step -> seconds, of the last run alone")
     targets: tuple[TargetInfo, ...] = Field(min_length=1)
     cells: tuple[Cell, ...]
     cross_depth: tuple[CrossDepth, ...]
     failures: tuple[Failure, ...]
+
+    @property
+    def mains(self) -> list[str]:
+        """The main metric of each task, as "task/metric"."""
+        return [task.main for task in self.tasks]
+
+    @property
+    def query_mains(self) -> list[str]:
+        """Those of retrieval, by which queries to another's index are judged."""
+        return [task.main for task in self.tasks if task.kind == "retrieval"]
 
     def target(self, name: str | None = None) -> TargetInfo:
         """Return a target by name; without one, the first.
@@ -314,8 +340,7 @@ class Profile(Model):
         Raises:
             UsageError: when the profile has no such metric of queries.
         """
-        retrieval = [task for task in self.tasks if task.kind == "retrieval"]
-        if not retrieval:
+        if not self.query_mains:
             raise UsageError(
                 "the profile holds no retrieval, so no queries were measured; profile with --eval "
                 "of a BEIR folder."
@@ -323,8 +348,7 @@ class Profile(Model):
         found = index.quality if cell.id == index.id else cell.as_query.get(index.id)
         if found is None:
             return None
-        metrics = [f"{task.name}/{task.main_metric}" for task in retrieval]
-        metrics = metrics if name == MEAN else [name]
+        metrics = self.query_mains if name == MEAN else [name]
         if any(metric not in found for metric in metrics):
             raise UsageError(
                 f"the profile has no metric {name!r} of queries; it has: "
@@ -347,11 +371,16 @@ class Profile(Model):
         if index is not None and cell.id != index.id:
             found = cell.query_replicates.get(index.id, {})
             points = cell.as_query.get(index.id, {})
-        tasks = [task for task in self.tasks if index is None or task.kind == "retrieval"]
-        names = [f"{task.name}/{task.main_metric}" for task in tasks] if name == MEAN else [name]
+        mains = self.mains if index is None else self.query_mains
+        names = mains if name == MEAN else [name]
         if not names or any(each not in found for each in names):
             return None
         return mean_of([score_from(points[each], found[each]) for each in names])
+
+    def failure_of(self, cell_id: str, target: str) -> str | None:
+        """Return why a cell of a target could not be measured; None where that is not said."""
+        found = (each for each in self.failures if each.target in (None, target))
+        return next((each.reason for each in found if cell_id in each.cells), None)
 
     def cell(self, cell_id: str, target: str | None = None) -> Cell:
         """Return the cell of an id, of a target or of the first.
@@ -363,15 +392,9 @@ class Profile(Model):
         for cell in cells:
             if cell.id == cell_id:
                 return cell
-        for failure in self.failures:
-            if cell_id in failure.cells:
-                raise UsageError(f"the cell {cell_id} failed when measured: {failure.reason}")
+        if (reason := self.failure_of(cell_id, cells[0].target)) is not None:
+            raise UsageError(f"the cell {cell_id} failed when measured: {reason}")
         raise UsageError(
             f"the profile has no cell {cell_id!r}; ids look like {cells[0].id}, and select "
             "names one."
         )
-
-
-def depth_name(layers: int, align: str) -> str:
-    """Return how ``CrossDepth`` calls a depth."""
-    return f"{layers}-aligned" if align == "full" else str(layers)

@@ -22,7 +22,7 @@ from m2dexport.profile.frontier import (
 )
 from m2dexport.profile.limits import Standing, fits, missed_by, standings
 from m2dexport.profile.measured_for import require_measured_for
-from m2dexport.profile.schema import Cell, Profile
+from m2dexport.profile.schema import MEAN, Cell, Profile
 from m2dexport.profile.target import Budget, budget_from, is_shipped, load_target
 from m2dexport.vectors.resample import Score, difference, interval
 
@@ -37,6 +37,7 @@ class Choice:
 
     cell: Cell
     points: float  # in the budget's metric
+    interval: tuple[float, float] | None  # 95%, of the points; None: it is not known
     loss: float  # below the full fp32 cell; with an index, below its own queries
     loss_interval: tuple[float, float] | None  # None: the metric has no replicates
     standings: tuple[Standing, ...]  # against every limit
@@ -60,6 +61,11 @@ class Selection:
     native: float = 0.0  # points of its own queries
     #: With an index: cells of the frontier that can query it and their points, best first.
     encoders: tuple[tuple[Cell, float], ...] = ()
+
+    @property
+    def by_one_metric(self) -> bool:
+        """Whether quality is one metric, and not their mean."""
+        return self.metric != MEAN
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,7 @@ def _as_choice(pool: Pool, index: int, full: Quality) -> Choice:
     return Choice(
         cell=pool.cells[index],
         points=points_of(quality),
+        interval=interval(quality) if isinstance(quality, Score) else None,
         loss=points_of(full) - points_of(quality),
         loss_interval=between,
         standings=pool.standings[index],

@@ -146,7 +146,7 @@ def _profile(
         ),
         cells=tuple(cell for found in cells.values() for cell in found),
         cross_depth=first.cross_depth,
-        failures=tuple(dict.fromkeys(failures)),
+        failures=tuple(failures),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from m2dexport.profile.schema import Profile, TargetInfo
 from m2dexport.report import facts
-from m2dexport.report.data import main_metrics
 
 
 def card_section(profile: Profile, picture: str, target: str | None = None) -> str:
@@ -57,7 +56,7 @@ def card_section(profile: Profile, picture: str, target: str | None = None) -> s
 
 
 def _table(profile: Profile, target: TargetInfo) -> list[str]:
-    mains = main_metrics(profile)
+    mains = profile.mains
     quality = [*(["mean"] if len(mains) > 1 else []), *map(_escaped, mains)]
     head = ["cell", "", *quality, "of the reference", "p50 ms", "MB", "B/vector"]
     rows = [(profile.reference_cell(target.name), "reference")]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from m2dexport.precisions import VECTOR_PRECISIONS, WEIGHT_PRECISIONS
+from m2dexport.profile.flags import collapsed_on
 from m2dexport.profile.schema import MEAN, Cell, Profile
 from m2dexport.report import facts
 from m2dexport.report.style import COLOURS, MARKS
@@ -20,11 +21,11 @@ def page_data(profile: Profile) -> dict[str, Any]:
     Replicates are left out; floats have five significant digits. A figure that was not measured is
     None.
     """
-    mains = main_metrics(profile)
+    mains = profile.mains
     return {
         "mains": mains,
         "metrics": [MEAN, *mains, *sorted(set(_metrics(profile)) - set(mains))],
-        "queries": query_metrics(profile),
+        "queries": profile.query_mains,
         "targets": [
             {
                 "name": target.name,
@@ -45,17 +46,6 @@ def page_data(profile: Profile) -> dict[str, Any]:
     }
 
 
-def main_metrics(profile: Profile) -> list[str]:
-    """Return the main metric of each task, as "task/metric"."""
-    return [f"{task.name}/{task.main_metric}" for task in profile.tasks]
-
-
-def query_metrics(profile: Profile) -> list[str]:
-    """Return the main metrics of retrieval, by which queries to another's index are judged."""
-    tasks = [task for task in profile.tasks if task.kind == "retrieval"]
-    return [f"{task.name}/{task.main_metric}" for task in tasks]
-
-
 def query_points(profile: Profile, cells: Sequence[Cell]) -> list[dict[str, float]]:
     """Return each cell's points as a query encoder of the full depth's unquantized index.
 
@@ -66,7 +56,7 @@ def query_points(profile: Profile, cells: Sequence[Cell]) -> list[dict[str, floa
     Returns:
         Per cell: metric -> points, with their mean; empty where it was not measured.
     """
-    metrics = query_metrics(profile)
+    metrics = profile.query_mains
     by_id = {cell.id: cell for cell in cells}
     found: list[dict[str, float]] = []
     for cell in cells:
@@ -128,7 +118,7 @@ def _columns(profile: Profile, mains: Sequence[str]) -> dict[str, Any]:
             for c in cells
         ],
         "parts": [[_short(part / 1e6) for part in size_parts(cell)] for cell in cells],
-        "collapsed": _collapsed(profile, mains),
+        "collapsed": _collapsed(profile),
         "build": [facts.build_command(profile, cell) for cell in cells],
         "bundle": [facts.bundle_command(profile, cell) for cell in cells],
     }
@@ -161,15 +151,15 @@ def _queries(profile: Profile) -> dict[str, list[float | None]]:
         for target in profile.targets
         for points in query_points(profile, profile.of_target(target.name))
     ]
-    names = [MEAN, *query_metrics(profile)]
+    names = [MEAN, *profile.query_mains]
     return {name: [_short(points.get(name)) for points in rows] for name in names}
 
 
-def _collapsed(profile: Profile, mains: Sequence[str]) -> list[list[str]]:
+def _collapsed(profile: Profile) -> list[list[str]]:
     found: list[list[str]] = []
     for target in profile.targets:
         cells = profile.of_target(target.name)
-        where = facts.collapsed_on(cells, mains)
+        where = collapsed_on(cells, profile.mains)
         found += [list(where.get(cell.id, ())) for cell in cells]
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.profile.recommend import reasons
@@ -157,30 +156,6 @@ def build_command(profile: Profile, cell: Cell) -> str:
 def frontier_cells(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells of the frontier, best quality first."""
     return sorted((c for c in cells if c.on_frontier), key=lambda c: (-c.mean_quality, c.p50_ms))
-
-
-def collapsed_on(cells: Sequence[Cell], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return cell id -> the metrics in which it collapsed, of cells that are flagged so.
-
-    There, it has less than half the points of a cell with no more layers and no more dims that is
-    like it otherwise.
-
-    Args:
-        cells: those of one target.
-        metrics: the main metrics of the tasks.
-    """
-
-    def kind(cell: Cell) -> tuple[str, ...]:
-        return cell.weights, cell.vectors, cell.align, cell.engine
-
-    found = {}
-    for _, group in groupby(sorted(cells, key=kind), kind):
-        alike = list(group)
-        for cell in (each for each in alike if "collapsed" in each.flags):
-            smaller = [c for c in alike if c.layers <= cell.layers and c.dim <= cell.dim]
-            best = {m: max(c.quality[m] for c in smaller) for m in metrics}
-            found[cell.id] = tuple(m for m in metrics if cell.quality[m] < best[m] / 2)
-    return found
 
 
 def index_of(profile: Profile, cell: Cell, cells: dict[str, Cell]) -> Cell | None:

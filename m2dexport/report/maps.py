@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from m2dexport.precisions import WEIGHT_PRECISIONS
+from m2dexport.profile.flags import collapsed_on
 from m2dexport.profile.schema import MEAN, Cell, Profile
-from m2dexport.report import facts
-from m2dexport.report.data import main_metrics, query_metrics, query_points, size_parts
+from m2dexport.report.data import query_points, size_parts
 from m2dexport.report.style import PARTS, SCALE, literal
 
 _NAME = 28  # characters of a task's name along an axis
@@ -30,7 +30,7 @@ def plot_maps(profile: Profile) -> Any:
     cells = _like_reference(profile)
     reference = profile.reference_cell()
     full = profile.checkpoint.layers
-    native = [reference.quality[name] for name in query_metrics(profile)]
+    native = [reference.quality[name] for name in profile.query_mains]
     queries = zip(cells, query_points(profile, cells), strict=True)
     columns: dict[str, tuple[Points, float]] = {
         "plain": (_grid(cells, "none"), reference.mean_quality),
@@ -67,9 +67,9 @@ def plot_tasks(profile: Profile) -> Any:
     """
     from matplotlib.figure import Figure
 
-    metrics, reference = main_metrics(profile), profile.reference_cell()
+    metrics, reference = profile.mains, profile.reference_cell()
     cells = sorted(_like_reference(profile), key=lambda c: (-c.layers, -c.dim))
-    collapsed = facts.collapsed_on(cells, metrics)
+    collapsed = collapsed_on(cells, metrics)
     groups = [[cell for cell in cells if cell.align == align] for align in ("none", "full")]
     groups = [group for group in groups if group]
     longest = max(map(len, groups))

@@ -12,7 +12,7 @@ from typing import Any
 
 from m2dexport.profile.schema import Cell, Profile, TargetInfo
 from m2dexport.report import facts
-from m2dexport.report.data import main_metrics, page_data
+from m2dexport.report.data import page_data
 
 _WEB = Path(__file__).parent / "web"
 
@@ -74,7 +74,7 @@ def _packed(text: str) -> str:
 
 
 def _mean(profile: Profile) -> str:
-    return "mean" if len(profile.tasks) > 1 else main_metrics(profile)[0]
+    return "mean" if len(profile.tasks) > 1 else profile.mains[0]
 
 
 def _target(profile: Profile, target: TargetInfo) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _flags(profile: Profile) -> list[tuple[str, int, str]]:
 
 def _columns(profile: Profile) -> list[str]:
     several = ["target"] if len(profile.targets) > 1 else []
-    quality = ["mean", *main_metrics(profile)]
+    quality = ["mean", *profile.mains]
     return [
         *("cell", *several, *quality, "retention %", "loss", "p50 ms", "p95 ms", "MB"),
         *("peak MB", "B/vector", "flags"),
@@ -147,7 +147,7 @@ def _rows(profile: Profile, target: TargetInfo) -> list[list[str]]:
     ahead = facts.frontier_cells(profile.of_target(target.name))
     cells = [reference, *(cell for cell in ahead if cell.id != reference.id)]
     several = [target.name] if len(profile.targets) > 1 else []
-    mains = main_metrics(profile)
+    mains = profile.mains
     return [
         [
             cell.id,
@@ -191,5 +191,8 @@ def _provenance(profile: Profile) -> list[tuple[str, str]]:
         ("calibration texts, sha256", profile.calibration_sha256),
         *([("aligned on", f"{aligned.texts:,} texts, sha256 {aligned.sha256}")] if aligned else []),
         ("tools", ", ".join(f"{name} {version}" for name, version in profile.tools.items())),
-        ("seconds", ", ".join(f"{name} {took:.0f}" for name, took in profile.seconds.items())),
+        (
+            "seconds of the last run",
+            ", ".join(f"{name} {took:.0f}" for name, took in profile.seconds.items()),
+        ),
     ]

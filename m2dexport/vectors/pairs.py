@@ -59,6 +59,8 @@ class StsTask:
     def given(self) -> Given:
         """The scores and their resamples, which every cell is compared with."""
         scores = np.array(self.scores, dtype=np.float64)
+        # By a power of two, which rounds nothing: squares of what is left are finite.
+        scores = np.ldexp(scores, -int(np.frexp(np.abs(scores).max())[1]))
         return given_of(scores, draws(self.sha256, len(scores)))
 
 
@@ -71,7 +73,7 @@ def load_pairs(table: Table) -> StsTask | PairClassificationTask:
     """
     path = table.path
     unnamed = path.suffix != ".jsonl" and len(table.first) == 3
-    if unnamed and as_number(table.first[0]) is not None:
+    if unnamed and _spells_a_number(table.first[0]):
         name, pairs = "score", list(table.unnamed())
     else:
         columns = _columns(table)
@@ -94,6 +96,14 @@ def load_pairs(table: Table) -> StsTask | PairClassificationTask:
     if labels:
         return PairClassificationTask(path.stem, firsts, seconds, labels, digest_of(path))
     return StsTask(path.stem, firsts, seconds, scores, digest_of(path))
+
+
+def _spells_a_number(text: str) -> bool:
+    """Say whether a field is a score, be it NaN or infinite, and no column's name."""
+    try:
+        return as_number(text) is not None or not np.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _labels(name: str, values: Sequence[Any]) -> tuple[bool, ...] | None:

@@ -96,9 +96,10 @@ def plain_name(name: str) -> str:
 
 def _tab_fields(text: str, path: Path) -> list[_Row]:
     """Return the rows of a .tsv file, whose quotes may be part of the text or stand around it."""
+    end = "\n" if "\n" in text else "\r"  # alone, as on classic Macs
     plain = [
         (number, line.removesuffix("\r").split("\t"))
-        for number, line in enumerate(text.split("\n"), start=1)
+        for number, line in enumerate(text.split(end), start=1)
         if line.strip()
     ]
     if '"' not in text or '"' in _QUOTED.sub("", text):

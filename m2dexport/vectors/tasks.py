@@ -83,6 +83,11 @@ def load_tasks(source: str | Path) -> tuple[Task, ...]:
     return tuple(replace(load_task(file), name=f"{folder}-{file.stem}") for file in files)
 
 
+def main_of(task: Task) -> str:
+    """Return a task's main metric as profiles name it: "task/metric"."""
+    return f"{task.name}/{task.main_metric}"
+
+
 def require_distinct(tasks: Sequence[Task]) -> None:
     """Refuse tasks that reports could not tell apart, or not name.
 
