@@ -18,6 +18,7 @@ from tiny import tiny_checkpoint
 
 from m2dexport.align.texts import sha256_of_texts
 from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.cli import console
 from m2dexport.cores import usable_cores
 from m2dexport.data import align_texts_path, calibration_texts, read_texts
 from m2dexport.engines import ENGINES, Device
@@ -351,6 +352,18 @@ def test_a_cell_whose_vectors_depend_on_the_batch_is_bundled_with_consent_only(
     assert out.exists()
 
 
+def test_a_log_has_a_line_of_every_step_of_a_bundle_that_takes_a_while(
+    profiled: Profiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_A_WHILE", 0)
+    name = "1x32-fp32-float32"
+    result = profiled.bundle(name, "--out", tmp_path / "b.m2d", "--json")
+    succeeded(result)
+    steps = [line.partition(": 1 in ")[0] for line in result.stderr.splitlines()]
+    assert steps == [f"build {name}", "pack and verify"]
+    assert json.loads(result.stdout)["spaces"] == [[name]]
+
+
 @pytest.fixture(scope="module")
 def nested(
     profiled: Profiled, few_texts: Path, tmp_path_factory: pytest.TempPathFactory
@@ -359,7 +372,9 @@ def nested(
     out = tmp_path_factory.mktemp("nested") / "nested.m2d"
     cells = [part for name in SHALLOW for part in ("--cell", name)]
     texts = ("--align-texts", few_texts)
-    return out, succeeded(profiled.bundle(INDEX, *cells, *texts, "--out", out))
+    result = profiled.bundle(INDEX, *cells, *texts, "--out", out)
+    succeeded(result)
+    return out, result.stdout
 
 
 def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
@@ -367,7 +382,10 @@ def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
 ) -> None:
     """One file, one index: the aligned cells of a nested bundle speak the deep cell's space."""
     path, printed = nested
-    assert printed.splitlines()[1] == f"cells: {', '.join([INDEX, *SHALLOW])}"
+    assert printed.splitlines()[1:] == [
+        f"cells: {', '.join([INDEX, *SHALLOW])}",
+        "all cells speak one space, so one index serves them all",
+    ]
     (tmp_path / "documents.txt").write_text("\n".join(profiled.retrieval.documents))
     documents = tmp_path / "documents.npy"
     succeeded(m2d("encode", path, "--in", tmp_path / "documents.txt", "--out", documents))

@@ -114,7 +114,11 @@ def test_the_same_artifacts_in_any_order_give_the_same_bytes(
     packed: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     for name, paths in (("a", [*folders.values()]), ("b", [*folders.values()][::-1])):
-        succeeded("bundle", *paths, "--out", tmp_path / f"{name}.m2d")
+        *_, said = succeeded("bundle", *paths, "--out", tmp_path / f"{name}.m2d").splitlines()
+        assert said == (
+            f"3 spaces: {DEEP} | {MIDDLE} | {SHALLOW}; an index of one space cannot be queried by "
+            "the cells of another"
+        )
     assert (tmp_path / "a.m2d").read_bytes() == (tmp_path / "b.m2d").read_bytes()
     for name in (SPEC, GRAPH, GOLDEN):  # what the default cell's own bundle has
         assert open_bundle(tmp_path / "a.m2d")[name] == open_bundle(packed)[name]
@@ -454,7 +458,12 @@ def test_encode_takes_a_cell_within_a_time_limit(packed: Path, tmp_path: Path) -
     (tmp_path / "texts.txt").write_text("a guitar")
     result = m2d("encode", packed, "--within-ms", 60_000, "--in", tmp_path / "texts.txt")
     assert result.exit_code == 0
-    assert f"{DEEP} is the deepest within 60000 ms" in result.stderr
+    chosen = f"{DEEP} is the deepest within 60000 ms"
+    assert f"{chosen}\n" in result.stderr
+    kept = ("--in", tmp_path / "texts.txt", "--out", tmp_path / "vectors.npy")
+    said = m2d("encode", packed, "--within-ms", 60_000, *kept).stderr.splitlines()
+    again = f"another day may choose another cell, and space: --cell {DEEP} keeps both"
+    assert said[0] == f"{packed}: {chosen}; {again}"
     assert "leave one of them out" in refused("encode", packed, "--within-ms", 1, "--cell", DEEP)
     with pytest.raises(UsageError, match="nan ms is no time limit"):
         Nested(packed).within(float("nan"))
