@@ -400,6 +400,16 @@ def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
     assert scores["ndcg@10"] == pytest.approx(measured["beir/ndcg@10"], abs=0.05)
 
 
+def test_every_cell_says_which_checkpoint_it_is_of(
+    profiled: Profiled, nested: tuple[Path, str]
+) -> None:
+    bom = json.loads(m2d("bundle", "sbom", nested[0]).stdout)
+    models = [each for each in bom["components"] if each["type"] == "machine-learning-model"]
+    stated = [{p["name"]: p["value"] for p in each["properties"]} for each in models]
+    assert [each["name"] for each in models] == sorted([INDEX, *SHALLOW])
+    assert {p["m2dexport:checkpoint"] for p in stated} == {profiled.profile.checkpoint.sha256}
+
+
 def test_a_nested_bundle_says_what_the_profile_measured_and_a_device_chooses_by_it(
     profiled: Profiled, nested: tuple[Path, str]
 ) -> None:
@@ -422,3 +432,18 @@ def test_a_cell_that_is_named_twice_is_refused_before_the_work(
 ) -> None:
     sentence = refused(profiled.bundle(INDEX, "--cell", INDEX, "--out", tmp_path / "a.m2d"))
     assert f"the cell {INDEX} is named twice" in sentence
+
+
+def test_a_result_of_an_aligned_cell_with_fewer_dims_joins_its_profile(
+    profiled: Profiled, bundled: Any, tmp_path: Path
+) -> None:
+    """Its bundle knows the checkpoint; what it is aligned with is another model, of its dims."""
+    path, name = bundled("1x32-aligned-fp16-ubinary"), "board"
+    measured = m2d("bench", path, "--shapes", "1x8", "--name", name, "--json")
+    assert measured.exit_code == 0, measured.output
+    (tmp_path / "board.json").write_text(measured.stdout, encoding="utf-8")
+    files = (profiled.folder / "p" / "profile.json", tmp_path / "board.json")
+    out = tmp_path / "merged.json"
+    succeeded(m2d("profile", "merge", *files, "--out", out))
+    (cell,) = read_profile(out).of_target(name)
+    assert cell.id == "1x32-aligned-fp16-ubinary"
