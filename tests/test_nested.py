@@ -192,6 +192,10 @@ def endless(manifest: Manifest) -> None:
     file["size"] *= 100
 
 
+def too_large(manifest: Manifest) -> None:
+    file_of(manifest, GOLDEN)["size"] = (1 << 25) + 1
+
+
 def empty_span(manifest: Manifest) -> None:
     file_of(manifest)["spans"].append({"entry": POOL, "offset": 0, "size": 0})
 
@@ -233,6 +237,7 @@ def with_a_cell_of_no_id(manifest: Manifest) -> None:
         (of_the_manifest, "of 'manifest.json', which are not there"),
         (of_another_size, "is not as long as its parts"),
         (endless, "is larger than the bundle"),
+        (too_large, r"1x8-fp32-ubinary: 'golden\.json' is larger than 33,554,432 bytes"),
         (empty_span, "takes 0 bytes"),
         (with_a_file_more, r"1x8-fp32-ubinary holds 'evil\.py', which does not belong"),
         (without_default, "lacks its default cell"),
