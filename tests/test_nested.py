@@ -499,6 +499,18 @@ def test_show_says_what_a_bundle_is(packed: Path, folders: dict[str, Path], tmp_
     assert cell.own_bytes == cell.size_bytes
 
 
+def test_the_bytes_of_one_cell_alone_are_those_that_no_other_cell_has(packed: Path) -> None:
+    opened = open_cells(packed)
+    users: dict[tuple[str, int], set[str]] = {}
+    for cell, entry in opened.manifest.cells.items():
+        for span in (span for file in entry.files.values() for span in file.spans):
+            for place in range(span.offset, span.offset + span.size):
+                users.setdefault((span.entry, place), set()).add(cell)
+    shown = {each.id: each.own_bytes for each in show_bundle(packed).cells}
+    assert shown == {cell: [*users.values()].count({cell}) for cell in SHAPES}
+    assert 0 < sum(shown.values()) < sum(each.size for each in opened.manifest.cells.values())
+
+
 def test_diff_says_what_differs_and_exits_like_diff(
     packed: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -149,6 +149,10 @@ class Opened:
         return f"{self.path}: {cell}" if self.manifest.cells else f"{self.path}"
 
     def _joined(self, file: CellFile, name: str) -> bytes:
+        first = file.spans[0] if len(file.spans) == 1 else None
+        whole = self.manifest.files.get(first.entry) if first else None
+        if first and whole and (whole.size, whole.sha256) == (file.size, file.sha256):
+            return self.entries[first.entry]  # which was compared when it was read
         views = {entry: memoryview(content) for entry, content in self.entries.items()}
         parts = [views[s.entry][s.offset : s.offset + s.size] for s in file.spans]
         content = b"".join(parts)

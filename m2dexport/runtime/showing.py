@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2dexport.files import SPEC
 from m2dexport.runtime import golden
 from m2dexport.runtime.archive import GOLDEN, SIGNATURE, UNLISTED
 from m2dexport.runtime.artifact import Spoken
-from m2dexport.runtime.cells import Opened, open_cells
-from m2dexport.runtime.manifest import MANIFEST, Figures
+from m2dexport.runtime.cells import Opened, agreed_spec, open_cells
+from m2dexport.runtime.manifest import MANIFEST, CellEntry, Figures
 from m2dexport.runtime.signing import read_signature
 from m2dexport.runtime.tolerance import Metric
 
@@ -79,12 +80,13 @@ def show_bundle(path: str | Path) -> Shown:
     opened = open_cells(Path(path))
     manifest = opened.manifest
     files = {name: len(content) for name, content in opened.entries.items()}
+    own = _own_bytes(opened)
     return Shown(
         path=opened.path,
         format=manifest.format,
         size_bytes=opened.path.stat().st_size,
         default_cell=opened.default,
-        cells=tuple(_shown_cell(opened, cell) for cell in opened.cells),
+        cells=tuple(_shown_cell(opened, cell, own[cell]) for cell in opened.cells),
         files=dict(sorted(files.items())),
         licenses=tuple(sorted(manifest.licenses)),
         signed_by=_signed_by(opened),
@@ -99,9 +101,9 @@ def _signed_by(opened: Opened) -> str | None:
     return read_signature(content, f"{opened.path}: {SIGNATURE}").fingerprint
 
 
-def _shown_cell(opened: Opened, cell: str) -> ShownCell:
+def _shown_cell(opened: Opened, cell: str, own_bytes: int) -> ShownCell:
     files = opened.files(cell)
-    spec = opened.spec(cell)
+    spec = agreed_spec(files, opened.name_of(cell))
     tolerance = golden.golden_from_json(
         files[GOLDEN], spec, f"{opened.name_of(cell)}: {GOLDEN}"
     ).tolerance
@@ -119,23 +121,40 @@ def _shown_cell(opened: Opened, cell: str) -> ShownCell:
         max_length=spec.max_length,
         prompts=tuple(sorted(spec.prompts)),
         size_bytes=opened.size_of(cell),
-        own_bytes=_own_bytes(opened, cell),
+        own_bytes=own_bytes,
         metric=tolerance.metric,
         limit=tolerance.limit,
         figures=entry.figures if entry else None,
     )
 
 
-def _own_bytes(opened: Opened, cell: str) -> int:
-    """Return how many bytes of the entries belong to one cell alone."""
+def _own_bytes(opened: Opened) -> dict[str, int]:
+    """Return how many bytes of the entries belong to each cell alone."""
     if not opened.manifest.cells:
-        return opened.size_of(cell)
-    owners = {name: np.zeros(len(content), np.int8) for name, content in opened.entries.items()}
-    for each, entry in opened.manifest.cells.items():
-        mark = 1 if each == cell else 2
-        for span in (span for file in entry.files.values() for span in file.spans):
-            owners[span.entry][span.offset : span.offset + span.size] |= mark
-    return sum(int((found == 1).sum()) for found in owners.values())
+        return {opened.default: opened.size_of(opened.default)}
+    own = dict.fromkeys(opened.manifest.cells, 0)
+    for name in opened.entries:
+        spans = [_spans_in(name, each) for each in opened.manifest.cells.values()]
+        cuts = np.unique(np.concatenate(spans))
+        held = np.zeros((len(spans), max(0, len(cuts) - 1)), bool)  # (cells, parts between cuts)
+        for row, each in zip(held, spans, strict=True):
+            for first, last in np.searchsorted(cuts, each):
+                row[first:last] = True
+        alone = held & (held.sum(axis=0) == 1)
+        for cell, row in zip(own, alone, strict=True):
+            own[cell] += int(np.diff(cuts)[row].sum())
+    return own
+
+
+def _spans_in(name: str, cell: CellEntry) -> NDArray[np.int64]:
+    """Return where the spans of a cell in one entry begin and end, (spans, 2)."""
+    found = [
+        (span.offset, span.offset + span.size)
+        for file in cell.files.values()
+        for span in file.spans
+        if span.entry == name
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def differences(first: str | Path, second: str | Path) -> tuple[Difference, ...]:
@@ -167,7 +186,7 @@ def _facts(opened: Opened, *, plain: bool) -> Iterator[tuple[str, str]]:
     for cell in opened.cells:
         before = "" if plain else f"{cell}: "
         files, entry = opened.files(cell), manifest.cells.get(cell)
-        for field, value in _flat(asdict(opened.spec(cell))):
+        for field, value in _flat(asdict(agreed_spec(files, opened.name_of(cell)))):
             yield f"{before}{field}", value
         for name in sorted(files):
             if name != SPEC:
