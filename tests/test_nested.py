@@ -524,9 +524,14 @@ def test_diff_says_what_differs_and_exits_like_diff(
     assert "ranges.json: 6" not in result.stdout
     assert result.stdout.count(TOKENIZER) == 0
     result = m2d("bundle", "diff", packed, plain[1], "--json")
-    told = {each["what"]: each for each in json.loads(result.stdout)["differences"]}
-    assert (result.exit_code, told["cells"]["second"]) == (1, SHALLOW)
-    assert told[f"{DEEP}: layers"]["second"] == "none"
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["same"]) == (1, False)
+    assert (told["only_in_first"], told["only_in_second"]) == ([DEEP, MIDDLE], [])
+    facts = {each["what"]: each for each in told["differences"]}
+    assert facts["default cell"]["second"] == SHALLOW
+    assert not any(what.startswith((DEEP, MIDDLE)) for what in facts)
+    lines = m2d("bundle", "diff", plain[1], packed).stdout.splitlines()
+    assert lines[:2] == [f"only in {packed}: cell {cell}" for cell in (DEEP, MIDDLE)]
     assert "does not exist" in refused("bundle", "diff", packed, tmp_path / "none.m2d")
     assert "is not a bundle file" in refused("bundle", "show", folders[DEEP])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,20 @@ class Difference:
     what: str
     first: str
     second: str
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What two bundles differ in."""
+
+    only_in_first: tuple[str, ...]  # ids of cells, of which nothing else is said
+    only_in_second: tuple[str, ...]
+    facts: tuple[Difference, ...]  # of the bundles, and of the cells that both have
+
+    @property
+    def same(self) -> bool:
+        """Whether there are none: the bundles are the same bytes."""
+        return not (self.only_in_first or self.only_in_second or self.facts)
 
 
 def show_bundle(path: str | Path) -> Shown:
@@ -157,8 +171,8 @@ def _spans_in(name: str, cell: CellEntry) -> NDArray[np.int64]:
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
-def differences(first: str | Path, second: str | Path) -> tuple[Difference, ...]:
-    """Return what two bundles differ in; none: they are the same bytes.
+def differences(first: str | Path, second: str | Path) -> Differences:
+    """Return what two bundles differ in.
 
     Of two plain bundles, the one cell of each is compared, whatever its id; of nested ones, cells
     of one id.
@@ -169,22 +183,31 @@ def differences(first: str | Path, second: str | Path) -> tuple[Difference, ...]
     """
     pair = open_cells(Path(first)), open_cells(Path(second))
     if pair[0].entries == pair[1].entries:
-        return ()
-    facts = [dict(_facts(each, plain=not any(p.manifest.cells for p in pair))) for each in pair]
+        return Differences((), (), ())
+    plain = not any(each.manifest.cells for each in pair)
+    common = {cell for cell in pair[0].cells if cell in pair[1].cells}
+    only = [() if plain else tuple(c for c in each.cells if c not in common) for each in pair]
+    facts = [dict(_facts(each, None if plain else common)) for each in pair]
     names = dict.fromkeys([*facts[0], *facts[1]])
     both = [Difference(name, *(fact.get(name, _NONE) for fact in facts)) for name in names]
     found = tuple(each for each in both if each.first != each.second)
-    return found or (Difference(MANIFEST, *(_digest(each.entries[MANIFEST]) for each in pair)),)
+    if not found:
+        found = (Difference(MANIFEST, *(_digest(each.entries[MANIFEST]) for each in pair)),)
+    return Differences(only[0], only[1], found)
 
 
-def _facts(opened: Opened, *, plain: bool) -> Iterator[tuple[str, str]]:
-    """Yield all that a bundle can differ from another in, by name."""
+def _facts(opened: Opened, cells: Collection[str] | None) -> Iterator[tuple[str, str]]:
+    """Yield what a bundle can differ from another in, by name.
+
+    Args:
+        opened: the bundle.
+        cells: the ids of the cells to tell of; None: of a plain bundle, its one.
+    """
     manifest = opened.manifest
     yield "bytes", f"{opened.path.stat().st_size:,}"
-    yield "cells", ", ".join(opened.cells)
     yield "default cell", opened.default
-    for cell in opened.cells:
-        before = "" if plain else f"{cell}: "
+    for cell in opened.cells if cells is None else [c for c in opened.cells if c in cells]:
+        before = "" if cells is None else f"{cell}: "
         files, entry = opened.files(cell), manifest.cells.get(cell)
         for field, value in _flat(asdict(agreed_spec(files, opened.name_of(cell)))):
             yield f"{before}{field}", value
