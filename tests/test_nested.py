@@ -108,6 +108,7 @@ def test_verify_checks_every_cell_or_the_one_that_is_named(packed: Path) -> None
     assert SHALLOW in line
     told = json.loads(succeeded("verify", packed, "--json"))
     assert [told["cell"], *(each["cell"] for each in told["others"])] == list(SHAPES)
+    assert "Of a nested bundle: the cell.  [default: all]" in succeeded("verify", "--help")
 
 
 def test_the_same_artifacts_in_any_order_give_the_same_bytes(
