@@ -104,10 +104,14 @@ def parse_json(content: bytes | str, where: object, error: type[M2DError] = Usag
 
 
 def read_value(kind: type[T], value: Any, where: object, error: type[M2DError] = UsageError) -> T:
-    """Return the dataclass that a parsed JSON value holds, as ``read_json`` does."""
+    """Return the dataclass that a parsed JSON value holds, as ``read_json`` does.
+
+    Raises:
+        M2DError: of the class ``error``, caused by the ``WrongValue`` that says where it is.
+    """
     try:
         result: T = _read(kind, value, "")
-    except _WrongValue as wrong:
+    except WrongValue as wrong:
         raise error(f"{where} cannot be read: {wrong}.") from wrong
     return result
 
@@ -135,8 +139,17 @@ def shown(value: object) -> str:
     return one_line(_repr.repr(value))
 
 
-class _WrongValue(Exception):
-    """A value that is not as annotated; the message is a part of a sentence."""
+class WrongValue(Exception):
+    """A value that is not as annotated.
+
+    Args:
+        message: a part of a sentence.
+        path: of the value, such as ``files['a'].size``; empty: of the whole, or of no known key.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def _read(kind: Any, value: Any, path: str) -> Any:
@@ -145,7 +158,7 @@ def _read(kind: Any, value: Any, path: str) -> Any:
         result = _read(arguments[0], value, path)
         for rule in arguments[1:]:
             if isinstance(value, list | dict) and not _keeps(rule, result):
-                raise _WrongValue(f"{path} has {len(value)} entries where {rule} are needed")
+                raise WrongValue(f"{path} has {len(value)} entries where {rule} are needed", path)
             _require(_keeps(rule, result), value, rule, path)
         return result
     if origin in (Union, types.UnionType):
@@ -177,13 +190,12 @@ def _read_fields(kind: Any, value: Any, path: str) -> Any:
     _require(isinstance(value, dict), value, "an object", path)
     hints = _hints(kind)
     names = [field.name for field in fields(kind)]
-    inside = f" in {path}" if path else ""
+    inside, prefix = (f" in {path}", f"{path}.") if path else ("", "")
     for name in names:
         if name not in value:
-            raise _WrongValue(f"{name} is missing{inside}")
+            raise WrongValue(f"{name} is missing{inside}", prefix + name)
     for name in sorted(value.keys() - set(names)):
-        raise _WrongValue(f"{shown(name)} is unknown{inside}")
-    prefix = f"{path}." if path else ""
+        raise WrongValue(f"{shown(name)} is unknown{inside}", path)
     return kind(**{name: _read(hints[name], value[name], prefix + name) for name in names})
 
 
@@ -219,7 +231,8 @@ def _keeps(rule: Within | Matching, value: Any) -> bool:
 
 def _require(holds: bool, value: Any, wanted: object, path: str) -> None:
     if not holds:
-        raise _WrongValue(f"{path or 'the content'} is {shown(value)} where {wanted} is needed")
+        what = path or "the content"
+        raise WrongValue(f"{what} is {shown(value)} where {wanted} is needed", path)
 
 
 def is_name(text: str) -> bool:

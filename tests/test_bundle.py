@@ -299,6 +299,10 @@ def with_manifest(**change: Any) -> Callable[[Files], Files]:
     return changed
 
 
+def with_padding(name: str, most: int) -> Callable[[Files], Files]:
+    return lambda files: files | {name: files[name].ljust(most + 1)}
+
+
 def without_manifest(files: Files) -> Files:
     return {name: content for name, content in files.items() if name != MANIFEST}
 
@@ -331,6 +335,9 @@ def other_size(files: Files) -> Files:
             lambda files: files | {MANIFEST: b"[" + b"[]," * 2_800_000 + b"[]]"},
             r"manifest\.json is larger than 8,388,608 bytes",
         ),
+        (with_padding(GOLDEN, 1 << 25), r"golden\.json' is larger than 33,554,432 bytes"),
+        (with_padding(SPEC, 1 << 22), r"artifact\.json' is larger than 4,194,304 bytes"),
+        (with_padding(RANGES, 1 << 22), r"ranges\.json' is larger than 4,194,304 bytes"),
         (with_manifest(files={"a": {"sha256": "x" * 10**6, "size": 1}}), "a sha256 is needed"),
         (
             with_manifest(files={"model.onnx": {"sha256": "0" * 64, "size": 10**400}}),

@@ -18,6 +18,7 @@ from tiny import tiny_checkpoint
 
 from m2dexport.align.texts import sha256_of_texts
 from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.cli import console
 from m2dexport.cores import usable_cores
 from m2dexport.data import align_texts_path, calibration_texts, read_texts
 from m2dexport.engines import ENGINES, Device
@@ -351,6 +352,18 @@ def test_a_cell_whose_vectors_depend_on_the_batch_is_bundled_with_consent_only(
     assert out.exists()
 
 
+def test_a_log_has_a_line_of_every_step_of_a_bundle_that_takes_a_while(
+    profiled: Profiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_A_WHILE", 0)
+    name = "1x32-fp32-float32"
+    result = profiled.bundle(name, "--out", tmp_path / "b.m2d", "--json")
+    succeeded(result)
+    steps = [line.partition(": 1 in ")[0] for line in result.stderr.splitlines()]
+    assert steps == [f"build {name}", "pack and verify"]
+    assert json.loads(result.stdout)["spaces"] == [[name]]
+
+
 @pytest.fixture(scope="module")
 def nested(
     profiled: Profiled, few_texts: Path, tmp_path_factory: pytest.TempPathFactory
@@ -359,7 +372,9 @@ def nested(
     out = tmp_path_factory.mktemp("nested") / "nested.m2d"
     cells = [part for name in SHALLOW for part in ("--cell", name)]
     texts = ("--align-texts", few_texts)
-    return out, succeeded(profiled.bundle(INDEX, *cells, *texts, "--out", out))
+    result = profiled.bundle(INDEX, *cells, *texts, "--out", out)
+    succeeded(result)
+    return out, result.stdout
 
 
 def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
@@ -367,7 +382,10 @@ def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
 ) -> None:
     """One file, one index: the aligned cells of a nested bundle speak the deep cell's space."""
     path, printed = nested
-    assert printed.splitlines()[1] == f"cells: {', '.join([INDEX, *SHALLOW])}"
+    assert printed.splitlines()[1:] == [
+        f"cells: {', '.join([INDEX, *SHALLOW])}",
+        "all cells speak one space, so one index serves them all",
+    ]
     (tmp_path / "documents.txt").write_text("\n".join(profiled.retrieval.documents))
     documents = tmp_path / "documents.npy"
     succeeded(m2d("encode", path, "--in", tmp_path / "documents.txt", "--out", documents))
@@ -380,6 +398,16 @@ def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
     scores = score_ranking(profiled.retrieval, rank(found, deep, TOP))
     measured = profiled.profile.cell(SHALLOW[0]).as_query[INDEX]
     assert scores["ndcg@10"] == pytest.approx(measured["beir/ndcg@10"], abs=0.05)
+
+
+def test_every_cell_says_which_checkpoint_it_is_of(
+    profiled: Profiled, nested: tuple[Path, str]
+) -> None:
+    bom = json.loads(m2d("bundle", "sbom", nested[0]).stdout)
+    models = [each for each in bom["components"] if each["type"] == "machine-learning-model"]
+    stated = [{p["name"]: p["value"] for p in each["properties"]} for each in models]
+    assert [each["name"] for each in models] == sorted([INDEX, *SHALLOW])
+    assert {p["m2dexport:checkpoint"] for p in stated} == {profiled.profile.checkpoint.sha256}
 
 
 def test_a_nested_bundle_says_what_the_profile_measured_and_a_device_chooses_by_it(
@@ -404,3 +432,18 @@ def test_a_cell_that_is_named_twice_is_refused_before_the_work(
 ) -> None:
     sentence = refused(profiled.bundle(INDEX, "--cell", INDEX, "--out", tmp_path / "a.m2d"))
     assert f"the cell {INDEX} is named twice" in sentence
+
+
+def test_a_result_of_an_aligned_cell_with_fewer_dims_joins_its_profile(
+    profiled: Profiled, bundled: Any, tmp_path: Path
+) -> None:
+    """Its bundle knows the checkpoint; what it is aligned with is another model, of its dims."""
+    path, name = bundled("1x32-aligned-fp16-ubinary"), "board"
+    measured = m2d("bench", path, "--shapes", "1x8", "--name", name, "--json")
+    assert measured.exit_code == 0, measured.output
+    (tmp_path / "board.json").write_text(measured.stdout, encoding="utf-8")
+    files = (profiled.folder / "p" / "profile.json", tmp_path / "board.json")
+    out = tmp_path / "merged.json"
+    succeeded(m2d("profile", "merge", *files, "--out", out))
+    (cell,) = read_profile(out).of_target(name)
+    assert cell.id == "1x32-aligned-fp16-ubinary"

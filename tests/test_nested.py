@@ -108,13 +108,18 @@ def test_verify_checks_every_cell_or_the_one_that_is_named(packed: Path) -> None
     assert SHALLOW in line
     told = json.loads(succeeded("verify", packed, "--json"))
     assert [told["cell"], *(each["cell"] for each in told["others"])] == list(SHAPES)
+    assert "Of a nested bundle: the cell.  [default: all]" in succeeded("verify", "--help")
 
 
 def test_the_same_artifacts_in_any_order_give_the_same_bytes(
     packed: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     for name, paths in (("a", [*folders.values()]), ("b", [*folders.values()][::-1])):
-        succeeded("bundle", *paths, "--out", tmp_path / f"{name}.m2d")
+        *_, said = succeeded("bundle", *paths, "--out", tmp_path / f"{name}.m2d").splitlines()
+        assert said == (
+            f"3 spaces: {DEEP} | {MIDDLE} | {SHALLOW}; an index of one space cannot be queried by "
+            "the cells of another"
+        )
     assert (tmp_path / "a.m2d").read_bytes() == (tmp_path / "b.m2d").read_bytes()
     for name in (SPEC, GRAPH, GOLDEN):  # what the default cell's own bundle has
         assert open_bundle(tmp_path / "a.m2d")[name] == open_bundle(packed)[name]
@@ -188,6 +193,10 @@ def endless(manifest: Manifest) -> None:
     file["size"] *= 100
 
 
+def too_large(manifest: Manifest) -> None:
+    file_of(manifest, GOLDEN)["size"] = (1 << 25) + 1
+
+
 def empty_span(manifest: Manifest) -> None:
     file_of(manifest)["spans"].append({"entry": POOL, "offset": 0, "size": 0})
 
@@ -229,6 +238,7 @@ def with_a_cell_of_no_id(manifest: Manifest) -> None:
         (of_the_manifest, "of 'manifest.json', which are not there"),
         (of_another_size, "is not as long as its parts"),
         (endless, "is larger than the bundle"),
+        (too_large, r"1x8-fp32-ubinary: 'golden\.json' is larger than 33,554,432 bytes"),
         (empty_span, "takes 0 bytes"),
         (with_a_file_more, r"1x8-fp32-ubinary holds 'evil\.py', which does not belong"),
         (without_default, "lacks its default cell"),
@@ -454,7 +464,12 @@ def test_encode_takes_a_cell_within_a_time_limit(packed: Path, tmp_path: Path) -
     (tmp_path / "texts.txt").write_text("a guitar")
     result = m2d("encode", packed, "--within-ms", 60_000, "--in", tmp_path / "texts.txt")
     assert result.exit_code == 0
-    assert f"{DEEP} is the deepest within 60000 ms" in result.stderr
+    chosen = f"{DEEP} is the deepest within 60000 ms"
+    assert f"{chosen}\n" in result.stderr
+    kept = ("--in", tmp_path / "texts.txt", "--out", tmp_path / "vectors.npy")
+    said = m2d("encode", packed, "--within-ms", 60_000, *kept).stderr.splitlines()
+    again = f"another day may choose another cell, and space: --cell {DEEP} keeps both"
+    assert said[0] == f"{packed}: {chosen}; {again}"
     assert "leave one of them out" in refused("encode", packed, "--within-ms", 1, "--cell", DEEP)
     with pytest.raises(UsageError, match="nan ms is no time limit"):
         Nested(packed).within(float("nan"))
@@ -485,6 +500,18 @@ def test_show_says_what_a_bundle_is(packed: Path, folders: dict[str, Path], tmp_
     assert cell.own_bytes == cell.size_bytes
 
 
+def test_the_bytes_of_one_cell_alone_are_those_that_no_other_cell_has(packed: Path) -> None:
+    opened = open_cells(packed)
+    users: dict[tuple[str, int], set[str]] = {}
+    for cell, entry in opened.manifest.cells.items():
+        for span in (span for file in entry.files.values() for span in file.spans):
+            for place in range(span.offset, span.offset + span.size):
+                users.setdefault((span.entry, place), set()).add(cell)
+    shown = {each.id: each.own_bytes for each in show_bundle(packed).cells}
+    assert shown == {cell: [*users.values()].count({cell}) for cell in SHAPES}
+    assert 0 < sum(shown.values()) < sum(each.size for each in opened.manifest.cells.values())
+
+
 def test_diff_says_what_differs_and_exits_like_diff(
     packed: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -498,9 +525,14 @@ def test_diff_says_what_differs_and_exits_like_diff(
     assert "ranges.json: 6" not in result.stdout
     assert result.stdout.count(TOKENIZER) == 0
     result = m2d("bundle", "diff", packed, plain[1], "--json")
-    told = {each["what"]: each for each in json.loads(result.stdout)["differences"]}
-    assert (result.exit_code, told["cells"]["second"]) == (1, SHALLOW)
-    assert told[f"{DEEP}: layers"]["second"] == "none"
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["same"]) == (1, False)
+    assert (told["only_in_first"], told["only_in_second"]) == ([DEEP, MIDDLE], [])
+    facts = {each["what"]: each for each in told["differences"]}
+    assert facts["default cell"]["second"] == SHALLOW
+    assert not any(what.startswith((DEEP, MIDDLE)) for what in facts)
+    lines = m2d("bundle", "diff", plain[1], packed).stdout.splitlines()
+    assert lines[:2] == [f"only in {packed}: cell {cell}" for cell in (DEEP, MIDDLE)]
     assert "does not exist" in refused("bundle", "diff", packed, tmp_path / "none.m2d")
     assert "is not a bundle file" in refused("bundle", "show", folders[DEEP])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cyclonedx.schema
 import jsonschema
@@ -11,6 +12,7 @@ import pytest
 from referencing import Registry, Resource
 from tiny_artifact import tiny_artifact, tiny_spec
 
+from m2dexport.data import default_checkpoint
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.sbom import sbom_of
@@ -20,22 +22,13 @@ SCHEMAS = Path(cyclonedx.schema.__file__).parent / "_res"
 
 def validator() -> jsonschema.Draft7Validator:
     """Return what checks a text by the schema of version 1.6, which the package carries."""
-    named = {
-        "bom-1.6.SNAPSHOT.schema.json": "bom-1.6.schema.json",
-        "spdx.SNAPSHOT.schema.json": "spdx.schema.json",
-        "jsf-0.82.SNAPSHOT.schema.json": "jsf-0.82.schema.json",
-    }
-    schemas = {
-        name: json.loads((SCHEMAS / file).read_text(encoding="utf-8"))
-        for file, name in named.items()
-    }
+    names = [f"{each}.SNAPSHOT.schema.json" for each in ("bom-1.6", "spdx", "jsf-0.82")]
+    schemas = [json.loads((SCHEMAS / name).read_text(encoding="utf-8")) for name in names]
     resources = [
-        (f"http://cyclonedx.org/schema/{name}", Resource.from_contents(schema))
-        for name, schema in schemas.items()
+        (f"http://cyclonedx.org/schema/{name}", Resource.from_contents(schema))  # as they refer
+        for name, schema in zip(names, schemas, strict=True)
     ]
-    return jsonschema.Draft7Validator(
-        schemas["bom-1.6.schema.json"], registry=Registry().with_resources(resources)
-    )
+    return jsonschema.Draft7Validator(schemas[0], registry=Registry().with_resources(resources))
 
 
 @pytest.fixture
@@ -59,3 +52,49 @@ def test_the_schema_accepts_it_and_every_file_is_named(packed: Path) -> None:
     assert [each["name"] for each in kinds["library"]] == ["numpy", "onnxruntime", "tokenizers"]
     (license,) = bom["metadata"]["component"]["licenses"]
     assert license["license"]["text"]["content"] == "Do as you like.\n"
+
+
+def licence_of(folder: Path, text: str) -> dict[str, Any]:
+    """Return what the bill of materials says of the licence of a bundle."""
+    artifact = tiny_artifact(folder / "artifact")
+    (artifact / "LICENSE").write_text(text)
+    bom = json.loads(sbom_of(write_bundle(artifact, folder / "edge.m2d").path))
+    validator().validate(bom)
+    (found,) = bom["metadata"]["component"]["licenses"]
+    assert found["license"].pop("text")["content"] == text
+    license: dict[str, Any] = found["license"]
+    return license
+
+
+MIT = """MIT License
+
+Copyright (c) 2024 Somebody
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+APACHE = (default_checkpoint() / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("text", "known"), [(APACHE, "Apache-2.0"), (MIT, "MIT")])
+def test_a_licence_has_the_id_of_spdx_if_every_word_is_that_ones(
+    text: str, known: str, tmp_path: Path
+) -> None:
+    assert licence_of(tmp_path / "same", text) == {"id": known}
+    assert licence_of(tmp_path / "more", f"{text} Not for money.") == {"name": "LICENSE"}
+    assert licence_of(tmp_path / "other", text.replace(" of ", " for ", 1)) == {"name": "LICENSE"}

@@ -137,51 +137,64 @@ def test_an_unknown_model_is_not_found(client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "sentence"),
+    ("body", "sentence", "param"),
     [
-        (b"", "Expecting value"),
-        (b"no JSON", "Expecting value"),
-        (b"\xff", "not UTF-8"),
-        (b"[]", "the body is []"),
-        (b"[" * 50_000, "nested too deeply"),
-        (b'{"input": "a"}', "model is missing"),
-        (b'{"model": 1, "input": "a"}', "model is 1 where text is needed"),
-        (b'{"model": "edge"}', "input is None"),
-        (b'{"model": "edge", "input": []}', "input is []"),
-        (b'{"model": "edge", "input": {"a": 1}}', "input is {'a': 1}"),
-        (b'{"model": "edge", "input": ["a", 1]}', "item 1 of input is 1"),
-        (b'{"model": "edge", "input": [[1], "a"]}', "item 0 of input is [1]"),
-        (b'{"model": "edge", "input": [true]}', "item 0 of input is True"),
-        (b'{"model": "edge", "input": [1.5]}', "item 0 of input is 1.5"),
-        (b'{"model": "edge", "input": "\\ud83d"}', "half of a surrogate pair"),
-        (b'{"model": "edge", "input": [[]]}', "has 0 token ids"),
-        (b'{"model": "edge", "input": [-1]}', "has the token -1"),
-        (b'{"model": "edge", "input": [2, 9999]}', "has the token 9999"),
-        (b'{"model": "edge", "input": [' + b"1," * 20 + b"1]}", "has 21 token ids"),
-        (b'{"model": "edge", "input": "a", "input": "b"}', "'input' is there twice"),
-        (b'{"model": "edge", "input": "a", "dimensions": NaN}', "NaN is not JSON"),
-        (b'{"model": "edge", "input": "a", "dimensions": 0}', "dimensions is 0"),
-        (b'{"model": "edge", "input": "a", "dimensions": "4"}', "dimensions is '4'"),
-        (b'{"model": "edge", "input": "a", "encoding_format": "hex"}', "one of float, base64"),
-        (b'{"model": "edge", "input": "a", "dimension": 4}', "'dimension' is unknown"),
-        (b'{"model": "edge", "input": "a", "prompt": "x"}', "no prompt named 'x'"),
-        (b'{"model": "edge", "input": "a", "prompt": "query", "input_type": "query"}', "both name"),
-        (b'{"model": "edge", "input": [1], "prompt": "query"}', "go with texts"),
-        (b'{"model": "edge", "input": "a", "output_dtype": "ubinary"}', "gives float and int8"),
+        (b"", "Expecting value", None),
+        (b"no JSON", "Expecting value", None),
+        (b"\xff", "not UTF-8", None),
+        (b"[]", "the body is []", None),
+        (b"[" * 50_000, "nested too deeply", None),
+        (b'{"input": "a"}', "model is missing", "model"),
+        (b'{"model": 1, "input": "a"}', "model is 1 where text is needed", "model"),
+        (b'{"model": "edge"}', "input is None", "input"),
+        (b'{"model": "edge", "input": []}', "input is []", "input"),
+        (b'{"model": "edge", "input": {"a": 1}}', "input is {'a': 1}", "input"),
+        (b'{"model": "edge", "input": ["a", 1]}', "item 1 of input is 1", "input"),
+        (b'{"model": "edge", "input": [[1], "a"]}', "item 0 of input is [1]", "input"),
+        (b'{"model": "edge", "input": [true]}', "item 0 of input is True", "input"),
+        (b'{"model": "edge", "input": [1.5]}', "item 0 of input is 1.5", "input"),
+        (b'{"model": "edge", "input": "\\ud83d"}', "half of a surrogate pair", "input"),
+        (b'{"model": "edge", "input": [[]]}', "has 0 token ids", "input"),
+        (b'{"model": "edge", "input": [-1]}', "has the token -1", "input"),
+        (b'{"model": "edge", "input": [2, 9999]}', "has the token 9999", "input"),
+        (b'{"model": "edge", "input": [' + b"1," * 20 + b"1]}", "has 21 token ids", "input"),
+        (b'{"model": "edge", "input": "a", "input": "b"}', "'input' is there twice", None),
+        (b'{"model": "edge", "input": "a", "dimensions": NaN}', "NaN is not JSON", None),
+        (b'{"model": "edge", "input": "a", "dimensions": 0}', "dimensions is 0", "dimensions"),
+        (b'{"model": "edge", "input": "a", "dimensions": "4"}', "dimensions is '4'", "dimensions"),
+        (
+            b'{"model": "edge", "input": "a", "encoding_format": "hex"}',
+            "one of float, base64",
+            "encoding_format",
+        ),
+        (b'{"model": "edge", "input": "a", "dimension": 4}', "'dimension' is unknown", None),
+        (b'{"model": "edge", "input": "a", "prompt": "x"}', "no prompt named 'x'", "prompt"),
+        (
+            b'{"model": "edge", "input": "a", "prompt": "query", "input_type": "query"}',
+            "both name",
+            None,
+        ),
+        (b'{"model": "edge", "input": [1], "prompt": "query"}', "go with texts", "prompt"),
+        (
+            b'{"model": "edge", "input": "a", "output_dtype": "ubinary"}',
+            "gives float and int8",
+            "output_dtype",
+        ),
         (
             b'{"model": "edge", "input": "a", "output_dtype": "int8", "dimensions": 4}',
             "int8 codes cannot be cut to 4 dimensions",
+            "dimensions",
         ),
     ],
 )
-def test_a_bad_body_gets_one_sentence(server, body, sentence) -> None:
+def test_a_bad_body_gets_one_sentence(server, body, sentence, param) -> None:
     answer = server.request("/v1/embeddings", body)
     assert answer.status == 400
     error = answer.body["error"]
     assert sentence in error["message"]
     assert re.fullmatch(r"[^\n]{1,400}\.", error["message"])
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error"
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
 
 
 def test_what_is_too_much_is_refused(server) -> None:

@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -78,6 +79,52 @@ def test_a_head_that_does_not_come_closes_its_connection(monkeypatch: pytest.Mon
             await serving
 
     asyncio.run(scene())
+
+
+def test_an_answer_that_is_not_taken_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "TAKES_WITHIN_S", 0.3)
+    ask = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+
+    async def large(scope: object, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(SIZE)})
+
+    async def scene() -> None:
+        config = uvicorn.Config(large, http=Connection, log_config=None, lifespan="off")
+        server = uvicorn.Server(config)
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as clients:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+            serving = asyncio.ensure_future(server.serve([listener]))
+            stuck, slow = (clients.enter_context(client(listener)) for _ in range(2))
+            for each in (stuck, slow):
+                await loop.sock_sendall(each, ask)
+            taken = 0
+            while taken < SIZE:  # for longer than a client may take nothing
+                part = await asyncio.wait_for(loop.sock_recv(slow, 1 << 16), 10)
+                assert part
+                taken += len(part)
+                await asyncio.sleep(0.005)
+            until = time.monotonic() + 10
+            while len(server.server_state.connections) > 1 and time.monotonic() < until:
+                await asyncio.sleep(0.05)
+            (left,) = server.server_state.connections
+            assert (left.client or [])[-1] == slow.getsockname()[1]  # type: ignore[union-attr]
+            server.should_exit = True
+            await serving
+
+    asyncio.run(scene())
+
+
+SIZE = 1 << 23  # bytes of an answer, more than the kernel keeps
+
+
+def client(listener: socket.socket) -> socket.socket:
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    made.connect(listener.getsockname())
+    made.setblocking(False)
+    return made
 
 
 async def app(scope: object, receive: object, send: object) -> None:

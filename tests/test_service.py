@@ -20,6 +20,7 @@ from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.packing import write_nested
 from m2dexport.serve import app, reloading
+from m2dexport.serve import served as served_module
 from m2dexport.serve.app import Service, make_app
 from m2dexport.serve.messages import Limits, Refusal, prepare, render
 from m2dexport.serve.reloading import Reloading
@@ -209,6 +210,22 @@ def test_a_file_that_is_replaced_is_loaded_once(tmp_path: Path, monkeypatch) -> 
         watching.cancel()
 
     asyncio.run(scene())
+
+
+def test_what_is_served_is_what_was_verified(tmp_path: Path, monkeypatch) -> None:
+    path, other = bundle(tmp_path), bundle(tmp_path, "other", seed=1)
+    verified = served_module.verify_opened
+
+    def replaced_meanwhile(*arguments: Any, **options: Any) -> Any:
+        report = verified(*arguments, **options)
+        other.replace(path)
+        return report
+
+    expected = open_served(path, ONE_THREAD)
+    monkeypatch.setattr(served_module, "verify_opened", replaced_meanwhile)
+    served = open_served(path, ONE_THREAD)
+    assert (served.space_id, served.identity) == (expected.space_id, expected.identity)
+    assert served_module.identity_of(path) != served.identity  # so that a reload is due
 
 
 def test_requests_in_the_queue_are_answered_by_the_bundle_that_they_came_to(

@@ -1,13 +1,12 @@
-"""Usage: python check_fastembed.py FOLDER."""
+"""Compare the vectors that fastembed gives with the golden ones."""
 
-import sys
 from importlib.metadata import version
 
 import golden
 from fastembed import TextEmbedding
 from fastembed.common.model_description import ModelSource, PoolingType
 
-folder = sys.argv[1]
+folder = golden.command(__doc__).parse_args().folder
 rows = golden.texts(folder)
 TextEmbedding.add_custom_model(
     model="local/exported",
@@ -18,6 +17,6 @@ TextEmbedding.add_custom_model(
     dim=len(rows[0]["vector"]),
     model_file="onnx/model.onnx",
 )
-model = TextEmbedding("local/exported", specific_model_path=folder)
+model = TextEmbedding("local/exported", specific_model_path=str(folder))
 vectors = list(model.embed([row["input"] for row in rows]))
 golden.judge(f"fastembed {version('fastembed')}", rows, vectors)

@@ -1,10 +1,9 @@
-"""Usage: python check_mnn.py FOLDER, of `export --for onnx --plain`.
+"""Compare the vectors that MNN gives of `export --for onnx --plain` with the golden ones.
 
 The command mnnconvert would install a logging package by pip, unasked, and report that it ran; so
 the library beneath it is called here.
 """
 
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ import MNN.expr
 import MNN.nn
 import numpy as np
 
-folder = Path(sys.argv[1])
+folder = golden.command(__doc__).parse_args().folder
 rows = golden.texts(folder)
 with tempfile.TemporaryDirectory() as scratch:
     converted = Path(scratch) / "model.mnn"

@@ -1,11 +1,9 @@
-"""Usage: python check_model2vec.py FOLDER."""
-
-import sys
+"""Compare the vectors that model2vec gives with the golden ones."""
 
 import golden
 import model2vec
 
-folder = sys.argv[1]
+folder = golden.command(__doc__).parse_args().folder
 rows = golden.texts(folder)
 model = model2vec.StaticModel.from_pretrained(folder)
 vectors = model.encode([row["input"] for row in rows])

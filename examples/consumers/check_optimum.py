@@ -1,12 +1,14 @@
-"""Usage: python check_optimum.py FOLDER [onnx|openvino]."""
+"""Compare the vectors that Optimum's token states pool to with the golden ones."""
 
-import sys
 from importlib.metadata import version
 
 import golden
 from transformers import AutoTokenizer
 
-folder, engine = sys.argv[1], (sys.argv[2:] or ["onnx"])[0]
+command = golden.command(__doc__)
+command.add_argument("engine", nargs="?", default="onnx", choices=["onnx", "openvino"])
+named = command.parse_args()
+folder, engine = str(named.folder), named.engine
 if engine == "onnx":
     from optimum.onnxruntime import ORTModelForFeatureExtraction as Model
 else:

@@ -1,11 +1,12 @@
-"""Usage: python check_sentence_transformers.py FOLDER [onnx|openvino|torch]."""
-
-import sys
+"""Compare the vectors that sentence-transformers gives with the golden ones."""
 
 import golden
 import sentence_transformers
 
-folder, backend = sys.argv[1], (sys.argv[2:] or ["onnx"])[0]
+command = golden.command(__doc__)
+command.add_argument("backend", nargs="?", default="onnx", choices=["onnx", "openvino", "torch"])
+named = command.parse_args()
+folder, backend = str(named.folder), named.backend
 model = sentence_transformers.SentenceTransformer(folder, backend=backend, device="cpu")
 rows = golden.texts(folder)
 vectors = [model.encode(row["text"], prompt_name=row["prompt"]) for row in rows]

@@ -1,17 +1,18 @@
-"""Usage: python check_text_embeddings_inference.py FOLDER URL, of a server that has loaded it."""
+"""Compare the vectors that a server of text-embeddings-inference gives with the golden ones."""
 
 import json
-import sys
 from urllib.request import Request, urlopen
 
 import golden
 
-folder, url = sys.argv[1:3]
-rows = golden.texts(folder)
+command = golden.command(__doc__)
+command.add_argument("url", help="of a server that has loaded the folder")
+named = command.parse_args()
+rows = golden.texts(named.folder)
 vectors = []
 for row in rows:
     body = json.dumps({"inputs": row["input"], "truncate": True}).encode()
-    request = Request(f"{url}/embed", body, {"Content-Type": "application/json"})
+    request = Request(f"{named.url}/embed", body, {"Content-Type": "application/json"})
     with urlopen(request) as answer:
         vectors += json.load(answer)
 golden.judge("text-embeddings-inference", rows, vectors)

@@ -1,11 +1,8 @@
-"""Usage: python check_triton.py FOLDER.
+"""Compare the vectors that Triton's backend would give with the golden ones.
 
 Reads config.pbtxt by Triton's own schema (pip install "tritonclient[grpc]"), and runs the model
 that it describes as Triton's backend does, by onnxruntime, batch by batch. No server is started.
 """
-
-import sys
-from pathlib import Path
 
 import golden
 import numpy as np
@@ -16,7 +13,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 TYPES = {"tensor(int64)": "INT64", "tensor(float)": "FP32"}
 TYPES |= {f"tensor({sign}int8)": f"{sign.upper()}INT8" for sign in ("", "u")}
 
-folder = Path(sys.argv[1])
+folder = golden.command(__doc__).parse_args().folder
 (path,) = folder.glob("*/config.pbtxt")
 config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
 assert config.name == path.parent.name

@@ -1,5 +1,6 @@
 """What an exported folder must give: its golden.json, and how a program's vectors are judged."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,21 @@ from pathlib import Path
 import numpy as np
 
 MIN_COSINE = 0.999
+
+
+def command(description):
+    """Return the parser of a command line that names an exported folder first."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=_exported, help="what m2dexport export wrote")
+    return parser
+
+
+def _exported(path):
+    if not (Path(path) / "golden.json").is_file():
+        raise argparse.ArgumentTypeError(f"{path} has no golden.json; name an exported folder")
+    return Path(path)
 
 
 def texts(folder):

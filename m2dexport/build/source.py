@@ -132,7 +132,8 @@ def export_sources(
             maker.fuse(graphs[engine])
         source = Source(
             checkpoint=sub_model,
-            sha256=checkpoint.weights_sha256,
+            # An aligned sub-model was cut from the checkpoint that its neighbours are cut from.
+            sha256=(checkpoint.speaks and checkpoint.sliced_from) or checkpoint.weights_sha256,
             sub_model_sha256=sub_model.weights_sha256,
             engine=engines[0],
             graph=plain,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2dexport.cli.console import busy, count_texts, print_json
+from m2dexport.cli.console import count_texts, print_json, progress
 from m2dexport.cli.group import GroupWithArguments, cli
 from m2dexport.cli.options import (
     PATH,
@@ -102,6 +102,7 @@ def bundle(
     click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}{spoken}")
     if len(info.cells) > 1:
         click.echo(f"cells: {', '.join(info.cells)}")
+        click.echo(info.sentence())
 
 
 def _require_sources(
@@ -159,11 +160,13 @@ def _bundle_cells(
         target=profile_target(profile, target),
         allow_batch_dependent=allow_batch_dependent,
     )
-    with busy("Building and packing"):
+    with progress(log=True) as on_progress:
         checkpoint = open_profiled(profile, model, **trust)
         if len(cells) == 1:
-            return bundle_cell(profile, cells[0], checkpoint, out, deployment, force=force)
-        return bundle_cells(profile, cells, checkpoint, out, deployment, force=force)
+            return bundle_cell(
+                profile, cells[0], checkpoint, out, deployment, on_progress, force=force
+            )
+        return bundle_cells(profile, cells, checkpoint, out, deployment, on_progress, force=force)
 
 
 @cli.command()
@@ -174,7 +177,7 @@ def _bundle_cells(
     metavar="FILE",
     help="Vectors of an index (.npy, .safetensors, .jsonl) that must be of this bundle's space.",
 )
-@cell_option
+@click.option("--cell", metavar="ID", help="Of a nested bundle: the cell.  [default: all]")
 @click.option(
     "--key", type=PATH, metavar="FILE", help="The ed25519 public key that must have signed it."
 )
@@ -261,7 +264,7 @@ def encode(
     from m2dexport.runtime.streams import encode_stream
 
     summary = encode_stream(
-        _encoder(bundle_path, **which),
+        _encoder(bundle_path, kept=out is not None, **which),
         source,
         out,
         prompt=prompt,
@@ -272,8 +275,18 @@ def encode(
     click.echo(("\r" if out and sys.stderr.isatty() else "") + summary.sentence(), err=True)
 
 
-def _encoder(path: Path, *, cell: str | None, within_ms: float | None, **device: Any) -> Encoder:
-    """Return the cell that is named, or that is chosen by its time here."""
+def _encoder(
+    path: Path, *, kept: bool, cell: str | None, within_ms: float | None, **device: Any
+) -> Encoder:
+    """Return the cell that is named, or that is chosen by its time here.
+
+    Args:
+        path: the bundle, or the artifact folder.
+        kept: whether its vectors go to a file, to be compared with others later.
+        cell: the id that is named.
+        within_ms: the time to choose by.
+        device: what to run it on.
+    """
     from m2dexport.engines import Device
     from m2dexport.runtime.cells import cell_of
     from m2dexport.runtime.loading import load
@@ -284,8 +297,13 @@ def _encoder(path: Path, *, cell: str | None, within_ms: float | None, **device:
     if cell is not None:
         raise UsageError("--cell names a cell and --within-ms chooses one; leave one of them out.")
     _require_bundle(path, {"--within-ms": within_ms})
-    encoder = Nested(path, Device(**device)).within(within_ms)
-    click.echo(f"{path}: {cell_of(encoder.spec)} is the deepest within {within_ms:g} ms", err=True)
+    nested = Nested(path, Device(**device))
+    encoder = nested.within(within_ms)
+    cell = cell_of(encoder.spec)
+    said = f"{path}: {cell} is the deepest within {within_ms:g} ms"
+    if kept and len(nested.cells) > 1:
+        said += f"; another day may choose another cell, and space: --cell {cell} keeps both"
+    click.echo(said, err=True)
     return encoder
 
 

@@ -14,7 +14,7 @@ from m2dexport.cli.console import print_json
 from m2dexport.cli.options import PATH, json_option
 
 if TYPE_CHECKING:
-    from m2dexport.runtime.showing import Shown, ShownCell
+    from m2dexport.runtime.showing import Differences, Shown, ShownCell
 
 
 @bundle.command()
@@ -58,12 +58,22 @@ def diff(ctx: click.Context, first: Path, second: Path, as_json: bool) -> None:
 
     found = differences(first, second)
     if as_json:
-        print_json({"same": not found, "differences": [asdict(each) for each in found]})
-    elif not found:
-        click.echo(f"{first} and {second} are the same bytes.")
-    for each in () if as_json else found:
-        click.echo(f"{each.what}: {each.first} | {each.second}")
-    ctx.exit(1 if found else 0)
+        facts = asdict(found)
+        print_json({"same": found.same, "differences": facts.pop("facts"), **facts})
+    else:
+        for line in _lines_of(found, first, second):
+            click.echo(line)
+    ctx.exit(0 if found.same else 1)
+
+
+def _lines_of(found: Differences, first: Path, second: Path) -> Iterator[str]:
+    if found.same:
+        yield f"{first} and {second} are the same bytes."
+    for path, cells in ((first, found.only_in_first), (second, found.only_in_second)):
+        for cell in cells:
+            yield f"only in {path}: cell {cell}"
+    for each in found.facts:
+        yield f"{each.what}: {each.first} | {each.second}"
 
 
 def _lines(shown: Shown) -> Iterator[str]:

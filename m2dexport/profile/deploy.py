@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +20,14 @@ from m2dexport.precisions import BitOrder, WeightPrecision
 from m2dexport.profile.identity import model_sha256
 from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import needs_consent
+from m2dexport.progress import OnProgress
 from m2dexport.runtime.artifact import Loss
 from m2dexport.runtime.bundle import BundleInfo, write_bundle
 from m2dexport.runtime.index import Index, read_index
 from m2dexport.runtime.manifest import Figures
 from m2dexport.runtime.packing import write_nested
+
+_PACK = "pack and verify"
 
 
 def open_profiled(
@@ -92,6 +96,7 @@ def bundle_cell(
     checkpoint: Checkpoint,
     out: str | Path,
     deployment: Deployment = Deployment(),
+    on_progress: OnProgress = lambda *_: None,
     *,
     force: bool = False,
 ) -> BundleInfo:
@@ -107,6 +112,7 @@ def bundle_cell(
         checkpoint: what was profiled, from ``open_profiled``.
         out: the bundle to write.
         deployment: the texts that the profile was made with, bit order and index.
+        on_progress: called at every step.
         force: whether a file at ``out`` is replaced.
 
     Raises:
@@ -118,8 +124,10 @@ def bundle_cell(
     require_file(Path(out), force=force)
     cell = _deployable(profile, cell_id, deployment)
     with scratch_folder() as scratch:
-        folder = _build(profile, cell, checkpoint, scratch / cell.id, deployment)
-        return write_bundle(folder, out, force=force)
+        folder = scratch / cell.id
+        _build(profile, cell, checkpoint, folder, deployment, on_progress)
+        with _step(on_progress, _PACK):
+            return write_bundle(folder, out, force=force)
 
 
 def bundle_cells(
@@ -128,6 +136,7 @@ def bundle_cells(
     checkpoint: Checkpoint,
     out: str | Path,
     deployment: Deployment = Deployment(),
+    on_progress: OnProgress = lambda *_: None,
     *,
     force: bool = False,
 ) -> BundleInfo:
@@ -143,6 +152,7 @@ def bundle_cells(
         checkpoint: what was profiled, from ``open_profiled``.
         out: the bundle to write.
         deployment: as for ``bundle_cell``; an index is that of all cells.
+        on_progress: called at every step, one per cell and one for packing them.
         force: whether a file at ``out`` is replaced.
 
     Raises:
@@ -160,11 +170,12 @@ def bundle_cells(
             index = deployment.index
             if cell.align == "full" and index is None:
                 index = _index_among(profile, cells, cell, folders)
-            folders[cell.id] = _build(
-                profile, cell, checkpoint, scratch / cell.id, replace(deployment, index=index)
-            )
+            folders[cell.id] = scratch / cell.id
+            chosen = replace(deployment, index=index)
+            _build(profile, cell, checkpoint, folders[cell.id], chosen, on_progress)
         figures = {cell.id: _figures(profile, cell) for cell in cells}
-        return write_nested(list(folders.values()), out, figures, force=force)
+        with _step(on_progress, _PACK):
+            return write_nested(list(folders.values()), out, figures, force=force)
 
 
 def _deployable(profile: Profile, cell_id: str, deployment: Deployment) -> Cell:
@@ -180,14 +191,29 @@ def _deployable(profile: Profile, cell_id: str, deployment: Deployment) -> Cell:
 
 
 def _build(
-    profile: Profile, cell: Cell, checkpoint: Checkpoint, folder: Path, deployment: Deployment
-) -> Path:
+    profile: Profile,
+    cell: Cell,
+    checkpoint: Checkpoint,
+    folder: Path,
+    deployment: Deployment,
+    on_progress: OnProgress,
+) -> None:
     recipe = _recipe(profile, cell, deployment)
-    if cell.align == "full":
-        build_aligned(checkpoint, cell.layers, cell.dim, folder, recipe)
-    else:
-        build_artifact(checkpoint, cell.layers, cell.dim, folder, recipe)
-    return folder
+    build = build_aligned if cell.align == "full" else build_artifact
+
+    def inside(step: str, done: int, total: int) -> None:
+        on_progress(f"{cell.id}: {step}", done, total)
+
+    with _step(on_progress, f"build {cell.id}"):
+        build(checkpoint, cell.layers, cell.dim, folder, recipe, inside)
+
+
+@contextmanager
+def _step(on_progress: OnProgress, name: str) -> Iterator[None]:
+    """Report a step of unknown length when it begins, and when it is done."""
+    on_progress(name, 0, 1)
+    yield
+    on_progress(name, 1, 1)
 
 
 def _index_among(

@@ -37,6 +37,9 @@ REQUIRED = frozenset({SPEC, GOLDEN, TOKENIZER})
 OF_A_CELL = REQUIRED | GRAPH_FILES | {RANGES, *MODEL_SETTINGS}
 KNOWN = OF_A_CELL | UNLISTED | {POOL}
 
+#: Bytes at most of what is parsed, and then takes up to 27 times as much memory.
+_PARSED = {SPEC: 1 << 22, RANGES: 1 << 22, SIGNATURE: 1 << 22, GOLDEN: 1 << 25}
+
 _LIMIT = MOST_BYTES
 _MOST_ENTRIES = 16
 _VERSION = 20  # ZIP 2.0
@@ -165,8 +168,7 @@ def _require_plain_entry(info: zipfile.ZipInfo, path: Path) -> None:
         raise BundleError(
             f"{path}: {shown(name)} is compressed; a bundle stores files as they are."
         )
-    if info.file_size > SMALL_LIMIT and name not in (*GRAPH_FILES, POOL):
-        raise BundleError(f"{path}: {shown(name)} is larger than {SMALL_LIMIT:,} bytes.")
+    require_size(name, info.file_size, path)
 
 
 def _require_canonical(
@@ -230,6 +232,22 @@ def _check_names(files: Mapping[str, bytes], manifest: Manifest, path: Path) -> 
     require_files_of_cell({name: files[name] for name in set(files) - UNLISTED - {POOL}}, path)
     for name in sorted(set(files) - set(manifest.files) - UNLISTED):
         raise BundleError(f"{path} holds {shown(name)}, which its manifest does not list.")
+
+
+def require_size(name: str, size: int, where: object) -> None:
+    """Refuse a file that is too large for its name, before it is read.
+
+    Args:
+        name: of the file.
+        size: its bytes.
+        where: the bundle, or a cell of it, for messages.
+
+    Raises:
+        BundleError: naming the limit.
+    """
+    most = _PARSED.get(name, SMALL_LIMIT)
+    if size > most and name not in (*GRAPH_FILES, POOL):
+        raise BundleError(f"{where}: {shown(name)} is larger than {most:,} bytes.")
 
 
 def require_files_of_cell(files: Mapping[str, bytes], where: object) -> None:

@@ -30,6 +30,18 @@ class BundleInfo:
     speaks: Spoken | None  # the space of another encoder that its vectors are in, too
     files: tuple[str, ...]  # names of the entries, manifest.json included
     cells: tuple[str, ...]  # ids, the deepest first; what is said above is of the default one
+    #: The ids of ``cells`` that speak one space, space by space.
+    spaces: tuple[tuple[str, ...], ...]
+
+    def sentence(self) -> str:
+        """Return which cells may query one index, as one line; of several cells."""
+        if len(self.spaces) == 1:
+            return "all cells speak one space, so one index serves them all"
+        groups = " | ".join(", ".join(group) for group in self.spaces)
+        return (
+            f"{len(self.spaces)} spaces: {groups}; an index of one space cannot be queried by the "
+            "cells of another"
+        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,17 @@ def write_verified(
             _verify(opened, packed.cell, replace(packed.device, threads=None))
     spec = cells[0].spec
     entries, ids = tuple(sorted(files)), tuple(packed.cell for packed in cells)
-    return BundleInfo(out, out.stat().st_size, spec.space_id, spec.speaks, entries, ids)
+    size, spaces = out.stat().st_size, _spaces_of(cells)
+    return BundleInfo(out, size, spec.space_id, spec.speaks, entries, ids, spaces)
+
+
+def _spaces_of(cells: Sequence[Packed]) -> tuple[tuple[str, ...], ...]:
+    """Return the ids of cells that may query one index, together; the deepest first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for each in cells:
+        space = artifact.spaces_of(each.spec)[-1]  # what it speaks is what it is there for
+        found[space] = (*found.get(space, ()), each.cell)
+    return tuple(found.values())
 
 
 def verify_bundle(

@@ -16,8 +16,15 @@ from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.errors import BundleError, FormatError, UsageError, usable
 from m2dexport.files import SPEC
 from m2dexport.runtime import artifact
-from m2dexport.runtime.archive import OF_A_CELL, POOL, UNLISTED, read_bundle, require_files_of_cell
-from m2dexport.runtime.artifact import GRAPH_FILES, RANGES, SMALL_LIMIT, TOKENIZER, ArtifactSpec
+from m2dexport.runtime.archive import (
+    OF_A_CELL,
+    POOL,
+    UNLISTED,
+    read_bundle,
+    require_files_of_cell,
+    require_size,
+)
+from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec
 from m2dexport.runtime.manifest import (
     MANIFEST,
     CellEntry,
@@ -142,6 +149,10 @@ class Opened:
         return f"{self.path}: {cell}" if self.manifest.cells else f"{self.path}"
 
     def _joined(self, file: CellFile, name: str) -> bytes:
+        first = file.spans[0] if len(file.spans) == 1 else None
+        whole = self.manifest.files.get(first.entry) if first else None
+        if first and whole and (whole.size, whole.sha256) == (file.size, file.sha256):
+            return self.entries[first.entry]  # which was compared when it was read
         views = {entry: memoryview(content) for entry, content in self.entries.items()}
         parts = [views[s.entry][s.offset : s.offset + s.size] for s in file.spans]
         content = b"".join(parts)
@@ -244,9 +255,8 @@ def _require_cells(opened: Opened) -> None:
                 raise BundleError(
                     f"{path}: {cell} holds {shown(name)}, which does not belong there."
                 )
+            require_size(name, file.size, f"{path}: {cell}")
             _require_spans(file, sizes, f"{path}: {cell}: {shown(name)}")
-            if file.size > SMALL_LIMIT and name not in GRAPH_FILES:
-                raise BundleError(f"{path}: {cell}: {shown(name)} is larger than {SMALL_LIMIT:,}.")
     default = manifest.cells.get(manifest.default_cell)
     if default is None:
         raise BundleError(f"{path} lacks its default cell; build it again.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,20 @@ from m2dexport.runtime.manifest import MANIFEST, Manifest
 _VERSION = "1.6"
 #: Keys of an artifact's provenance that are no packages, but hashes of models or what was chosen.
 _MODEL_HASHES = ("checkpoint", "sub_model", "full_model", "full_tokenizer")
+#: SPDX's id of a licence -> its whole text with single spaces, of which the group's sha256 follows.
+_KNOWN_LICENSES = {
+    "Apache-2.0": (
+        r"(Apache License .* END OF TERMS AND CONDITIONS)"
+        r"( APPENDIX: How to apply .{1,1500} limitations under the License\.)?",
+        "59d8f0ba87ad9a2f1a431123c8d16646e5b89ba53653e818f16d136d77263c99",
+    ),
+    "MIT": (
+        r"(?:(?:The )?MIT License(?: \(MIT\))? )?Copyright [^.:;]{1,100}?\.? "
+        r"(Permission is hereby granted, .* IN THE SOFTWARE\.)",
+        "fe2a9817987f862eaced948f0468c7f51d2fedfc48c5c505b246a49a3870e9a5",
+    ),
+}
+_LONGEST_LICENSE = 20_000  # characters of those
 
 
 def sbom_of(path: Path) -> str:
@@ -124,9 +139,19 @@ def _makers(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _licenses(manifest: Manifest) -> list[dict[str, Any]]:
     return [
-        {"license": {"name": name, "text": {"contentType": "text/plain", "content": text}}}
+        {"license": {**_called(name, text), "text": {"contentType": "text/plain", "content": text}}}
         for name, text in sorted(manifest.licenses.items())
     ]
+
+
+def _called(name: str, text: str) -> dict[str, str]:
+    """Return SPDX's id of a licence that is word by word a known one, else its file's name."""
+    words = " ".join(text.split())
+    for known, (pattern, sha256) in _KNOWN_LICENSES.items():
+        found = re.fullmatch(pattern, words) if len(words) <= _LONGEST_LICENSE else None
+        if found and hashlib.sha256(found[1].encode()).hexdigest() == sha256:
+            return {"id": known}
+    return {"name": name}
 
 
 def _hashes(sha256: str) -> list[dict[str, str]]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2dexport.files import SPEC
 from m2dexport.runtime import golden
 from m2dexport.runtime.archive import GOLDEN, SIGNATURE, UNLISTED
 from m2dexport.runtime.artifact import Spoken
-from m2dexport.runtime.cells import Opened, open_cells
-from m2dexport.runtime.manifest import MANIFEST, Figures
+from m2dexport.runtime.cells import Opened, agreed_spec, open_cells
+from m2dexport.runtime.manifest import MANIFEST, CellEntry, Figures
 from m2dexport.runtime.signing import read_signature
 from m2dexport.runtime.tolerance import Metric
 
@@ -69,6 +70,20 @@ class Difference:
     second: str
 
 
+@dataclass(frozen=True)
+class Differences:
+    """What two bundles differ in."""
+
+    only_in_first: tuple[str, ...]  # ids of cells, of which nothing else is said
+    only_in_second: tuple[str, ...]
+    facts: tuple[Difference, ...]  # of the bundles, and of the cells that both have
+
+    @property
+    def same(self) -> bool:
+        """Whether there are none: the bundles are the same bytes."""
+        return not (self.only_in_first or self.only_in_second or self.facts)
+
+
 def show_bundle(path: str | Path) -> Shown:
     """Return what a bundle is, after checking each byte.
 
@@ -79,12 +94,13 @@ def show_bundle(path: str | Path) -> Shown:
     opened = open_cells(Path(path))
     manifest = opened.manifest
     files = {name: len(content) for name, content in opened.entries.items()}
+    own = _own_bytes(opened)
     return Shown(
         path=opened.path,
         format=manifest.format,
         size_bytes=opened.path.stat().st_size,
         default_cell=opened.default,
-        cells=tuple(_shown_cell(opened, cell) for cell in opened.cells),
+        cells=tuple(_shown_cell(opened, cell, own[cell]) for cell in opened.cells),
         files=dict(sorted(files.items())),
         licenses=tuple(sorted(manifest.licenses)),
         signed_by=_signed_by(opened),
@@ -99,9 +115,9 @@ def _signed_by(opened: Opened) -> str | None:
     return read_signature(content, f"{opened.path}: {SIGNATURE}").fingerprint
 
 
-def _shown_cell(opened: Opened, cell: str) -> ShownCell:
+def _shown_cell(opened: Opened, cell: str, own_bytes: int) -> ShownCell:
     files = opened.files(cell)
-    spec = opened.spec(cell)
+    spec = agreed_spec(files, opened.name_of(cell))
     tolerance = golden.golden_from_json(
         files[GOLDEN], spec, f"{opened.name_of(cell)}: {GOLDEN}"
     ).tolerance
@@ -119,27 +135,44 @@ def _shown_cell(opened: Opened, cell: str) -> ShownCell:
         max_length=spec.max_length,
         prompts=tuple(sorted(spec.prompts)),
         size_bytes=opened.size_of(cell),
-        own_bytes=_own_bytes(opened, cell),
+        own_bytes=own_bytes,
         metric=tolerance.metric,
         limit=tolerance.limit,
         figures=entry.figures if entry else None,
     )
 
 
-def _own_bytes(opened: Opened, cell: str) -> int:
-    """Return how many bytes of the entries belong to one cell alone."""
+def _own_bytes(opened: Opened) -> dict[str, int]:
+    """Return how many bytes of the entries belong to each cell alone."""
     if not opened.manifest.cells:
-        return opened.size_of(cell)
-    owners = {name: np.zeros(len(content), np.int8) for name, content in opened.entries.items()}
-    for each, entry in opened.manifest.cells.items():
-        mark = 1 if each == cell else 2
-        for span in (span for file in entry.files.values() for span in file.spans):
-            owners[span.entry][span.offset : span.offset + span.size] |= mark
-    return sum(int((found == 1).sum()) for found in owners.values())
+        return {opened.default: opened.size_of(opened.default)}
+    own = dict.fromkeys(opened.manifest.cells, 0)
+    for name in opened.entries:
+        spans = [_spans_in(name, each) for each in opened.manifest.cells.values()]
+        cuts = np.unique(np.concatenate(spans))
+        held = np.zeros((len(spans), max(0, len(cuts) - 1)), bool)  # (cells, parts between cuts)
+        for row, each in zip(held, spans, strict=True):
+            for first, last in np.searchsorted(cuts, each):
+                row[first:last] = True
+        alone = held & (held.sum(axis=0) == 1)
+        for cell, row in zip(own, alone, strict=True):
+            own[cell] += int(np.diff(cuts)[row].sum())
+    return own
 
 
-def differences(first: str | Path, second: str | Path) -> tuple[Difference, ...]:
-    """Return what two bundles differ in; none: they are the same bytes.
+def _spans_in(name: str, cell: CellEntry) -> NDArray[np.int64]:
+    """Return where the spans of a cell in one entry begin and end, (spans, 2)."""
+    found = [
+        (span.offset, span.offset + span.size)
+        for file in cell.files.values()
+        for span in file.spans
+        if span.entry == name
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def differences(first: str | Path, second: str | Path) -> Differences:
+    """Return what two bundles differ in.
 
     Of two plain bundles, the one cell of each is compared, whatever its id; of nested ones, cells
     of one id.
@@ -150,24 +183,33 @@ def differences(first: str | Path, second: str | Path) -> tuple[Difference, ...]
     """
     pair = open_cells(Path(first)), open_cells(Path(second))
     if pair[0].entries == pair[1].entries:
-        return ()
-    facts = [dict(_facts(each, plain=not any(p.manifest.cells for p in pair))) for each in pair]
+        return Differences((), (), ())
+    plain = not any(each.manifest.cells for each in pair)
+    common = {cell for cell in pair[0].cells if cell in pair[1].cells}
+    only = [() if plain else tuple(c for c in each.cells if c not in common) for each in pair]
+    facts = [dict(_facts(each, None if plain else common)) for each in pair]
     names = dict.fromkeys([*facts[0], *facts[1]])
     both = [Difference(name, *(fact.get(name, _NONE) for fact in facts)) for name in names]
     found = tuple(each for each in both if each.first != each.second)
-    return found or (Difference(MANIFEST, *(_digest(each.entries[MANIFEST]) for each in pair)),)
+    if not found:
+        found = (Difference(MANIFEST, *(_digest(each.entries[MANIFEST]) for each in pair)),)
+    return Differences(only[0], only[1], found)
 
 
-def _facts(opened: Opened, *, plain: bool) -> Iterator[tuple[str, str]]:
-    """Yield all that a bundle can differ from another in, by name."""
+def _facts(opened: Opened, cells: Collection[str] | None) -> Iterator[tuple[str, str]]:
+    """Yield what a bundle can differ from another in, by name.
+
+    Args:
+        opened: the bundle.
+        cells: the ids of the cells to tell of; None: of a plain bundle, its one.
+    """
     manifest = opened.manifest
     yield "bytes", f"{opened.path.stat().st_size:,}"
-    yield "cells", ", ".join(opened.cells)
     yield "default cell", opened.default
-    for cell in opened.cells:
-        before = "" if plain else f"{cell}: "
+    for cell in opened.cells if cells is None else [c for c in opened.cells if c in cells]:
+        before = "" if cells is None else f"{cell}: "
         files, entry = opened.files(cell), manifest.cells.get(cell)
-        for field, value in _flat(asdict(opened.spec(cell))):
+        for field, value in _flat(asdict(agreed_spec(files, opened.name_of(cell)))):
             yield f"{before}{field}", value
         for name in sorted(files):
             if name != SPEC:

@@ -15,6 +15,7 @@ if sys.platform != "win32":
     import resource
 
 HEAD_WITHIN_S = 10  # from a connection, or the first byte on it after an answer, to a whole head
+TAKES_WITHIN_S = 60  # of a client: any part of what is to be sent to it
 _MOST, _LEAST = 1024, 8
 _OTHER_FILES = 40  # that the process opens: its bundle, and what was accepted and is not counted
 _SAID_EVERY_S = 60
@@ -37,7 +38,7 @@ def most_connections(requests: int) -> int:
 
 
 class Connection(H11Protocol):
-    """uvicorn's, closed when the head of a request does not come.
+    """uvicorn's, closed when the head of a request does not come, or an answer is not taken.
 
     Where there are as many connections as uvicorn's ``limit_concurrency``, a new one takes the
     place of the one that has been idle for longest. Where none is idle, uvicorn refuses it.
@@ -45,6 +46,7 @@ class Connection(H11Protocol):
 
     _idle_since = 0.0
     _head: asyncio.TimerHandle | None = None  # closes it when the head is late
+    _taking: asyncio.TimerHandle | None = None  # closes it when nothing of an answer is taken
 
     @property
     def idle(self) -> bool:
@@ -54,6 +56,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room for it, and wait for the head of its first request."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # pauses wherever the client has not taken everything
         self._idle_since = self.loop.time()
         self._head = self.loop.call_later(HEAD_WITHIN_S, self._close_idle)
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
@@ -72,15 +75,41 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._idle_since = self.loop.time()
 
+    def pause_writing(self) -> None:
+        """Wait for the client to take what is to be sent."""
+        super().pause_writing()
+        self._wait_until_taken()
+
+    def resume_writing(self) -> None:
+        """Wait no more: it has taken everything."""
+        self._stop_taking()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing."""
         self._wait_no_more()
+        self._stop_taking()
         super().connection_lost(exc)
 
     def _wait_no_more(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+    def _wait_until_taken(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._taking = self.loop.call_later(TAKES_WITHIN_S, self._close_stuck, left)
+
+    def _close_stuck(self, left: int) -> None:
+        if self.transport.get_write_buffer_size() < left:
+            self._wait_until_taken()  # slow, which is not stuck
+        else:
+            self.transport.abort()
+
+    def _stop_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
 
     def _close_idle(self) -> None:
         if self.idle:
@@ -93,6 +122,7 @@ class Connection(H11Protocol):
             if isinstance(each, Connection)
             and each is not self
             and each.idle
+            and not each.flow.write_paused
             and not each.transport.is_closing()
         ]
         if others:

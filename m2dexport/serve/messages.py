@@ -15,7 +15,15 @@ from m2dexport.errors import UsageError
 from m2dexport.runtime.artifact import ArtifactSpec
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.serve.served import Served
-from m2dexport.strict import Name, Within, is_unicode, parse_json, read_value, shown
+from m2dexport.strict import (
+    Name,
+    Within,
+    WrongValue,
+    is_unicode,
+    parse_json,
+    read_value,
+    shown,
+)
 
 _BODY = "the body"
 _FLOATS = "float"
@@ -38,7 +46,7 @@ class Refusal(Exception):
         status: of HTTP.
         message: the sentence.
         code: for programs, such as "model_not_found".
-        param: the field that is wrong; None: none alone.
+        param: the field that is missing or wrong; None: none of this API's, or several.
     """
 
     def __init__(
@@ -104,7 +112,9 @@ def prepare(body: bytes, served: Served, limits: Limits) -> Prepared:
         asked = given.pop("input", None)
         wanted = read_value(_Fields, given, _BODY)
     except UsageError as error:
-        raise Refusal(400, str(error)) from error
+        wrong = error.__cause__
+        param = wrong.path if isinstance(wrong, WrongValue) else ""
+        raise Refusal(400, str(error), param=param or None) from error
     if wanted.model not in (served.name, served.space_id):
         known = f"{served.name} and {served.space_id}"
         raise Refusal(
@@ -235,7 +245,7 @@ def _prompt(wanted: _Fields, spec: ArtifactSpec) -> str | None:
     if wanted.input_type is None:
         return wanted.prompt
     if wanted.prompt is not None:
-        raise UsageError("prompt and input_type both name a prompt; send one of them.")
+        raise Refusal(400, "prompt and input_type both name a prompt; send one of them.")
     return wanted.input_type if wanted.input_type in spec.prompts else ""
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.engines import Device
-from m2dexport.errors import M2DError, UsageError
+from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
 from m2dexport.runtime.artifact import UNTRAINED, trained_dims
-from m2dexport.runtime.bundle import verify_artifact, verify_bundle
+from m2dexport.runtime.bundle import verify_artifact, verify_opened
+from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
-from m2dexport.runtime.loading import load
+from m2dexport.runtime.loading import load, load_cell
 from m2dexport.vectors.codecs import truncate
 
 #: What tells a file from the one that was there before: device, inode, size, time in ns.
@@ -81,20 +82,20 @@ def open_served(path: Path, device: Device, cell: str | None = None) -> Served:
         cell: the id of a nested bundle's cell; None: the deepest, beside which all are verified.
 
     Raises:
-        M2DError: as ``verify_bundle`` does, or when the file was replaced meanwhile.
+        M2DError: as ``verify_bundle`` does.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a bundle or an artifact folder.")
     if path.is_dir() and not (path / SPEC).exists():
         raise UsageError(f"{path} has no {SPEC}; name a bundle or an artifact folder.")
-    identity = identity_of(path)
+    identity = identity_of(path)  # before it is read, so that whatever replaces it then differs
     if path.is_dir():
-        space_id = verify_artifact(path, device).space_id
+        verify_artifact(path, device)
+        encoder = load(path, device, cell)
     else:
-        space_id = verify_bundle(path, device, cell=cell).space_id
-    encoder = load(path, device, cell)
-    if identity_of(path) != identity or encoder.spec.space_id != space_id:
-        raise M2DError(f"{path} was replaced while it was read; load it again.")
+        opened = open_cells(path)
+        verify_opened(opened, device, cell=cell)
+        encoder = load_cell(opened, cell, device)
     # Not that of what a link leads to: a new bundle must not change it.
     name = path.absolute().name.removesuffix(".m2d")
     return Served(name, identity[3] // 10**9, encoder, identity)
