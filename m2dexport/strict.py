@@ -63,8 +63,10 @@ class Matching:
         return self.words
 
 
+#: What moves a terminal's cursor, or turns the order of what stands beside it.
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
 #: A line that can be printed: a name, a version, a hash.
-Name = Annotated[str, Matching(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,300}", "a line of text")]
+Name = Annotated[str, Matching(f"[^{_CONTROLS}]{{1,300}}", "a line of text")]
 Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "a sha256")]
 Share = Annotated[float, Within(0, 1)]
 

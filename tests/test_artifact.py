@@ -218,6 +218,7 @@ def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
         ({"fitted_to": "a" * 63}, "fitted_to is 'a.*a' where a sha256 is needed"),
         ({"space_id": "m2d1-x\n"}, "space_id is .* where a space_id is needed"),
         ({"provenance": {"torch": "\x1b[31m"}}, "where a line of text is needed"),
+        ({"provenance": {"torch": "2\u202e.31"}}, "where a line of text is needed"),
         ({"device": {}}, "provider is missing in device"),
         (
             {"device": {**asdict(Device()), "spin_us": 10**9}},

@@ -160,7 +160,7 @@ def _bundle_cells(
         target=profile_target(profile, target),
         allow_batch_dependent=allow_batch_dependent,
     )
-    with progress(log=True) as on_progress:
+    with progress() as on_progress:
         checkpoint = open_profiled(profile, model, **trust)
         if len(cells) == 1:
             return bundle_cell(

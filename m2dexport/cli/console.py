@@ -63,10 +63,10 @@ def print_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress(*, log: bool = False) -> Iterator[OnProgress]:
-    """Show one bar per step on a terminal; elsewhere, if ``log``, a line per step of over 2 s."""
+def progress() -> Iterator[OnProgress]:
+    """Show one bar per step on a terminal; elsewhere, a line per step of over 2 s."""
     if not _is_terminal():
-        yield _logged() if log else lambda *_: None
+        yield _logged()
         return
     from rich.console import Console
     from rich.progress import (

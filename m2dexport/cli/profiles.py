@@ -123,7 +123,7 @@ def _measured(model: str | None, parts: Parts, options: dict[str, Any], *, quiet
         say=partial(click.echo, err=True),
     )
     plans = tuple(replace(plan, align_texts=fitted) for plan in plans)
-    with progress(log=True) as on_progress:
+    with progress() as on_progress:
         return profile_checkpoint(checkpoint, tasks, texts, plans, course, on_progress)
 
 
