@@ -17,6 +17,7 @@ from m2dexport.build.source import Source, export_source
 from m2dexport.checkpoint.open import Checkpoint, open_checkpoint
 from m2dexport.data import align_texts_path, calibration_texts, default_task_paths, read_texts
 from m2dexport.engines import Device
+from m2dexport.engines.onnxruntime import make as onnxruntime_make
 from m2dexport.engines.onnxruntime import run as onnxruntime
 from m2dexport.errors import UsageError
 from m2dexport.profile.plan import Plan, default_plan, plan_for
@@ -161,6 +162,23 @@ def test_the_quality_surface_is_one_pass_per_weight_precision(
     surface = compute_surface(source, weights, corpus, PLAN, lambda *_: None)
     assert set(surface.depths) == set(PLAN.layers)
     assert rows == len(corpus.ids) + 3 * len(PROBES) + calibrated
+
+
+def test_a_pass_quantizes_and_runs_no_layer_above_its_depths(source, tasks, monkeypatch) -> None:
+    """The export may go deeper, for the maps; weights of the layers above would take as long."""
+    outputs: list[str | None] = []
+    quantize = onnxruntime_make.quantize
+
+    def seen(model, *settings):
+        outputs.extend(value.name for value in model.graph.outputs)
+        return quantize(model, *settings)
+
+    corpus = corpus_of(source, tasks, CALIBRATION)
+    both = compute_surface(source, "int8", corpus, PLAN, lambda *_: None)
+    monkeypatch.setattr(onnxruntime_make, "quantize", seen)
+    alone = compute_surface(source, "int8", corpus, replace(PLAN, layers=(1,)), lambda *_: None)
+    assert outputs == ["depth_1"]
+    np.testing.assert_array_equal(alone.depths[1].vectors, both.depths[1].vectors)
 
 
 def test_the_default_grid_has_all_depths_and_the_trained_dims() -> None:

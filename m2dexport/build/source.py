@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +59,11 @@ class Source:
         """The text that goes before every text when no prompt is named."""
         name = self.checkpoint.default_prompt
         return self.checkpoint.prompts[name] if name else ""
+
+    def at_depths(self, depths: Collection[int]) -> Source:
+        """Return the source of some of its depths, whose graph computes nothing above them."""
+        probes = {depth: vectors for depth, vectors in self.probes.items() if depth in depths}
+        return replace(self, graph=depth_graph(self.graph, *depths), probes=probes)
 
     def vectors_at(self, depth: int, graph: ir.Model | None = None) -> ir.Model:
         """Return a copy of a graph that puts out the normalised vectors of one depth.

@@ -39,10 +39,11 @@ def depth_output(depth: int) -> str:
     return f"depth_{depth}"
 
 
-def depth_graph(all_depths: ir.Model, depth: int) -> ir.Model:
-    """Return a copy of an all-depths graph that computes only one depth."""
+def depth_graph(all_depths: ir.Model, *depths: int) -> ir.Model:
+    """Return a copy of an all-depths graph that computes only these depths, in its order."""
     model = all_depths.clone()
-    kept = [value for value in model.graph.outputs if value.name == depth_output(depth)]
+    names = {depth_output(depth) for depth in depths}
+    kept = [value for value in model.graph.outputs if value.name in names]
     model.graph.outputs[:] = kept
     RemoveUnusedNodesPass()(model)
     return model

@@ -123,7 +123,7 @@ def compute_surface(
     its batch, texts run one at a time, as they will in the runtime.
 
     Args:
-        source: the exported checkpoint.
+        source: the exported checkpoint, with the plan's depths at least.
         weights: the precision.
         corpus: the texts.
         plan: the depths, engine and device.
@@ -134,6 +134,7 @@ def compute_surface(
         UsageError: when the calibration texts do not do.
         MissingExtra: when the package that makes the precision is not installed.
     """
+    source = source.at_depths(plan.depths)  # it may have the full depth for the maps alone
     one_pass = _Pass(source, weights, corpus, plan, on_progress, folder)
     calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
     try:
