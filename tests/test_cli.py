@@ -422,5 +422,5 @@ def test_slicing_the_shipped_checkpoint_as_typed(tmp_path: Path, monkeypatch) ->
     succeeds("slice", "--layers", 6, "--dim", 128)
     config = json.loads(Path("sub-model-6x128/config.json").read_text())
     assert config["num_hidden_layers"] == 6
-    succeeds("slice", "--layers", "2,4,6", "--dim", "64,128")
-    assert len(list(Path("sub-models").iterdir())) == 6
+    succeeds("slice", "--layers", "2,4-6", "--dim", "64,128")
+    assert len(list(Path("sub-models").iterdir())) == 8

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from noisy_cells import noisy, scored, timed, with_task
 from tiny_profile import cell, profile, target
 
+from m2dexport.cli.verdicts import junit_xml, markdown
 from m2dexport.errors import UsageError
 from m2dexport.profile.gate import Limits, Scope, check_profile
 from m2dexport.profile.manifest import write_profile
-from m2dexport.profile.schema import Profile
+from m2dexport.profile.schema import Noise, Profile
 
 SMALL = cell(2).id
 ALL = Scope(all_cells=True)
+VERY_NOISY = Noise(verdict="very noisy", reasons=(), spread=1.1, drift=1.0, stolen=None, busy=1.0)
 
 
 def failed(profile: Profile, baseline: Profile, **scope: Any) -> list[str | None]:
@@ -73,6 +75,23 @@ def test_strict_limits_fail_what_is_too_noisy_to_tell() -> None:
     assert "too noisy" not in " ".join(strict.remarks)
     same = check_profile(baseline, baseline, Limits(strict=True))
     assert not same.failures
+
+
+def test_a_very_noisy_machine_hides_a_tenth_and_no_doubling() -> None:
+    baseline = profile(cell(6), timed(0.1))
+    of_noise = profile(cell(6), timed(0.14)), profile(cell(6), timed(0.3))
+    target = baseline.targets[0].model_copy(update={"noise": VERY_NOISY})
+    little, much = (
+        check_profile(each.model_copy(update={"targets": (target,)}), baseline, scope=ALL)
+        for each in of_noise
+    )
+    assert not little.failures
+    (noisy_one,) = [check for check in little.checks if check.within_noise]
+    (case,) = ElementTree.fromstring(junit_xml(little).encode()).findall(".//skipped/..")
+    assert (case.get("name"), noisy_one.figure.name) == ("latency", "latency")
+    assert markdown(little).startswith("## m2dexport check: passed, 1 too noisy to tell\n")
+    (failure,) = [check.failure for check in much.failures]
+    assert failure == "latency rose 3.00 times, and 1.1 are allowed"
 
 
 def test_microseconds_of_a_token_table_fail_under_no_limits() -> None:

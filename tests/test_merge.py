@@ -239,7 +239,10 @@ def test_results_from_a_device_answer_select_for_it(device: Path) -> None:
     [
         ({"format": 2}, "result of bench in format 2, and this version reads format 1"),
         ({"load_ms": "fast"}, "is not a result of bench: load_ms"),
-        ({"name": "local"}, "target local, which the profile has already; name another by --name"),
+        (
+            {"name": "local"},
+            "target local, which the profile has already; merge all results of one",
+        ),
         ({"machine": target(cell(6), "x")["machine"]}, "measured the target pi5 on two machines"),
         ({"cell": {**result()["cell"], "checkpoint_sha256": "2" * 64}}, "of another checkpoint"),
         (

@@ -87,6 +87,7 @@ def test_pairs_are_read_from_every_format(tmp_path: Path, suffix: str) -> None:
             "line 1 holds half of a surrogate pair",
         ),
         ("a.tsv", "3\tx\ty\n3.0\tx\ty\n", "every score is 3, so no correlation exists"),
+        ("a.tsv", "3\tx\tx\n4\tx\tx\n", "all texts are the same; pass pairs that differ"),
         ("a.jsonl", '"score sentence1 sentence2"\n', "line 1 is not a JSON object"),
         (
             "a.jsonl",

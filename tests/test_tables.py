@@ -151,9 +151,10 @@ def test_cells_are_sorted_by_a_column_the_best_first(capsys) -> None:
 
 
 def test_csv_has_every_figure_unrounded_and_json_the_whole_profile(tmp_path: Path) -> None:
-    path = tmp_path / "p.json"
+    path = tmp_path / "profile.json"
     write_profile(measured(), path)
-    shown = m2d("profile", "show", path, "--all", "--csv")
+    shown = m2d("profile", "show", tmp_path, "--all", "--csv")  # the folder of it
+    assert "one output" in m2d("profile", "show", path, "--csv", "--json").stderr
     rows = list(csv.DictReader(io.StringIO(shown.stdout)))
     assert {row["cell"] for row in rows} == {each.id for each in CELLS}
     assert rows[0]["sts/spearman"] == "89.0"

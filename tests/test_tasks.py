@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def test_a_folder_without_evaluation_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(UsageError, match="holds no evaluation data: neither BEIR's corpus"):
         load_tasks(tmp_path)
+
+
+def test_a_task_is_what_its_file_says_however_it_is_written(tmp_path: Path) -> None:
+    rows = [("1", "a cat", "a dog"), ("4.0", "x", "y"), ("5", "one", "two")]
+    written = {
+        "a.tsv": "".join("\t".join(row) + "\r\n" for row in rows),
+        "a.csv": "sentence2,score,sentence1\n"
+        + "".join(f'"{two}",{score},{one}\n' for score, one, two in rows),
+        "a.jsonl": "".join(
+            json.dumps({"score": float(score), "sentence1": one, "sentence2": two}) + "\n"
+            for score, one, two in rows
+        ),
+    }
+    hashes = set()
+    for name, text in written.items():
+        (tmp_path / name).write_text(text, newline="")
+        hashes |= {task.sha256 for task in load_tasks(tmp_path / name)}
+    assert len(hashes) == 1
+    (tmp_path / "a.tsv").write_text(written["a.tsv"].replace("a cat", "a hat"), newline="")
+    (changed,) = load_tasks(tmp_path / "a.tsv")
+    assert changed.sha256 not in hashes
 
 
 def test_a_task_is_named_by_what_stands_before_its_path(tmp_path: Path) -> None:

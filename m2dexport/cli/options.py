@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LONGEST_RANGE = 10_000
+
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
-    """One whole number or several: "6" or "2,4,6"."""
+    """One whole number or several: "6", "2,4,6" or "1-6"."""
 
     name = "N[,N...]"
 
@@ -41,10 +43,28 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         try:
-            numbers = [int(part) for part in str(value).split(",")]
+            numbers = [number for part in str(value).split(",") for number in _numbers_of(part)]
         except ValueError:
-            self.fail(f"{value!r} is not a whole number or a list such as 2,4,6.", param, ctx)
+            self.fail(
+                f"{value!r} is not a whole number, a list such as 2,4,6 or a range such as 1-6.",
+                param,
+                ctx,
+            )
         return tuple(dict.fromkeys(numbers) if self.distinct else numbers)
+
+
+def _numbers_of(part: str) -> list[int]:
+    """Return the numbers of "6" or "1-6".
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    first, dash, last = part.strip().partition("-")
+    if not (first and dash):
+        return [int(part)]
+    if not 0 <= int(last) - int(first) <= _LONGEST_RANGE:
+        raise ValueError
+    return list(range(int(first), int(last) + 1))
 
 
 class _Shapes(click.ParamType):  # type: ignore[type-arg]

@@ -28,7 +28,7 @@ from m2dexport.cli.options import (
     texts_to_align,
 )
 from m2dexport.cli.sweeping import SWEEP, course_options, grid_options, plans_of, print_grid
-from m2dexport.errors import M2DError
+from m2dexport.errors import M2DError, UsageError
 
 _INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
@@ -155,6 +155,8 @@ def show(
     from m2dexport.cli.cell_tables import View, print_cells, print_cells_as_csv
     from m2dexport.profile.manifest import read_profile
 
+    if as_csv and as_json:
+        raise UsageError("--csv and --json are two forms of one output; leave one out.")
     measured = read_profile(path)
     if as_json:
         print_json(measured.model_dump(mode="json"))

@@ -132,11 +132,12 @@ def junit_xml(verdict: Verdict) -> str:
     """Return JUnit XML: a suite per target, a case per figure of a cell."""
     root = ElementTree.Element("testsuites", name="m2dexport check")
     for target, checks in _by_target(verdict.checks):
-        failed = sum(check.failure is not None for check in checks)
+        counts = Counter(status_of(check) for check in checks)
+        said = {"tests": len(checks), "failures": counts["FAILED"], "skipped": counts["too noisy"]}
         suite = ElementTree.SubElement(
             root,
             "testsuite",
-            {"name": target, "tests": str(len(checks)), "failures": str(failed), "errors": "0"},
+            {"name": target, "errors": "0"} | {key: str(count) for key, count in said.items()},
         )
         for check in checks:
             name = check.figure.name if check.figure else "is there"
@@ -146,6 +147,8 @@ def junit_xml(verdict: Verdict) -> str:
             if check.failure is not None:
                 ElementTree.SubElement(case, "failure", message=_sentence(check))
             elif check.figure is not None:
+                if check.within_noise:
+                    ElementTree.SubElement(case, "skipped", message="too noisy to tell")
                 ElementTree.SubElement(case, "system-out").text = _in_words(check.figure)
     ElementTree.indent(root)
     text: str = ElementTree.tostring(root, encoding="unicode", xml_declaration=False)
@@ -156,7 +159,10 @@ def markdown(verdict: Verdict) -> str:
     """Return a summary in Markdown: what failed first, then every figure."""
     counts = Counter(status_of(check) for check in verdict.checks)
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    lines = [f"## m2dexport check: {'failed' if verdict.failures else 'passed'}", "", said, ""]
+    head = "failed" if verdict.failures else "passed"
+    if counts["too noisy"]:
+        head += f", {counts['too noisy']} too noisy to tell"
+    lines = [f"## m2dexport check: {head}", "", said, ""]
     lines += ["| cell | target | figure | before | now | change | 95% interval | |"]
     lines += ["| --- | --- | --- | ---: | ---: | ---: | --- | --- |"]
     for check in sorted(verdict.checks, key=lambda check: check.failure is None):

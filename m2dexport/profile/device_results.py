@@ -145,8 +145,8 @@ def _with_target(
     first_path = results[0][0]
     if name in {target.name for target in profile.targets}:
         raise UsageError(
-            f"{first_path} is of the target {name}, which the profile has already; name another by "
-            "--name."
+            f"{first_path} is of the target {name}, which the profile has already; merge all "
+            "results of one device at once, or name another target by --name."
         )
     cells: dict[str, Cell] = {}
     for path, result in results:

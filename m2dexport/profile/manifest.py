@@ -38,10 +38,15 @@ def profile_text(profile: Profile) -> str:
 def read_profile(path: str | Path) -> Profile:
     """Read profile.json.
 
+    Args:
+        path: the file, or the folder that ``profile`` wrote it into.
+
     Raises:
         UsageError: when it is missing, cut short, no profile, or of another format.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= "profile.json"
     return profile_from(read_stored(path), path)
 
 

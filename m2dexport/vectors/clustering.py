@@ -73,7 +73,7 @@ def load_clusters(table: Table, columns: tuple[int, int]) -> ClusteringTask:
         texts.append(text_of(text, path, line))
         topics.append(_topic(topic, f"{path}, line {line}"))
     require_topics(path, topics)
-    return ClusteringTask(path.stem, tuple(texts), tuple(topics), digest_of(path))
+    return ClusteringTask(path.stem, tuple(texts), tuple(topics), digest_of(texts, topics))
 
 
 def require_topics(where: object, topics: list[str]) -> None:

@@ -8,8 +8,6 @@ one clustering of all texts, so it agrees up to what the samples and their start
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +20,7 @@ from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.ranking import NO_ROW
 from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task
-from m2dexport.vectors.texts import as_number
+from m2dexport.vectors.texts import as_number, digest_of
 
 
 def load_mteb(names: Sequence[str]) -> tuple[Task, ...]:
@@ -123,7 +121,7 @@ def _sts(task: Any, name: str, data: Any) -> StsTask:
     scores = tuple(_number(value, name) for value in data["score"])
     if len(set(scores)) < 2:
         raise UsageError(f"mteb's {name} gives every pair the same score; name another task.")
-    return StsTask(name, first, second, scores, _sha256(first, second, scores))
+    return StsTask(name, first, second, scores, digest_of(first, second, scores))
 
 
 def _pair_classification(task: Any, name: str, data: Any) -> PairClassificationTask:
@@ -135,7 +133,7 @@ def _pair_classification(task: Any, name: str, data: Any) -> PairClassificationT
     if set(labels) != {0.0, 1.0}:
         raise UsageError(f"mteb's {name} has other labels than 0 and 1; name another task.")
     classes = tuple(label == 1 for label in labels)
-    return PairClassificationTask(name, first, second, classes, _sha256(first, second, classes))
+    return PairClassificationTask(name, first, second, classes, digest_of(first, second, classes))
 
 
 def _clustering(task: Any, name: str, data: Any) -> ClusteringTask:
@@ -159,7 +157,7 @@ def _clustering(task: Any, name: str, data: Any) -> ClusteringTask:
         topics.append(str(levels[0]))
     require_topics(f"mteb's {name}", topics)
     sentences = _texts(texts, name)
-    return ClusteringTask(name, sentences, tuple(topics), _sha256(sentences, topics))
+    return ClusteringTask(name, sentences, tuple(topics), digest_of(sentences, topics))
 
 
 def _sampled(task: Any, count: int) -> Sequence[int]:
@@ -206,7 +204,7 @@ def _retrieval(task: Any, name: str, data: Mapping[str, Any]) -> RetrievalTask:
         raise UsageError(f"mteb's {name} judges no document of its corpus as relevant.")
     texts = _texts(asked, name)
     known = tuple(own) if any(row != NO_ROW for row in own) else ()
-    digest = _sha256(texts, documents, [sorted(gains.items()) for gains in relevance], known)
+    digest = digest_of(texts, documents, relevance, known)
     return RetrievalTask(name, texts, documents, tuple(relevance), digest, known)
 
 
@@ -235,12 +233,6 @@ def _number(value: object, name: str) -> float:
     return number
 
 
-def _sha256(*parts: Any) -> str:
-    """Return a hash of the content, which also seeds the resamples."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-#: mteb's type -> what makes a task of ours from one subset's split.
 _CONVERTED: Mapping[str, Callable[[Any, str, Any], Task]] = {
     "STS": _sts,
     "Retrieval": _retrieval,

@@ -69,7 +69,7 @@ def load_pairs(table: Table) -> StsTask | PairClassificationTask:
 
     Raises:
         UsageError: when a line is wrong, columns cannot be told apart, there are fewer than two
-            pairs, or every score is the same.
+            pairs, or every score or every text is the same.
     """
     path = table.path
     unnamed = path.suffix != ".jsonl" and len(table.first) == 3
@@ -87,6 +87,8 @@ def load_pairs(table: Table) -> StsTask | PairClassificationTask:
     if len(pairs) < 2:
         raise UsageError(f"{path} holds {len(pairs)} sentence pairs; at least 2 are needed.")
     firsts, seconds = zip(*texts, strict=True)
+    if len({*firsts, *seconds}) == 1:
+        raise UsageError(f"{path}: all texts are the same; pass pairs that differ.")
     if len(set(labels or scores)) == 1:
         lacking = "there is nothing to tell apart" if labels else "no correlation exists"
         raise UsageError(
@@ -94,8 +96,10 @@ def load_pairs(table: Table) -> StsTask | PairClassificationTask:
             "scores differ."
         )
     if labels:
-        return PairClassificationTask(path.stem, firsts, seconds, labels, digest_of(path))
-    return StsTask(path.stem, firsts, seconds, scores, digest_of(path))
+        return PairClassificationTask(
+            path.stem, firsts, seconds, labels, digest_of(firsts, seconds, labels)
+        )
+    return StsTask(path.stem, firsts, seconds, scores, digest_of(firsts, seconds, scores))
 
 
 def _spells_a_number(text: str) -> bool:

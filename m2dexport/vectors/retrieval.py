@@ -140,13 +140,15 @@ def load_retrieval(folder: Path, qrels: Path | None = None) -> RetrievalTask:
         NO_ROW if name not in documents or row_of[name] in relevance[name] else row_of[name]
         for name in judged
     ]
+    known = own if any(row != NO_ROW for row in own) else []
+    asked, gains = [texts[name] for name in judged], [relevance[name] for name in judged]
     return RetrievalTask(
         name=_task_name(folder, qrels),
-        queries=tuple(texts[name] for name in judged),
+        queries=tuple(asked),
         documents=tuple(documents.values()),
-        relevance=tuple(relevance[name] for name in judged),
-        sha256=digest_of(corpus, queries, qrels),
-        own=tuple(own) if any(row != NO_ROW for row in own) else (),
+        relevance=tuple(gains),
+        sha256=digest_of(asked, list(documents.values()), gains, known),
+        own=tuple(known),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from m2dexport.data import read_utf8
 from m2dexport.errors import UsageError
-from m2dexport.strict import is_unicode, parse_json, shown
+from m2dexport.strict import is_unicode, parse_json, sha256_of_json, shown
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,6 @@ def as_number(value: object) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def digest_of(*paths: Path) -> str:
-    """Return one hash of the content of files, in this order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+def digest_of(*content: Any) -> str:
+    """Return a hash of a task's texts and judgements, however its files wrote them down."""
+    return sha256_of_json(content)
