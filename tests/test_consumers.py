@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import model2vec
 import numpy as np
@@ -37,6 +39,8 @@ from m2dexport.files import MODEL_SETTINGS
 from m2dexport.graph.plain import write_plainly
 from m2dexport.runtime.archive import open_bundle, write_archive
 from m2dexport.runtime.bundle import write_bundle
+from m2dexport.runtime.manifest import Figures
+from m2dexport.runtime.packing import write_nested
 from m2dexport.slice.slicing import slice_checkpoint
 
 CLOSE = 1e-5
@@ -214,6 +218,31 @@ def test_triton_is_told_types_sizes_and_what_to_warm_up_with(coded, tmp_path: Pa
     )
 
 
+def warm_ups(source: Path, out: Path) -> tuple[list[str], str]:
+    """Return the shapes that Triton warms a model up with by default, and its largest batch."""
+    succeeds("export", source, "--for", "triton", "--out", out)
+    config = (out / "embedder" / "config.pbtxt").read_text()
+    return re.findall(r'name: "(\d+x\d+)"', config), *re.findall(r"max_batch_size: (\d+)", config)
+
+
+def test_triton_is_warmed_up_with_no_more_tokens_than_the_model_takes(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "a", tiny_spec(max_length=16))
+    for shape in ("1x17", "1x16,8x300"):
+        options = ("--for", "triton", "--shapes", shape, "--out", tmp_path / "out")
+        message = refused("export", folder, *options)
+        assert f"has more tokens than {folder} takes, 16 at most; name" in message
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert warm_ups(folder, tmp_path / "out") == (["1x16", "16x16"], "16")
+
+
+def test_triton_is_warmed_up_with_what_a_profile_timed(tmp_path: Path) -> None:
+    folder = tiny_artifact(tmp_path / "a", tiny_spec(max_length=64))
+    figures = Figures("tiny", "a processor", 1, 32, 128, 3.0, 6.0, 10**8, 80.0)
+    write_nested([folder], tmp_path / "a.m2d", {"1x12-fp32-float32": figures})
+    shapes = ["32x64", "1x16", "1x64", "16x32"]
+    assert warm_ups(tmp_path / "a.m2d", tmp_path / "out") == (shapes, "32")
+
+
 def test_plain_graphs_have_standard_operators_alone(built, tmp_path: Path) -> None:
     fused = onnx.load(built / "model.onnx").graph.node
     assert {"MultiHeadAttention", "Gelu"} <= {node.op_type for node in fused if node.domain}
@@ -244,20 +273,46 @@ def test_what_has_no_standard_operator_is_named() -> None:
     assert write_plainly(ir.Model(graph, ir_version=8)) == ["com.microsoft.MatMulNBits"]
 
 
-@pytest.mark.parametrize(
-    ("weights", "dtype", "name"),
-    [("fp32", "fp32", "model.onnx"), ("int8", "q8", "model_quantized.onnx")],
-)
-def test_transformers_js_finds_the_graph_by_its_weights_and_what_it_cuts_is_named(
-    weights: str, dtype: str, name: str, built, tmp_path: Path
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_one_folder_opens_in_all_programs_of_its_layout(
+    weights: str, built, tmp_path: Path
 ) -> None:
+    """transformers.js would look for model_quantized.onnx, which the others do not find."""
     folder = with_settings(built, tiny_artifact(tmp_path / "a", tiny_spec(weights=weights)))
-    out = tmp_path / "out"
-    output = succeeds("export", folder, "--for", "transformers.js", "--out", out)
-    assert "'a long text a long text ...'" in output
-    config = json.loads((out / "config.json").read_text())
-    assert config["transformers.js_config"] == {"dtype": dtype}
-    assert [path.name for path in (out / "onnx").iterdir()] == [name]
+    contents = []
+    for consumer in (*HUB, "transformers.js"):
+        out = tmp_path / consumer
+        output = succeeds("export", folder, "--for", consumer, "--out", out)
+        files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+        contents.append({path: (out / path).read_bytes() for path in files})
+        del contents[-1][Path("golden.json")]  # which names the program
+    assert "'a long text a long text ...'" in output  # what transformers.js cuts
+    assert all(each == contents[0] for each in contents)
+    assert Path("onnx/model.onnx") in contents[0]
+    config = json.loads(contents[0][Path("config.json")])
+    assert config["transformers.js_config"] == {"dtype": "fp32"}  # the name's, which is model.onnx
+
+
+def test_what_fastembed_is_told_can_be_copied(
+    built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fastembed = tmp_path / "NAME of DIM", Mock()
+    output = succeeds("export", built, "--for", "fastembed", "--out", out)
+    code = output.split("Open it with:\n")[1].split("\nNote: ")[0]
+    for name in ("fastembed", "fastembed.common", "fastembed.common.model_description"):
+        monkeypatch.setitem(sys.modules, name, fastembed)
+    exec(compile(code, "printed", "exec"), {})
+    (call,) = fastembed.TextEmbedding.add_custom_model.call_args_list
+    assert call.kwargs == {
+        "model": "local/NAME of DIM",
+        "pooling": fastembed.PoolingType.DISABLED,
+        "normalization": False,
+        "output_name": "sentence_embedding",
+        "sources": fastembed.ModelSource.return_value,
+        "dim": DIM,
+        "model_file": "onnx/model.onnx",
+    }
+    fastembed.TextEmbedding.assert_called_with("local/NAME of DIM", specific_model_path=str(out))
 
 
 def with_settings(built: Path, folder: Path) -> Path:

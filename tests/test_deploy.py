@@ -22,6 +22,7 @@ from m2dexport.cli import console
 from m2dexport.cores import usable_cores
 from m2dexport.data import align_texts_path, calibration_texts, read_texts
 from m2dexport.engines import ENGINES, Device
+from m2dexport.errors import UsageError
 from m2dexport.profile.manifest import read_profile, write_profile
 from m2dexport.profile.schema import MEAN, Profile
 from m2dexport.reference.pooler import Reference
@@ -383,12 +384,18 @@ def test_documents_of_the_deep_cell_are_found_by_queries_of_a_shallow_one(
     """One file, one index: the aligned cells of a nested bundle speak the deep cell's space."""
     path, printed = nested
     assert printed.splitlines()[1:] == [
-        f"cells: {', '.join([INDEX, *SHALLOW])}",
+        f"cells: {', '.join([INDEX, *SHALLOW])}; {INDEX} is the default",
         "all cells speak one space, so one index serves them all",
     ]
     (tmp_path / "documents.txt").write_text("\n".join(profiled.retrieval.documents))
     documents = tmp_path / "documents.npy"
-    succeeded(m2d("encode", path, "--in", tmp_path / "documents.txt", "--out", documents))
+    wrote = m2d(
+        *("encode", path, "--within-ms", 60_000),
+        *("--in", tmp_path / "documents.txt", "--out", documents),
+    )
+    again = f"another day may choose another cell, which speaks the same space: --cell {INDEX} keep"
+    assert wrote.exit_code == 0
+    assert again in wrote.stderr
     for name in SHALLOW:
         lines = succeeded(m2d("verify", path, "--cell", name, "--vectors", documents)).splitlines()
         assert "speaks (2 layers in fp32)" in lines[-1]
@@ -425,6 +432,16 @@ def test_a_nested_bundle_says_what_the_profile_measured_and_a_device_chooses_by_
     limit = times[SHALLOW[-1]] * 1.0001
     expected = next(name for name, taken in times.items() if taken <= limit)
     assert cell_of(load(path, budget_ms=limit).spec) == expected
+
+
+def test_a_bundle_of_one_cell_says_it_too(profiled: Profiled, bundled: Any) -> None:
+    measured, path = profiled.profile.cell(INDEX), bundled(INDEX)
+    (shown,) = show_bundle(path).cells
+    assert shown.figures is not None
+    assert (shown.figures.p50_ms, shown.figures.quality) == (measured.p50_ms, measured.mean_quality)
+    assert cell_of(load(path, budget_ms=measured.p50_ms).spec) == INDEX
+    with pytest.raises(UsageError, match=f"the shallowest, {INDEX}, takes"):
+        load(path, budget_ms=measured.p50_ms / 2)
 
 
 def test_a_cell_that_is_named_twice_is_refused_before_the_work(

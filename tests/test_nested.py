@@ -375,7 +375,7 @@ def test_limits_choose_the_deepest_cell_within_them_and_the_log_says_why(
     sizes = {each.id: each.size_bytes / 1e6 for each in show_bundle(packed).cells}
     assert load(packed, budget_ms=9).spec.layers == 3
     assert load(packed, budget_ms=2.5).spec.layers == 2
-    assert f"chose {MIDDLE}, the deepest within the limits" in log.lines[-1]
+    assert f"chose {MIDDLE}; no deeper cell is within the limits" in log.lines[-1]
     assert "2.00 ms for 1x16 tokens on a processor" in log.lines[-1]
     assert load(packed, max_mb=max(sizes.values())).spec.layers == 3
     assert load(packed, budget_ms=2.5, max_mb=sizes[SHALLOW]).spec.layers == 1
@@ -392,6 +392,54 @@ def test_a_time_that_is_not_known_is_not_guessed(folders: dict[str, Path], tmp_p
     assert load(tmp_path / "a.m2d", max_mb=5).spec.layers == 3
     with pytest.raises(UsageError, match="is one cell"):
         load(folders[DEEP], max_mb=5)
+    write_bundle(folders[DEEP], tmp_path / "plain.m2d")
+    with pytest.raises(UsageError, match="since it was packed from an artifact"):
+        load(tmp_path / "plain.m2d", budget_ms=5)
+
+
+def test_a_bundle_of_one_cell_keeps_what_a_profile_measured(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """It is read as any other of one cell: no message, and no difference, is about its id."""
+    path, plain = tmp_path / "one.m2d", tmp_path / "plain.m2d"
+    figures = Figures("tiny", "a processor", 1, 1, 16, 3.0, 6.0, 10**8, 80.0)
+    assert write_nested([folders[DEEP]], path, {DEEP: figures}).cells == (DEEP,)
+    write_bundle(folders[DEEP], plain)
+    assert set(open_bundle(path)) == set(open_bundle(plain))
+    assert load(path, budget_ms=4).spec.layers == 3
+    with pytest.raises(UsageError, match=r"within 2 ms; the shallowest, .*3\.00 ms for 1x16"):
+        load(path, budget_ms=2)
+    assert "3.00 ms (median) for 1x16 tokens" in succeeded("bundle", "show", path)
+    assert succeeded("verify", path) == succeeded("verify", plain).replace(str(plain), str(path))
+    changed = m2d("bundle", "diff", plain, path).stdout.splitlines()
+    assert "figures.p50_ms: none | 3.0" in changed
+    assert all(line.startswith(("bytes: ", "figures.")) for line in changed)
+    assert read_independently(path, TEXTS[0]).returncode == 0
+    assert read_index(path).name == str(path)
+
+
+def test_of_the_deepest_cells_the_first_that_is_named_is_the_default(
+    tmp_path: Path, log: Log
+) -> None:
+    specs = [replace(tiny_spec(vectors=each), layers=3) for each in ("int8", "ubinary")]
+    specs += [tiny_spec(dim=8)]
+    artifacts = [tiny_artifact(tmp_path / each.vectors, each) for each in specs]
+    ids = ["3x12-fp32-int8", "3x12-fp32-ubinary", "1x8-fp32-float32"]
+    for first in (0, 1):
+        order = [first, 1 - first, 2]
+        path = tmp_path / f"{first}.m2d"
+        named = [artifacts[each] for each in (2, first, 1 - first)]
+        expected = [ids[each] for each in order]
+        told = succeeded("bundle", *named, "--out", path).splitlines()[1]
+        assert told == f"cells: {', '.join(expected)}; {ids[first]} is the default"
+        assert load(path).spec.vectors == specs[first].vectors
+        shown = json.loads(succeeded("bundle", "show", path, "--json"))
+        assert [cell["id"] for cell in shown["cells"]] == expected
+        chosen = m2d("encode", path, "--within-ms", 60_000, "--in", __file__)
+        assert f"{ids[first]} is within 60000 ms, and no deeper cell is\n" in chosen.stderr
+        swapped = [artifacts[each] for each in (first, 2, 1 - first)]
+        succeeded("bundle", *swapped, "--out", tmp_path / "again.m2d", "--force")
+        assert (tmp_path / "again.m2d").read_bytes() == path.read_bytes()
 
 
 def test_cells_are_loaded_when_asked_for_and_share_a_tokenizer(packed: Path) -> None:
@@ -464,7 +512,7 @@ def test_encode_takes_a_cell_within_a_time_limit(packed: Path, tmp_path: Path) -
     (tmp_path / "texts.txt").write_text("a guitar")
     result = m2d("encode", packed, "--within-ms", 60_000, "--in", tmp_path / "texts.txt")
     assert result.exit_code == 0
-    chosen = f"{DEEP} is the deepest within 60000 ms"
+    chosen = f"{DEEP} is within 60000 ms, and no deeper cell is"
     assert f"{chosen}\n" in result.stderr
     kept = ("--in", tmp_path / "texts.txt", "--out", tmp_path / "vectors.npy")
     said = m2d("encode", packed, "--within-ms", 60_000, *kept).stderr.splitlines()

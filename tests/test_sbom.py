@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from email import message_from_string
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cyclonedx.schema
 import jsonschema
 import pytest
+from command_line import m2d
 from referencing import Registry, Resource
 from tiny_artifact import tiny_artifact, tiny_spec
 
@@ -52,6 +55,59 @@ def test_the_schema_accepts_it_and_every_file_is_named(packed: Path) -> None:
     assert [each["name"] for each in kinds["library"]] == ["numpy", "onnxruntime", "tokenizers"]
     (license,) = bom["metadata"]["component"]["licenses"]
     assert license["license"]["text"]["content"] == "Do as you like.\n"
+
+
+def test_what_it_needs_has_the_licence_that_its_release_here_states(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = {
+        "numpy": "License-Expression: BSD-3-Clause AND MIT",
+        "onnxruntime": "License: MIT License\nClassifier: License :: OSI Approved :: MIT License",
+        "tokenizers": "Classifier: License :: OSI Approved :: Apache Software License",
+    }
+    assert all(needed(packed)[name]["licenses"] for name in stated)  # of what is installed
+    monkeypatch.setattr(metadata, "version", lambda _: "1.2.3")
+    monkeypatch.setattr(metadata, "metadata", lambda name: message_from_string(stated[name]))
+    found = needed(packed)
+    assert {name: each["licenses"] for name, each in found.items()} == {
+        "numpy": [{"expression": "BSD-3-Clause AND MIT"}],
+        "onnxruntime": [{"license": {"id": "MIT"}}],
+        "tokenizers": [{"license": {"name": "Apache Software License"}}],  # SPDX knows no such name
+    }
+    properties = {each["name"]: each["value"] for each in found["numpy"]["properties"]}
+    assert properties == {"m2dexport:license_of_release": "1.2.3"}
+    stated["numpy"] = "Name: numpy"
+    assert "licenses" not in needed(packed)["numpy"]
+
+
+def test_of_what_is_not_installed_no_licence_is_known(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert not any("licenses" in each for each in needed(packed).values())
+
+
+def needed(packed: Path) -> dict[str, Any]:
+    """Return the packages that a bill of materials says run a bundle, by name."""
+    bom = json.loads(m2d("bundle", "sbom", packed).stdout)
+    validator().validate(bom)
+    return {each["name"]: each for each in bom["components"] if each["type"] == "library"}
+
+
+def test_a_notice_is_no_licence_and_is_handed_on(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path / "artifact")
+    for name in ("LICENSE", "NOTICE", "NOTICE.txt"):
+        (artifact / name).write_text(f"The {name}.\n")
+    bom = json.loads(sbom_of(write_bundle(artifact, tmp_path / "edge.m2d").path))
+    validator().validate(bom)
+    component = bom["metadata"]["component"]
+    assert [each["license"]["name"] for each in component["licenses"]] == ["LICENSE"]
+    assert {each["name"]: each["value"] for each in component["properties"]} == {
+        f"m2dexport:{name}": f"The {name}.\n" for name in ("NOTICE", "NOTICE.txt")
+    }
 
 
 def licence_of(folder: Path, text: str) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def bundle(
 ) -> None:
     """Pack artifacts or a profile's cells into one file for a device.
 
-    Cells are built first. Several make a nested bundle, which holds what they share once.
+    Cells are built first. Several make a nested bundle, which holds what they share once; the
+    deepest is the default, of several as deep the first that is named.
 
     \b
     Examples:
@@ -101,7 +102,7 @@ def bundle(
     spoken = f"; {info.speaks.name()}" if info.speaks else ""
     click.echo(f"{info.path}: {info.size_bytes / 1e6:.2f} MB, space {info.space_id}{spoken}")
     if len(info.cells) > 1:
-        click.echo(f"cells: {', '.join(info.cells)}")
+        click.echo(f"cells: {', '.join(info.cells)}; {info.cells[0]} is the default")
         click.echo(info.sentence())
 
 
@@ -147,7 +148,7 @@ def _bundle_cells(
     **trust: bool,
 ) -> BundleInfo:
     # These need torch; packing an artifact does not.
-    from m2dexport.profile.deploy import Deployment, bundle_cell, bundle_cells, open_profiled
+    from m2dexport.profile.deploy import Deployment, bundle_cells, open_profiled
     from m2dexport.profile.manifest import read_profile
     from m2dexport.profile.select import profile_target
 
@@ -162,10 +163,6 @@ def _bundle_cells(
     )
     with progress() as on_progress:
         checkpoint = open_profiled(profile, model, **trust)
-        if len(cells) == 1:
-            return bundle_cell(
-                profile, cells[0], checkpoint, out, deployment, on_progress, force=force
-            )
         return bundle_cells(profile, cells, checkpoint, out, deployment, on_progress, force=force)
 
 
@@ -237,7 +234,7 @@ def verify(
     type=Finite(0, min_open=True),
     metavar="MS",
     help="Of a nested bundle: the deepest cell that takes at most so long here for one text of 16 "
-    "tokens, which is measured first.",
+    "tokens, which is measured first; of one depth, the default before the others.",
 )
 @click.option("--prompt", metavar="NAME", help="A prompt of the model, such as query.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
@@ -300,11 +297,18 @@ def _encoder(
     nested = Nested(path, Device(**device))
     encoder = nested.within(within_ms)
     cell = cell_of(encoder.spec)
-    said = f"{path}: {cell} is the deepest within {within_ms:g} ms"
+    said = f"{path}: {cell} is within {within_ms:g} ms, and no deeper cell is"
     if kept and len(nested.cells) > 1:
-        said += f"; another day may choose another cell, and space: --cell {cell} keeps both"
+        said += f"; another day may choose another cell, {_kept_by(cell, len(nested.spaces))}"
     click.echo(said, err=True)
     return encoder
+
+
+def _kept_by(cell: str, spaces: int) -> str:
+    """Return what naming a cell keeps, of a bundle whose cells speak so many spaces."""
+    if spaces == 1:
+        return f"which speaks the same space: --cell {cell} keeps this one"
+    return f"and space: --cell {cell} keeps both"
 
 
 def _require_bundle(path: Path, options: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from m2dexport.errors import UsageError
     "--shapes",
     type=SHAPES,
     help="Of triton: what to warm up with, and the most texts of a batch.  "
-    "[default: 1x16,1x64,16x32]",
+    "[default: 1x16,1x64,16x32 and what a profile timed, each cut to the maximum length]",
 )
 @click.option("--out", type=PATH, required=True, metavar="FOLDER", help="Folder to write.")
 @force_option
@@ -65,10 +65,11 @@ def export(
         return
     agreed = found.agreement
     codes = "" if agreed.equal_codes is None else f", {agreed.equal_codes:.2%} of codes equal"
+    space = "\n" if "\n" in found.opened else " "
     click.echo(
         f"{found.path}: for {consumer}, {found.size_bytes / 1e6:.2f} MB, space {found.space_id}\n"
         f"{agreed.texts} golden texts agree (smallest cosine {agreed.min_cosine:.6f}{codes})\n"
-        f"Open it with: {found.opened}"
+        f"Open it with:{space}{found.opened}"
     )
     for note in found.notes:
         click.echo(f"Note: {note}")

@@ -305,7 +305,7 @@ class Finite(click.FloatRange):
 cell_option = click.option(
     "--cell",
     metavar="ID",
-    help="Of a nested bundle: its cell.  [default: the deepest]",
+    help="Of a nested bundle: its cell.  [default: the bundle's default]",
 )
 
 

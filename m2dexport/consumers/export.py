@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from m2dexport.consumers.golden import Agreement, Run, Text, agreement, golden_texts, write_golden
-from m2dexport.consumers.hub import write_hub, write_transformers_js
+from m2dexport.consumers.hub import write_hub
 from m2dexport.consumers.plain_onnx import write_onnx
 from m2dexport.consumers.source import Options, Source, open_source
 from m2dexport.consumers.table import write_model2vec, write_table
@@ -18,13 +19,28 @@ from m2dexport.files import EXPORT, atomic_folder, is_export, require_folder
 
 Writer = Callable[[Source, Path, Options], Run]
 
+_FASTEMBED = """\
+from fastembed import TextEmbedding
+from fastembed.common.model_description import ModelSource, PoolingType
+
+TextEmbedding.add_custom_model(
+    model="local/NAME",
+    pooling=PoolingType.DISABLED,
+    normalization=False,
+    output_name="sentence_embedding",
+    sources=ModelSource(url="file://unused"),
+    dim=DIM,
+    model_file="onnx/model.onnx",
+)
+model = TextEmbedding("local/NAME", specific_model_path="FOLDER")"""
+
 
 @dataclass(frozen=True)
 class Way:
     """How a program takes the artifacts of an engine."""
 
     write: Writer
-    opened: str  # what a user then does, with FOLDER in the place of the folder
+    opened: str  # what a user then does; FOLDER, NAME (of the folder) and DIM stand for theirs
 
 
 @dataclass(frozen=True)
@@ -60,15 +76,14 @@ CONSUMERS: Mapping[str, Consumer] = {
         {
             "onnx": Way(
                 write_hub,
-                'TextEmbedding.add_custom_model(NAME, ..., output_name="sentence_embedding"), '
-                'then TextEmbedding(NAME, specific_model_path="FOLDER")',
+                _FASTEMBED,
             )
         }
     ),
     "transformers.js": Consumer(
         {
             "onnx": Way(
-                write_transformers_js,
+                write_hub,
                 'pipeline("feature-extraction", "FOLDER"), called with { pooling: "cls" }',
             )
         },
@@ -134,6 +149,7 @@ def export_for(
     way = _way(consumer, known, source)
     if options.plain and ENGINES[source.spec.engine].format != "onnx":
         raise UsageError(f"--plain is about ONNX, and {path} has no such graph; leave it out.")
+    _require_shapes(source, options)
     with atomic_folder(out, force=force) as folder:
         for name, text in source.licenses.items():  # first: none replaces what was compared
             (folder / name).write_text(text, encoding="utf-8")
@@ -147,9 +163,26 @@ def export_for(
         size_bytes=sum(each.stat().st_size for each in out.rglob("*") if each.is_file()),
         space_id=source.spec.space_id,
         agreement=found,
-        opened=way.opened.replace("FOLDER", str(out)),
+        opened=_opened(way, out, source.spec.dim),
         notes=tuple(_notes(consumer, known, source, texts)),
     )
+
+
+def _require_shapes(source: Source, options: Options) -> None:
+    """Refuse shapes that the model cannot run."""
+    most = source.spec.max_length
+    for texts, tokens in options.shapes or ():
+        if tokens > most:
+            raise UsageError(
+                f"{texts}x{tokens} has more tokens than {source.path} takes, {most} at most; name "
+                f"{texts}x{most} or a shorter shape with --shapes."
+            )
+
+
+def _opened(way: Way, out: Path, dim: int) -> str:
+    """Return how a program opens a folder."""
+    known = {"DIM": str(dim), "NAME": out.resolve().name, "FOLDER": str(out)}
+    return re.sub("|".join(known), lambda found: known[found[0]], way.opened)
 
 
 def _require_out(source: Path, out: Path, *, force: bool) -> None:

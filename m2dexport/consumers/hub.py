@@ -59,18 +59,6 @@ def write_hub(source: Source, folder: Path, options: Options) -> Run:
     return runner(source, graph, OUTPUTS)
 
 
-def write_transformers_js(source: Source, folder: Path, options: Options) -> Run:
-    """Write the same for transformers.js, which finds a graph by the name of its weights' type."""
-    run = write_hub(source, folder, options)
-    config = _config(source)
-    dtype = "fp32"
-    if source.spec.weights.startswith("int"):
-        dtype = "q8"
-        (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "model_quantized.onnx")
-    write_json(folder / _CONFIG, {**config, "transformers.js_config": {"dtype": dtype}})
-    return run
-
-
 def _config(source: Source) -> dict[str, object]:
     config = source.setting(_CONFIG)
     if "auto_map" in config:
@@ -78,7 +66,10 @@ def _config(source: Source) -> dict[str, object]:
             f"the architecture of {source.path} is Python code that came with the checkpoint, and "
             "other programs know only their own; export --for onnx writes the graph alone."
         )
-    return config
+    # transformers.js makes a file's name of a dtype. This one is model.onnx, which the others look
+    # for, too, whatever its weights are.
+    named = {"transformers.js_config": {"dtype": "fp32"}} if source.spec.engine == "onnx" else {}
+    return {**config, **named}
 
 
 def _write_tokenizer(source: Source, folder: Path) -> None:

@@ -16,6 +16,7 @@ from m2dexport.runtime.bundle import artifact_files, verify_artifact, verify_ope
 from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load, load_cell
+from m2dexport.runtime.manifest import Figures
 from m2dexport.strict import parse_json
 
 
@@ -23,10 +24,11 @@ from m2dexport.strict import parse_json
 class Options:
     """What a user may choose of an export."""
 
-    cell: str | None = None  # of a nested bundle; None: the deepest
+    cell: str | None = None  # of a nested bundle; None: the default
     plain: bool = False  # standard operators alone
     #: (texts, tokens) that a server is warmed up with; the most texts are those of its batches.
-    shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 64), (16, 32))
+    #: None: what a profile timed, if one did, and some more.
+    shapes: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Source:
     encoder: Encoder  # of one thread: what is compared does not depend on the cores
     files: Mapping[str, bytes]  # by the names that they have in an artifact
     licenses: Mapping[str, str]  # file name to text
+    figures: Figures | None = None  # that a profile measured; None: it was not built from one
 
     @property
     def spec(self) -> ArtifactSpec:
@@ -72,7 +75,7 @@ def open_source(path: Path, cell: str | None) -> Source:
 
     Args:
         path: the folder or the archive.
-        cell: the id of a nested bundle's cell; None: the deepest.
+        cell: the id of a nested bundle's cell; None: the default.
 
     Raises:
         UsageError: when there is none at ``path``, or no such cell.
@@ -87,4 +90,6 @@ def open_source(path: Path, cell: str | None) -> Source:
     opened = open_cells(path)
     verify_opened(opened, one_thread, cell=opened.require_cell(cell))
     encoder = load_cell(opened, cell, one_thread)
-    return Source(path, encoder, opened.files(cell), opened.manifest.licenses)
+    entry = opened.manifest.cells.get(opened.require_cell(cell))
+    figures = entry.figures if entry else None
+    return Source(path, encoder, opened.files(cell), opened.manifest.licenses, figures)

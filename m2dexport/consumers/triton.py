@@ -11,6 +11,8 @@ from m2dexport.graph.vector import OUTPUT
 from m2dexport.vectors.codecs import code_dtype, code_width
 
 MODEL = "embedder"
+#: (texts, tokens) of warm-ups where none are named; longer ones are cut to the maximum length.
+_SHAPES = ((1, 16), (1, 64), (16, 32))
 _TYPES = {"float32": "TYPE_FP32", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8"}
 
 
@@ -32,10 +34,10 @@ def write_triton(source: Source, folder: Path, options: Options) -> Run:
 
 
 def _config(source: Source, options: Options) -> str:
-    spec = source.spec
-    most = max(texts for texts, _ in options.shapes)
+    spec, shapes = source.spec, options.shapes or _shapes_of(source)
+    most = max(texts for texts, _ in shapes)
     vector = _TYPES[code_dtype(spec.vectors).name]
-    warmups = ",\n".join(_warmup(texts, tokens) for texts, tokens in options.shapes)
+    warmups = ",\n".join(_warmup(texts, tokens) for texts, tokens in shapes)
     return f"""\
 name: "{MODEL}"
 backend: "onnxruntime"
@@ -53,6 +55,14 @@ model_warmup [
 {warmups}
 ]
 """
+
+
+def _shapes_of(source: Source) -> tuple[tuple[int, int], ...]:
+    """Return what to warm up with: the shape that a profile timed, if one did, and fixed ones."""
+    known = source.figures
+    timed = [(known.batch, known.sequence)] if known else []
+    most = source.spec.max_length
+    return tuple(dict.fromkeys((texts, min(tokens, most)) for texts, tokens in (*timed, *_SHAPES)))
 
 
 def _warmup(texts: int, tokens: int) -> str:

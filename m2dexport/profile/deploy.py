@@ -22,7 +22,7 @@ from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import needs_consent
 from m2dexport.progress import OnProgress
 from m2dexport.runtime.artifact import Loss
-from m2dexport.runtime.bundle import BundleInfo, write_bundle
+from m2dexport.runtime.bundle import BundleInfo
 from m2dexport.runtime.index import Index, read_index
 from m2dexport.runtime.manifest import Figures
 from m2dexport.runtime.packing import write_nested
@@ -103,8 +103,8 @@ def bundle_cell(
     """Build the artifact of one cell of a profile as it was measured, and pack it.
 
     Engine, precisions and the processors that int8 is made for are the cell's, and so is the device
-    unless the deployment names another. A bundle that speaks the full model's space carries the
-    loss that the profile measured there.
+    unless the deployment names another. The bundle says what the profile measured of it; one that
+    speaks the full model's space carries the loss that the profile measured there.
 
     Args:
         profile: the profile.
@@ -121,13 +121,7 @@ def bundle_cell(
             model at this dim.
         ParityError: when the artifact does not reproduce the torch original.
     """
-    require_file(Path(out), force=force)
-    cell = _deployable(profile, cell_id, deployment)
-    with scratch_folder() as scratch:
-        folder = scratch / cell.id
-        _build(profile, cell, checkpoint, folder, deployment, on_progress)
-        with _step(on_progress, _PACK):
-            return write_bundle(folder, out, force=force)
+    return bundle_cells(profile, [cell_id], checkpoint, out, deployment, on_progress, force=force)
 
 
 def bundle_cells(
@@ -140,11 +134,11 @@ def bundle_cells(
     *,
     force: bool = False,
 ) -> BundleInfo:
-    """Build the artifacts of several cells as ``bundle_cell`` does, and pack them into one file.
+    """Build the artifacts of cells as ``bundle_cell`` does, and pack them into one file.
 
     An aligned cell speaks the space of the cell of the full depth that has its codes, if that is
     among them and the deployment names no other index. The bundle says what the profile measured of
-    each cell.
+    each cell; the deepest is its default, of several as deep the first.
 
     Args:
         profile: the profile.
@@ -175,7 +169,7 @@ def bundle_cells(
             _build(profile, cell, checkpoint, folders[cell.id], chosen, on_progress)
         figures = {cell.id: _figures(profile, cell) for cell in cells}
         with _step(on_progress, _PACK):
-            return write_nested(list(folders.values()), out, figures, force=force)
+            return write_nested([folders[cell.id] for cell in cells], out, figures, force=force)
 
 
 def _deployable(profile: Profile, cell_id: str, deployment: Deployment) -> Cell:

@@ -12,7 +12,7 @@ from m2dexport.files import SPEC, atomic_file, license_texts, require_file
 from m2dexport.runtime import artifact, golden, golden_texts, spread
 from m2dexport.runtime.archive import GOLDEN, write_archive
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, ArtifactSpec, Spoken
-from m2dexport.runtime.cells import Opened, cell_of, open_cells
+from m2dexport.runtime.cells import Opened, cell_of, open_cells, spaces_of_cells
 from m2dexport.runtime.encoder import Encoder, encoder_from_files
 from m2dexport.runtime.manifest import MANIFEST, manifest_of
 from m2dexport.runtime.signing import require_signed
@@ -29,7 +29,7 @@ class BundleInfo:
     space_id: str
     speaks: Spoken | None  # the space of another encoder that its vectors are in, too
     files: tuple[str, ...]  # names of the entries, manifest.json included
-    cells: tuple[str, ...]  # ids, the deepest first; what is said above is of the default one
+    cells: tuple[str, ...]  # ids, the default one first, which is the deepest; it is said above
     #: The ids of ``cells`` that speak one space, space by space.
     spaces: tuple[tuple[str, ...], ...]
 
@@ -50,7 +50,7 @@ class IndexReport:
 
     path: Path
     count: int  # vectors
-    cell: str | None  # of a nested bundle, the one whose space it is of; None: there are no cells
+    cell: str | None  # of a nested bundle, the one whose space it is of; None: it has one cell
     space_id: str  # that the encoder has in common with it
     spoken: Spoken | None  # where that is another encoder's, which the encoder speaks; else None
 
@@ -202,17 +202,8 @@ def write_verified(
             _verify(opened, packed.cell, replace(packed.device, threads=None))
     spec = cells[0].spec
     entries, ids = tuple(sorted(files)), tuple(packed.cell for packed in cells)
-    size, spaces = out.stat().st_size, _spaces_of(cells)
+    size, spaces = out.stat().st_size, spaces_of_cells({each.cell: each.spec for each in cells})
     return BundleInfo(out, size, spec.space_id, spec.speaks, entries, ids, spaces)
-
-
-def _spaces_of(cells: Sequence[Packed]) -> tuple[tuple[str, ...], ...]:
-    """Return the ids of cells that may query one index, together; the deepest first."""
-    found: dict[str, tuple[str, ...]] = {}
-    for each in cells:
-        space = artifact.spaces_of(each.spec)[-1]  # what it speaks is what it is there for
-        found[space] = (*found.get(space, ()), each.cell)
-    return tuple(found.values())
 
 
 def verify_bundle(
@@ -295,7 +286,6 @@ def _oracle_of(encoder: Encoder) -> str | None:
 
 def _verify(opened: Opened, cell: str, device: Device) -> VerifyReport:
     files, path = opened.files(cell), opened.path
-    entry = opened.manifest.cells.get(cell)
     where = opened.name_of(cell)
     encoder = encoder_from_files(files, path, device, where=where)
     stored, found = golden.require_golden(encoder, files[GOLDEN], where)
@@ -303,7 +293,7 @@ def _verify(opened: Opened, cell: str, device: Device) -> VerifyReport:
         path=path,
         cell=cell,
         space_id=encoder.spec.space_id,
-        files=len(files) if entry else len(opened.entries),
+        files=len(files) if opened.nested else len(opened.entries),
         texts=len(stored.texts),
         metric=stored.tolerance.metric,
         worst=found.worst,
@@ -312,7 +302,7 @@ def _verify(opened: Opened, cell: str, device: Device) -> VerifyReport:
         equal_codes=found.equal_codes,
         oracle=_oracle_of(encoder),
         vectors=None,
-        nested=entry is not None,
+        nested=opened.nested,
     )
 
 
@@ -322,7 +312,7 @@ def _index_of(opened: Opened, cells: Sequence[str], vectors: Path) -> IndexRepor
     for cell in cells:
         try:
             report = _index_report(vectors, opened.spec(cell), opened.name_of(cell))
-            return replace(report, cell=cell if opened.manifest.cells else None)
+            return replace(report, cell=cell if opened.nested else None)
         except UsageError as error:
             reasons.append(error)
     raise reasons[0]

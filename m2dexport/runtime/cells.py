@@ -2,14 +2,15 @@
 
 A nested bundle is the bundle of its default cell with one entry more, which holds what the other
 cells have and the default one lacks. Every file of a cell is spans of entries, one after the other.
+A bundle of one cell lists it if a profile measured it, and else lists none.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 
 from m2dexport.engines import DEFAULT_ENGINE
@@ -63,10 +64,24 @@ def cell_of(spec: ArtifactSpec) -> str:
     return cell_id(spec.layers, spec.dim, spec.weights, spec.vectors, align, spec.engine)
 
 
-def depth_order(cell: str) -> tuple[int, int, str]:
-    """Return what sorts the ids of cells by layers, then by dims."""
+def depth_order(cell: str, default: str) -> tuple[int, bool, int, str]:
+    """Return what sorts the ids of cells by layers; of one depth, the default last, then by dims.
+
+    Args:
+        cell: the id.
+        default: that of the bundle's default cell.
+    """
     layers, _, rest = cell.partition("x")
-    return int(layers), int(rest.partition("-")[0]), cell
+    return int(layers), cell == default, int(rest.partition("-")[0]), cell
+
+
+def spaces_of_cells(specs: Mapping[str, ArtifactSpec]) -> tuple[tuple[str, ...], ...]:
+    """Return the ids of cells that may query one index, together, in the order of ``specs``."""
+    found: dict[str, tuple[str, ...]] = {}
+    for cell, spec in specs.items():
+        space = artifact.spaces_of(spec)[-1]  # what it speaks is what it is there for
+        found[space] = (*found.get(space, ()), cell)
+    return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -79,11 +94,17 @@ class Opened:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The ids of its cells, the deepest first."""
+        """The ids of its cells, the deepest first; of one depth, the default first."""
         found = self.manifest.cells or [self.default]
-        return tuple(sorted(found, key=depth_order, reverse=True))
+        order = functools.partial(depth_order, default=self.default)
+        return tuple(sorted(found, key=order, reverse=True))
 
-    @cached_property
+    @property
+    def nested(self) -> bool:
+        """Whether it has several cells."""
+        return len(self.manifest.cells) > 1
+
+    @functools.cached_property
     def default(self) -> str:
         """The id of the cell that is meant where none is named."""
         return self.manifest.default_cell or _identity(_spec_of(self.entries, self.path), self.path)
@@ -146,7 +167,7 @@ class Opened:
 
     def name_of(self, cell: str) -> str:
         """Return what messages call a cell: the bundle and, of a nested one, the id."""
-        return f"{self.path}: {cell}" if self.manifest.cells else f"{self.path}"
+        return f"{self.path}: {cell}" if self.nested else f"{self.path}"
 
     def _joined(self, file: CellFile, name: str) -> bytes:
         first = file.spans[0] if len(file.spans) == 1 else None

@@ -60,7 +60,7 @@ def read_index(path: str | Path) -> Index:
         tokenizer = artifact.read_file(path, TOKENIZER).decode(errors="replace")
     elif path.is_file():
         opened = open_cells(path)
-        name = f"{path} ({opened.default})" if opened.manifest.cells else name
+        name = f"{path} ({opened.default})" if opened.nested else name
         files = opened.files()
         spec = spec_from_json(files[SPEC], path)
         ranges = ranges_from_json(files[RANGES]) if RANGES in files else None

@@ -40,7 +40,7 @@ def load(
     Args:
         path: the archive or the folder.
         device: what to run it on; what it leaves open is as the artifact says.
-        cell: the id of a cell; None: the bundle's default, which is the deepest.
+        cell: the id of a cell; None: the bundle's default, than which none is deeper.
         budget_ms: milliseconds at most of the median that the profile measured, on its machine.
         max_mb: size at most of the cell's files, in 10^6 bytes.
 
@@ -131,8 +131,9 @@ def choose_cell(opened: Opened, budget_ms: float | None, max_mb: float | None) -
         figures, size = entry.figures if entry else None, opened.size_of(cell) / 1e6
         if budget_ms is not None and figures is None:
             raise UsageError(
-                f"{path} says no time of {cell}, since it was not built from a profile; measure "
-                "here with encode --within-ms or Nested.within, or name a cell."
+                f"{path} says no time of {cell}, since it was packed from an artifact, and only "
+                "bundle PROFILE.JSON --cell knows times; measure here with encode --within-ms or "
+                "Nested.within, or set no budget_ms."
             )
         known[cell] = f"{size:.2f} MB"
         if figures and budget_ms is not None:
@@ -142,7 +143,9 @@ def choose_cell(opened: Opened, budget_ms: float | None, max_mb: float | None) -
             )
         in_time = budget_ms is None or (figures is not None and figures.p50_ms <= budget_ms)
         if in_time and (max_mb is None or size <= max_mb):
-            _LOG.info("%s: chose %s, the deepest within the limits: %s", path, cell, known[cell])
+            _LOG.info(
+                "%s: chose %s; no deeper cell is within the limits: %s", path, cell, known[cell]
+            )
             return cell
     least = opened.cells[-1]
     raise UsageError(

@@ -14,7 +14,7 @@ import tokenizers
 
 from m2dexport.engines import Device
 from m2dexport.errors import UsageError
-from m2dexport.runtime.cells import open_cells
+from m2dexport.runtime.cells import open_cells, spaces_of_cells
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.loading import load_cell
 
@@ -53,8 +53,17 @@ class Nested:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The ids of its cells, the deepest first."""
+        """The ids of its cells, the deepest first; of one depth, the default first."""
         return self._opened.cells
+
+    @property
+    def spaces(self) -> tuple[tuple[str, ...], ...]:
+        """The ids of the cells that may query one index, together, space by space.
+
+        Raises:
+            BundleError: when the files of a cell are damaged.
+        """
+        return spaces_of_cells({cell: self._opened.spec(cell) for cell in self.cells})
 
     def cell(self, cell: str | None = None) -> Encoder:
         """Return the encoder of a cell; without an id, of the default one.
@@ -75,9 +84,9 @@ class Nested:
             self._encoders.pop(cell, None)
 
     def within(self, limit_ms: float, shape: tuple[int, int] = (1, 16)) -> Encoder:
-        """Return the encoder of the deepest cell that runs within a time limit here.
+        """Return the encoder of the first of ``cells`` that runs within a time limit here.
 
-        Cells are timed now, the deepest first; those that are too slow are released.
+        So no deeper one does. Cells are timed now; those that are too slow are released.
 
         Args:
             limit_ms: milliseconds at most of the median of 15 runs, tokenization not included.

@@ -1,4 +1,4 @@
-"""A nested bundle: several cells of one checkpoint in one file, what they share stored once."""
+"""A bundle with cells: one or several of a checkpoint in one file, what they share stored once."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ def write_nested(
     *,
     force: bool = False,
 ) -> BundleInfo:
-    """Pack several artifact folders of one checkpoint into one file, and verify each of them.
+    """Pack artifact folders of one checkpoint into one file, and verify each of them.
 
-    The deepest is the default cell. The same artifacts in any order give the same bytes.
+    The deepest is the default cell; of several as deep, the first. Beyond that, the same artifacts
+    in any order give the same bytes.
 
     Args:
-        folders: artifact folders, as ``build`` makes them.
+        folders: artifact folders, as ``build`` makes them; one or several.
         out: the file to write, usually named ``*.m2d``.
         figures: id of a cell -> what a profile measured of it; a device may choose by that.
         force: whether a file that is there is replaced.
@@ -54,8 +55,9 @@ def write_nested(
     out = Path(out)
     require_file(out, force=force)
     packed = [pack(Path(folder)) for folder in folders]
-    packed.sort(key=lambda each: depth_order(each.cell), reverse=True)
     _require_distinct(packed)
+    default = max(packed, key=lambda each: each.spec.layers).cell
+    packed.sort(key=lambda each: depth_order(each.cell, default), reverse=True)
     entries, manifest = _nested(packed, figures or {})
     return write_verified({**entries, MANIFEST: manifest.to_json()}, packed, out, force=force)
 
@@ -63,10 +65,10 @@ def write_nested(
 def _nested(
     packed: Sequence[Packed], figures: Mapping[str, Figures]
 ) -> tuple[dict[str, bytes], Manifest]:
-    """Return the entries of a nested bundle, and its manifest; the first cell is the default."""
+    """Return the entries of a bundle with cells, and its manifest; the first is the default."""
     default, *others = packed
     pool, spans = share(default.files, [each.files for each in others], POOL)
-    entries = {**default.files, POOL: pool}
+    entries = {**default.files, **({POOL: pool} if pool else {})}
     licenses = {name: text for each in reversed(packed) for name, text in each.licenses.items()}
     manifest = manifest_of(entries, default.spec, licenses)
     files = [

@@ -1,8 +1,9 @@
 """A bill of materials of a bundle, in CycloneDX 1.6 as JSON.
 
 It says what the bundle holds (every file with its sha256), what made it, what it needs to run, and
-under which licences; it is worked out from the bundle alone, so it has no date, and its serial
-number follows from the manifest. https://cyclonedx.org/docs/1.6/json/ describes the fields.
+under which licences. It has no date, and its serial number follows from the manifest: all is worked
+out from the bundle, but for the licences of what it needs, which are those that the releases here
+state. https://cyclonedx.org/docs/1.6/json/ describes the fields.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.manifest import MANIFEST, Manifest
 
 _VERSION = "1.6"
+_NOTICE = "NOTICE"  # how the names of files begin that go with a licence
 #: Keys of an artifact's provenance that are no packages, but hashes of models or what was chosen.
 _MODEL_HASHES = ("checkpoint", "sub_model", "full_model", "full_tokenizer")
 #: SPDX's id of a licence -> its whole text with single spaces, of which the group's sha256 follows.
@@ -37,10 +40,15 @@ _KNOWN_LICENSES = {
     ),
 }
 _LONGEST_LICENSE = 20_000  # characters of those
+#: What packages call a licence in their metadata where that is the name in SPDX's list -> its id.
+_SPDX_NAMES = {"MIT License": "MIT", "Apache License 2.0": "Apache-2.0"}
+_OSI = "License :: OSI Approved :: "
 
 
 def sbom_of(path: Path) -> str:
-    """Return the bill of materials of a bundle as JSON; the same bundle gives the same text.
+    """Return the bill of materials of a bundle as JSON.
+
+    The same bundle gives the same text where the same packages are installed.
 
     Raises:
         UsageError: when there is no such file.
@@ -62,6 +70,7 @@ def sbom_of(path: Path) -> str:
                 "bom-ref": "bundle",
                 "name": " ".join(sorted(specs)),
                 "licenses": _licenses(manifest),
+                "properties": _notices(manifest),
                 "hashes": _hashes(sha256),
                 "description": f"m2dexport bundle; the hash is of its {MANIFEST}",
             },
@@ -86,9 +95,7 @@ def _model(name: str, spec: ArtifactSpec) -> dict[str, Any]:
         "type": "machine-learning-model",
         "bom-ref": f"model:{name}",
         "name": name,
-        "properties": [
-            {"name": f"m2dexport:{key}", "value": value} for key, value in sorted(facts.items())
-        ],
+        "properties": _properties(facts),
     }
 
 
@@ -99,7 +106,7 @@ def _files(manifest: Manifest) -> list[dict[str, Any]]:
             "bom-ref": f"file:{name}",
             "name": name,
             "hashes": _hashes(entry.sha256),
-            "properties": [{"name": "m2dexport:bytes", "value": str(entry.size)}],
+            "properties": _properties({"bytes": str(entry.size)}),
         }
         for name, entry in sorted(manifest.files.items())
     ]
@@ -118,10 +125,45 @@ def _needed(specs: Iterable[ArtifactSpec]) -> list[dict[str, Any]]:
             "bom-ref": f"needs:{package}",
             "name": package,
             "purl": f"pkg:pypi/{package.replace('_', '-')}",
-            **({"properties": [{"name": "m2dexport:oldest", "value": least}]} if least else {}),
+            **_stated_license(package),
+            "properties": _properties({"oldest": least, "license_of_release": _release(package)}),
         }
         for package, least in sorted(oldest.items())
     ]
+
+
+def _properties(facts: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return facts as CycloneDX has them, but for empty ones."""
+    return [
+        {"name": f"m2dexport:{key}", "value": value}
+        for key, value in sorted(facts.items())
+        if value
+    ]
+
+
+def _release(package: str) -> str:
+    """Return the version that is installed; none: empty."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _stated_license(package: str) -> dict[str, Any]:
+    """Return the licence that an installed package states; of one that states none, nothing.
+
+    That is its SPDX expression; else SPDX's id of the licence that it names, else that name.
+    """
+    if not _release(package):
+        return {}
+    stated = metadata.metadata(package)
+    expressions = stated.get_all("License-Expression") or []
+    if expressions:
+        return {"licenses": [{"expression": expressions[0]}]}
+    named = [each for each in stated.get_all("Classifier") or [] if each.startswith(_OSI)]
+    names = [each.removeprefix(_OSI) for each in named]
+    known = [{"id": _SPDX_NAMES[n]} if n in _SPDX_NAMES else {"name": n} for n in names]
+    return {"licenses": [{"license": each} for each in known]} if known else {}
 
 
 def _by_number(version: str) -> list[int]:
@@ -141,7 +183,14 @@ def _licenses(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         {"license": {**_called(name, text), "text": {"contentType": "text/plain", "content": text}}}
         for name, text in sorted(manifest.licenses.items())
+        if not name.startswith(_NOTICE)
     ]
+
+
+def _notices(manifest: Manifest) -> list[dict[str, str]]:
+    """Return what must be handed on beside a licence and is none: NOTICE files, by their names."""
+    texts = manifest.licenses.items()
+    return _properties({name: text for name, text in texts if name.startswith(_NOTICE)})
 
 
 def _called(name: str, text: str) -> dict[str, str]:

@@ -174,7 +174,7 @@ def _spans_in(name: str, cell: CellEntry) -> NDArray[np.int64]:
 def differences(first: str | Path, second: str | Path) -> Differences:
     """Return what two bundles differ in.
 
-    Of two plain bundles, the one cell of each is compared, whatever its id; of nested ones, cells
+    Of two bundles of one cell, that of each is compared, whatever its id; of nested ones, cells
     of one id.
 
     Raises:
@@ -184,7 +184,7 @@ def differences(first: str | Path, second: str | Path) -> Differences:
     pair = open_cells(Path(first)), open_cells(Path(second))
     if pair[0].entries == pair[1].entries:
         return Differences((), (), ())
-    plain = not any(each.manifest.cells for each in pair)
+    plain = not any(each.nested for each in pair)
     common = {cell for cell in pair[0].cells if cell in pair[1].cells}
     only = [() if plain else tuple(c for c in each.cells if c not in common) for each in pair]
     facts = [dict(_facts(each, None if plain else common)) for each in pair]
@@ -201,7 +201,7 @@ def _facts(opened: Opened, cells: Collection[str] | None) -> Iterator[tuple[str,
 
     Args:
         opened: the bundle.
-        cells: the ids of the cells to tell of; None: of a plain bundle, its one.
+        cells: the ids of the cells to tell of; None: of a bundle of one cell, that one.
     """
     manifest = opened.manifest
     yield "bytes", f"{opened.path.stat().st_size:,}"

@@ -79,7 +79,7 @@ def open_served(path: Path, device: Device, cell: str | None = None) -> Served:
     Args:
         path: the bundle, or an artifact folder, of which less can be verified.
         device: what to run it on; what it leaves open is as the artifact says.
-        cell: the id of a nested bundle's cell; None: the deepest, beside which all are verified.
+        cell: the id of a nested bundle's cell; None: the default, beside which all are verified.
 
     Raises:
         M2DError: as ``verify_bundle`` does.

@@ -41,7 +41,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any that is free
     limits: Limits = Limits()
-    cell: str | None = None  # of a nested bundle; None: the deepest
+    cell: str | None = None  # of a nested bundle; None: the default
     watch: bool = False  # whether the bundle is loaded again when its file is replaced
     allow_new_space: bool = False  # whether a reload may change the space of the vectors
     stop_within_s: float = 30  # that a stop gives to requests at work
