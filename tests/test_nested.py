@@ -8,8 +8,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import m2d
+from independent import READER, read_independently
 from tiny import tiny_checkpoint
 from tiny_artifact import GRAPH, tiny_artifact, tiny_graph, tiny_spec
 
@@ -649,18 +648,6 @@ def test_the_depths_of_a_checkpoint_share_their_weights(
     _, (spans,) = share(deep, [{name: shallow[name]}], POOL)
     again = sum(span.size for span in spans[name] if span.entry == POOL)
     assert again < 0.2 * len(shallow[name])  # a few pieces of 6 kB
-
-
-READER = Path(__file__).parent.parent / "examples" / "read_bundle.py"
-
-
-def read_independently(path: Path, *texts: str) -> subprocess.CompletedProcess[str]:
-    """Run the reader of examples/ where m2dexport cannot be imported."""
-    blocked = "import sys, runpy; sys.modules['m2dexport'] = None; sys.argv = sys.argv[1:]; "
-    command = [sys.executable, "-c", f"{blocked}runpy.run_path(sys.argv[0], run_name='__main__')"]
-    return subprocess.run(
-        [*command, str(READER), str(path), *texts], capture_output=True, text=True, check=False
-    )
 
 
 def test_the_independent_reader_is_short_and_imports_nothing_of_this_package() -> None:
