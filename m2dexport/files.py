@@ -21,6 +21,7 @@ if sys.platform != "win32":
 
 PROVENANCE = "m2dexport.json"  # in the folder of a sub-model: what it was cut from
 SPEC = "artifact.json"  # in the folder of an artifact: what a runtime must know
+FILES = "files.json"  # likewise: the hashes of its other files
 EXPORT = "golden.json"  # in a folder for another program: what it must give
 #: What a sub-model says of itself to transformers; artifacts and bundles carry it, for export.
 MODEL_SETTINGS = ("config.json", "tokenizer_config.json")
@@ -32,7 +33,7 @@ _GRAPHS = (
     *("model.onnx", "model.xml", "model.bin", "table.safetensors"),
     *("engine.toml", "model.engine"),
 )
-_ARTIFACT = {SPEC, "tokenizer.json", "ranges.json", *MODEL_SETTINGS, *_GRAPHS}
+_ARTIFACT = {SPEC, FILES, "tokenizer.json", "ranges.json", *MODEL_SETTINGS, *_GRAPHS}
 _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _SUFFIXES = ("", ".txt", ".md")

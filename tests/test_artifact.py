@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_artifact import GRAPH, letter_tokenizer, tiny_artifact, tiny_ranges, tiny_spec
+from tiny_artifact import GRAPH, letter_tokenizer, relisted, tiny_artifact, tiny_ranges, tiny_spec
 
 from m2dexport.engines import Device
-from m2dexport.errors import UsageError
+from m2dexport.errors import M2DError, UsageError
 from m2dexport.files import SPEC
 from m2dexport.precisions import BIT_ORDERS, ISAS
 from m2dexport.runtime.artifact import (
@@ -186,6 +186,7 @@ def test_a_folder_without_specification_is_no_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 4}', "[" * 100_000])
 def test_a_damaged_specification_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / SPEC).write_text(text)
+    relisted(tmp_path)
     with pytest.raises(UsageError, match=r"artifact\.json cannot be read: ") as refused:
         read_spec(tmp_path)
     assert len(str(refused.value)) < 400
@@ -277,5 +278,6 @@ def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path) -> None:
         folder = tiny_artifact(tmp_path / name, tiny_spec(vectors="int8"))
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(UsageError, match=f"has no {name}"):
+        told = "has no artifact.json" if name == SPEC else f"{name} was changed"
+        with pytest.raises(M2DError, match=told):
             verify_artifact(folder)

@@ -26,7 +26,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import transformer as st_transformer
 from sentence_transformers.sentence_transformer import modules as st
 from tiny import TEXTS, edit_json, tiny_checkpoint
-from tiny_artifact import tiny_artifact, tiny_spec
+from tiny_artifact import relisted, tiny_artifact, tiny_spec
 from tokenizers import Tokenizer
 
 import m2dexport
@@ -319,7 +319,7 @@ def with_settings(built: Path, folder: Path) -> Path:
     """Give an artifact the settings that the other has."""
     for name in MODEL_SETTINGS:
         shutil.copy(built / name, folder)
-    return folder
+    return relisted(folder)
 
 
 def test_openvino_gives_the_same_two_outputs(built, tmp_path: Path) -> None:
@@ -328,6 +328,7 @@ def test_openvino_gives_the_same_two_outputs(built, tmp_path: Path) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     edit_json(folder / "artifact.json", engine="openvino", min_engine="2026.4")
+    relisted(folder)
     out = tmp_path / "out"
     succeeds("export", folder, "--for", "sentence-transformers", "--out", out)
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -383,7 +384,7 @@ def test_what_a_program_cannot_take_is_refused_with_the_reason(
 def test_code_of_the_checkpoints_own_is_refused(built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "a"))
     edit_json(folder / "config.json", auto_map={"AutoModel": "modeling.Model"})
-    message = refused("export", folder, "--for", "fastembed", "--out", tmp_path / "out")
+    message = refused("export", relisted(folder), "--for", "fastembed", "--out", tmp_path / "out")
     assert "Python code that came with the checkpoint" in message
 
 
@@ -391,7 +392,7 @@ def test_code_of_the_checkpoints_own_is_refused(built, tmp_path: Path) -> None:
 def test_settings_that_are_damaged_are_refused(content: str, built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "a"))
     (folder / "config.json").write_text(content)
-    message = refused("export", folder, "--for", "fastembed", "--out", tmp_path / "out")
+    message = refused("export", relisted(folder), "--for", "fastembed", "--out", tmp_path / "out")
     assert "config.json" in message
 
 

@@ -15,6 +15,7 @@ from command_line import m2d
 from tiny_artifact import (
     GRAPH,
     VOCABULARY,
+    relisted,
     tiny_artifact,
     tiny_graph,
     tiny_ranges,
@@ -99,7 +100,7 @@ def other_engine(folder: Path, engine: str, files: Files) -> Path:
     (folder / GRAPH).unlink()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    return folder
+    return relisted(folder)
 
 
 def test_an_openvino_bundle_has_all_stages(tmp_path: Path) -> None:
@@ -151,6 +152,46 @@ def test_rounding_moves_no_constant_that_means_something_else(packed: Path) -> N
     encoder = load(repacked(packed.with_name("rounded.m2d"), other))
     np.testing.assert_array_equal(encoder.graph_ranges["range_low"], tiny_ranges(12).low)
     assert golden_of(packed).spread.rounding == pytest.approx(1, abs=1e-3)
+
+
+def first_alone(stored: dict[str, Any]) -> None:
+    del stored["texts"][1:]
+
+
+def first_again(stored: dict[str, Any]) -> None:
+    stored["texts"] = [stored["texts"][0]] * len(stored["texts"])
+
+
+def without_a_prompt(stored: dict[str, Any]) -> None:
+    stored["texts"] = [row for row in stored["texts"] if row["prompt"] != "query"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (first_alone, "1 different texts with the prompt None"),
+        (first_again, "1 different texts with the prompt None"),
+        (without_a_prompt, "0 different texts with the prompt 'query'"),
+    ],
+)
+def test_golden_texts_that_were_cut_do_not_verify(
+    packed: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    said = m2d("verify", changed(packed, tmp_path / "a.m2d", change))
+    assert said.exit_code == 4
+    assert f"{told}, and at least 11 are needed" in said.stderr
+
+
+@pytest.mark.parametrize("longest", [3, 4, 16])
+def test_every_bundle_has_the_texts_that_are_needed(tmp_path: Path, longest: int) -> None:
+    """Also where no text fits exactly."""
+    for prompts in ({}, {"query": "find: "}):
+        spec = tiny_spec(max_length=longest, prompts=prompts)
+        folder = tiny_artifact(tmp_path / f"{len(prompts)}", spec)
+        stored = golden_of(write_bundle(folder, tmp_path / f"{len(prompts)}.m2d").path)
+        for name in (None, *prompts):
+            texts = {row.text for row in stored.texts if row.prompt == name}
+            assert len(texts) >= golden.MIN_TEXTS
 
 
 def test_verify_names_the_first_stage_that_differs(packed: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from tiny import TEXTS, tiny_checkpoint
-from tiny_artifact import tiny_graph
+from tiny_artifact import relisted, tiny_graph
 
 from m2dexport.align.texts import align_texts
 from m2dexport.build.aligned import build_aligned
@@ -179,6 +179,7 @@ def test_an_artifact_made_for_another_device_does_not_run_on_the_cpu_unasked(
     folder = copytree(artifacts(engine).path, tmp_path / "artifact")
     spec = replace(artifacts(engine).spec, device=Device("ABACUS"))
     (folder / "artifact.json").write_text(spec.to_json())
+    relisted(folder)
     with pytest.raises(UsageError, match="ABACUS"):
         load(folder)
     here = device(engine).provider or ENGINES[engine].provider

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import m2d
 from tiny import edit_json
-from tiny_artifact import tiny_artifact
+from tiny_artifact import relisted, tiny_artifact
 
 from m2dexport.runtime.archive import GOLDEN, open_bundle, write_archive
 from m2dexport.runtime.artifact import spec_from_json
@@ -72,7 +72,7 @@ def test_a_bundle_that_drifts_is_not_exported(tmp_path: Path) -> None:
 def test_an_artifact_whose_files_do_not_belong_together_is_not_exported(tmp_path: Path) -> None:
     folder = tiny_artifact(tmp_path / "a")
     edit_json(folder / "artifact.json", prompts={"query": "search: ", "document": ""})
-    said = m2d("export", folder, "--for", "onnx", "--out", tmp_path / "out")
+    said = m2d("export", relisted(folder), "--for", "onnx", "--out", tmp_path / "out")
     assert said.exit_code == 4
     assert "is of space" in said.stderr
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from tiny_artifact import GRAPH, VOCABULARY, tiny_artifact, tiny_graph, tiny_ranges
+from tiny_artifact import GRAPH, VOCABULARY, relisted, tiny_artifact, tiny_graph, tiny_ranges
 
 from m2dexport.errors import M2DError
 from m2dexport.runtime import onnx_content
@@ -269,7 +269,7 @@ def test_what_an_engine_must_not_see_is_refused(
     folder = tiny_artifact(tmp_path / "artifact")
     (folder / GRAPH).write_bytes(content)
     with pytest.raises(M2DError, match=told):
-        load(folder)
+        load(relisted(folder))
 
 
 def test_damaged_graphs_are_one_sentence() -> None:

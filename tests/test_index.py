@@ -15,6 +15,7 @@ import pytest
 from command_line import m2d
 from numpy.typing import NDArray
 from tiny import tiny_checkpoint
+from tiny_artifact import relisted
 
 from m2dexport.build.build import make_artifact
 from m2dexport.build.recipe import Recipe
@@ -374,7 +375,7 @@ def test_an_index_of_another_tokenizer_is_refused(
     tokenizer["normalizer"]["lowercase"] = False
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UsageError, match="was changed since it was built"):
-        read_index(path)
+        read_index(relisted(path))
     write_as_built(path, read_spec(path))
     for source in (original(aligned, 1, DIM), original(model, 2, DIM)):
         with pytest.raises(UsageError, match="the same weights and differs in tokenizer"):
@@ -386,6 +387,7 @@ def write_as_built(path: Path, spec: ArtifactSpec) -> None:
     tokenizer = (path / "tokenizer.json").read_text()
     space = space_id_of_artifact(spec, read_ranges(path), tokenizer)
     (path / "artifact.json").write_text(replace(spec, space_id=space).to_json())
+    relisted(path)
 
 
 def test_an_index_whose_ranges_were_changed_is_refused(built: Made, tmp_path: Path) -> None:
@@ -394,7 +396,7 @@ def test_an_index_whose_ranges_were_changed_is_refused(built: Made, tmp_path: Pa
     ranges["high"] = [value + 1 for value in ranges["high"]]
     (path / "ranges.json").write_text(json.dumps(ranges))
     with pytest.raises(UsageError, match="was changed since it was built"):
-        read_index(path)
+        read_index(relisted(path))
 
 
 def test_an_encoder_that_is_not_aligned_is_put_to_no_index_of_the_full_depth(
@@ -453,6 +455,7 @@ def test_a_measured_loss_is_said_instead(query: Made, index: Made, tmp_path: Pat
     measured = {"limit/ndcg@10": Loss(40.5, 42.25), "b/recall@10": Loss(70, 71)}
     spec = replace(spec, speaks=replace(spec.speaks, measured=measured))
     (folder / "artifact.json").write_text(spec.to_json())
+    relisted(folder)
     told = succeeds("verify", folder, "--vectors", index("float32", ".npy"))
     assert "b/recall@10 70.00 where the native encoder has 71.00, limit/ndcg@10 40.50" in told
     assert "not measured" not in told

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from tiny import tiny_checkpoint
-from tiny_artifact import tiny_graph, tiny_ranges
+from tiny_artifact import relisted, tiny_graph, tiny_ranges
 
 from m2dexport.build.build import Artifact, build_artifact, make_artifact, quantize_artifact
 from m2dexport.build.parity import PROBES
@@ -25,6 +25,7 @@ from m2dexport.engines.onnxruntime.make import runner as onnxruntime_runner
 from m2dexport.engines.openvino import run as engine
 from m2dexport.engines.openvino.make import PRECISIONS, files, files_from_onnx, quantize
 from m2dexport.errors import BundleError, M2DError, MissingExtra, ParityError, UsageError
+from m2dexport.files import MODEL_SETTINGS
 from m2dexport.graph.export import graph_from_checkpoint
 from m2dexport.graph.fuse import fuse_for_onnxruntime
 from m2dexport.graph.vector import vector_graph
@@ -96,10 +97,8 @@ def test_an_fp32_artifact_gives_the_vectors_of_the_onnx_one(family: str, small, 
     for name in ("onnx", "openvino"):
         folder = artifact(small(family), 2, 64, Recipe(name)).path
         assert read_spec(folder).engine == name
-        settings = {"config.json", "tokenizer_config.json"}
-        assert {*ENGINES[name].files, "artifact.json", "tokenizer.json", *settings} == {
-            path.name for path in folder.iterdir()
-        }
+        others = {"artifact.json", "files.json", "tokenizer.json", *MODEL_SETTINGS}
+        assert {*ENGINES[name].files, *others} == {path.name for path in folder.iterdir()}
         vectors[name] = loading.load(folder).encode(PROBES)
     np.testing.assert_allclose(vectors["openvino"], vectors["onnx"], atol=1e-5)
 
@@ -349,6 +348,7 @@ def test_an_openvino_artifact_is_not_quantized_again(int8: Artifact, tmp_path: P
     plain.mkdir()
     text = spec.read_text().replace('"weights": "int8"', '"weights": "fp32"')
     (plain / "artifact.json").write_text(text.replace('"vectors": "int8"', '"vectors": "float32"'))
+    relisted(plain)
     with pytest.raises(UsageError, match="build with --engine openvino --weights int8"):
         quantize_artifact(plain, tmp_path / "out", Recipe(weights="int8", vectors="int8"))
 

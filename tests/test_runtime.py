@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny_artifact import tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
+from tiny_artifact import relisted, tiny_artifact, tiny_graph, tiny_ranges, tiny_spec
 
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime import run as engine
@@ -150,6 +150,7 @@ def test_a_damaged_tokenizer_or_graph_is_one_sentence(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "model.onnx"):
         folder = tiny_artifact(tmp_path / name)
         (folder / name).write_bytes(b"{}")
+        relisted(folder)
         with pytest.raises(M2DError, match=r"cannot be (used|read)") as caught:
             load(folder)
         assert "\n" not in str(caught.value)
@@ -163,6 +164,7 @@ def test_nan_and_infinite_vectors_are_refused(tmp_path: Path) -> None:
         broken = np.full_like(numpy_helper.to_array(table), value)
         table.raw_data = broken.tobytes()
         onnx.save(graph, folder / "model.onnx")
+        relisted(folder)
         with pytest.raises(M2DError, match="returns vectors with NaN or infinite values"):
             load(folder).encode(["a"])
 
@@ -170,6 +172,7 @@ def test_nan_and_infinite_vectors_are_refused(tmp_path: Path) -> None:
 def test_a_graph_of_another_kind_of_vectors_is_refused(tmp_path: Path) -> None:
     folder = tiny_artifact(tmp_path / "artifact")
     (folder / "model.onnx").write_bytes(tiny_graph(12, "int8", tiny_ranges(12)))
+    relisted(folder)
     with pytest.raises(M2DError, match=r"int8 of shape .* where vectors=float32 of 12 dims are"):
         load(folder).encode(["a"])
 
@@ -181,7 +184,7 @@ def small_table(folder: Path) -> Path:
     rows = numpy_helper.to_array(table)[:-2]
     table.CopyFrom(numpy_helper.from_array(rows, "table"))
     onnx.save(graph, folder / "model.onnx")
-    return folder
+    return relisted(folder)
 
 
 def test_a_text_with_a_token_beyond_the_table_has_no_vector(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from command_line import m2d
 from referencing import Registry, Resource
-from tiny_artifact import tiny_artifact, tiny_spec
+from tiny_artifact import relisted, tiny_artifact, tiny_spec
 
 from m2dexport.data import default_checkpoint
 from m2dexport.runtime.bundle import write_bundle
@@ -38,7 +38,7 @@ def validator() -> jsonschema.Draft7Validator:
 def packed(tmp_path: Path) -> Path:
     artifact = tiny_artifact(tmp_path / "artifact", tiny_spec(weights="int8", vectors="int8"))
     (artifact / "LICENSE").write_text("Do as you like.\n")
-    return write_bundle(artifact, tmp_path / "edge.m2d").path
+    return write_bundle(relisted(artifact), tmp_path / "edge.m2d").path
 
 
 def test_the_schema_accepts_it_and_every_file_is_named(packed: Path) -> None:
@@ -114,7 +114,7 @@ def licence_of(folder: Path, text: str) -> dict[str, Any]:
     """Return what the bill of materials says of the licence of a bundle."""
     artifact = tiny_artifact(folder / "artifact")
     (artifact / "LICENSE").write_text(text)
-    bom = json.loads(sbom_of(write_bundle(artifact, folder / "edge.m2d").path))
+    bom = json.loads(sbom_of(write_bundle(relisted(artifact), folder / "edge.m2d").path))
     validator().validate(bom)
     (found,) = bom["metadata"]["component"]["licenses"]
     assert found["license"].pop("text")["content"] == text

@@ -25,6 +25,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from test_slicing import CLOSE
 from tiny import HIDDEN, LAYERS, TEXTS, edit_json, tiny_checkpoint
+from tiny_artifact import relisted
 from tokenizers import Tokenizer
 
 from m2dexport.align.static import TokenTable
@@ -583,10 +584,10 @@ def test_a_table_that_is_not_the_one_of_the_artifact_does_not_run(
     folder = copytree(tmp_path / "a", tmp_path / "c")
     (folder / "artifact.json").write_text(replace(read_spec(folder), dim=other.dim).to_json())
     with pytest.raises(M2DError, match=r"is of space .* by its artifact.json"):
-        load(folder).encode(["a"])
+        load(relisted(folder)).encode(["a"])
     (folder / "table.safetensors").write_bytes(b"{}")
     with pytest.raises(M2DError, match="is no table of token vectors"):
-        load(folder)
+        load(relisted(folder))
 
 
 def test_a_token_beyond_the_table_has_no_vector(wide: Path, tmp_path: Path) -> None:
@@ -594,7 +595,7 @@ def test_a_token_beyond_the_table_has_no_vector(wide: Path, tmp_path: Path) -> N
     table = reading((tmp_path / "a" / "table.safetensors").read_bytes())
     short = {"rows": np.ascontiguousarray(table["rows"][:50])}
     (tmp_path / "a" / "table.safetensors").write_bytes(table_bytes(short))
-    report = load(tmp_path / "a").encode_report(["!", "the"])
+    report = load(relisted(tmp_path / "a")).encode_report(["!", "the"])
     assert list(report.failed) == [1]
     np.testing.assert_array_equal(report.vectors[0], encoder.encode(["!"])[0])
     with pytest.raises(M2DError, match="a token id lies beyond the 4 rows of the table"):

@@ -23,6 +23,7 @@ from m2dexport.runtime.artifact import (
     ArtifactSpec,
     space_id_of_artifact,
 )
+from m2dexport.runtime.file_list import write_file_list
 from m2dexport.vectors.codecs import CODEC_VERSION, LEVELS, Ranges, normalize
 
 HIDDEN = 16
@@ -92,6 +93,12 @@ def tiny_artifact(folder: Path, spec: ArtifactSpec | None = None, *, seed: int =
     (folder / SPEC).write_text(spec.to_json(), encoding="utf-8")
     if ranges:
         (folder / RANGES).write_text(ranges.to_json(), encoding="utf-8")
+    return relisted(folder)
+
+
+def relisted(folder: Path) -> Path:
+    """Have an artifact's files.json say that what it holds now is what was built."""
+    write_file_list(folder)
     return folder
 
 
@@ -101,7 +108,7 @@ def without_rows(folder: Path, count: int) -> Path:
     (table,) = (tensor for tensor in graph.graph.initializer if tensor.name == "table")
     table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:-count], "table"))
     onnx.save(graph, folder / GRAPH)
-    return folder
+    return relisted(folder)
 
 
 def tiny_ranges(dim: int) -> Ranges:

@@ -48,6 +48,7 @@ from m2dexport.runtime.artifact import (
     space_id_of_artifact,
 )
 from m2dexport.runtime.encoder import Encoder
+from m2dexport.runtime.file_list import write_file_list
 from m2dexport.runtime.index import require_no_ranges, require_ranges_of, spoken_space
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
@@ -220,6 +221,7 @@ def make_artifact(
             (folder / name).write_bytes(content)
         for path in original.licenses:
             shutil.copyfile(path, folder / path.name)
+        write_file_list(folder)
     size = sum(path.stat().st_size for path in out.iterdir())
     return Artifact(out, spec, size, quantized.mixture)
 

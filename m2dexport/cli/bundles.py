@@ -191,7 +191,7 @@ def verify(
     """Check every byte of a BUNDLE, then run its golden texts here.
 
     Of a nested bundle, those of every cell, or of the one that --cell names. Of an artifact folder,
-    which has no golden texts, it checks that its files belong together and run.
+    which has no golden texts, it checks that its files are as built, belong together and run.
 
     Exit codes: 3 where the bundle is whole and gives other vectors here, 4 where it is damaged or
     altered, 1 and 2 for other errors.

@@ -11,6 +11,7 @@
                     the sub-model's, for other programs than ours; depth 0 has none
     artifact.json   the specification below
     LICENSE, ...    the licence files of the checkpoint, where it has any
+    files.json      the hashes of all of these (``file_list``)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from m2dexport.engines import ENGINES, Device
 from m2dexport.errors import FormatError, UsageError
 from m2dexport.files import MODEL_SETTINGS, SPEC
 from m2dexport.precisions import BitOrder, Isa, Similarity, VectorPrecision, WeightPrecision
+from m2dexport.runtime.file_list import require_listed
 from m2dexport.strict import (
     Matching,
     Name,
@@ -163,11 +165,14 @@ def spec_from_json(text: bytes | str, where: object) -> ArtifactSpec:
 
 
 def read_spec(folder: Path) -> ArtifactSpec:
-    """Return the specification of an artifact folder.
+    """Return the specification of an artifact folder whose files are as they were written.
 
     Raises:
         UsageError: when the folder is not an artifact.
+        BundleError: when a file was changed, removed or added since.
     """
+    require_part(folder, SPEC)
+    require_listed(folder)
     return spec_from_json(read_file(folder, SPEC), folder / SPEC)
 
 

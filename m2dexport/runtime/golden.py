@@ -35,6 +35,8 @@ from m2dexport.vectors.codecs import code_dtype, code_width, encode_vectors
 
 #: Longer texts are only tokenized: a device may lack the memory for one of 8,192 tokens.
 RUN_TOKENS = 1024
+#: Different texts of every prompt: the fixed ones of ``golden_texts`` and the overlong one.
+MIN_TEXTS = 11
 TOP = 3  # documents of each query whose order counts
 
 
@@ -196,6 +198,7 @@ def golden_from_json(content: bytes, spec: ArtifactSpec, where: object = GOLDEN)
         )
     if not any(runs(row) for row in golden.texts):
         raise BundleError(f"{where} has no text to run; build the bundle again.")
+    _require_enough(golden.texts, where, spec)
     _require_whole(golden.order, f"{where}: order", spec)
     return golden
 
@@ -224,6 +227,16 @@ def _require_row(row: Golden, where: str, spec: ArtifactSpec) -> None:
     codes = range(np.iinfo(dtype).min, np.iinfo(dtype).max + 1) if dtype.kind in "iu" else None
     if codes is not None and any(value not in codes for value in row.vector or ()):
         raise BundleError(f"{where} has a vector of other values than {dtype} has.")
+
+
+def _require_enough(rows: Sequence[Golden], where: object, spec: ArtifactSpec) -> None:
+    for name in (None, *sorted(spec.prompts)):
+        count = len({row.text for row in rows if row.prompt == name})
+        if count < MIN_TEXTS:
+            raise BundleError(
+                f"{where} has {count} different texts with the prompt {shown(name)}, and at least "
+                f"{MIN_TEXTS} are needed; build the bundle again."
+            )
 
 
 def _require_prompt(name: str | None, where: str, spec: ArtifactSpec) -> None:
