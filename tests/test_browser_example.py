@@ -22,6 +22,7 @@ from runpy import run_path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from chromium import chromium, contrast
 from playwright.sync_api import expect
@@ -41,6 +42,7 @@ from m2dexport.engines import Device
 from m2dexport.engines.numpy.table import Table, table_bytes
 from m2dexport.errors import UsageError
 from m2dexport.files import SPEC
+from m2dexport.runtime.archive import open_bundle, write_archive
 from m2dexport.runtime.artifact import RANGES, TOKENIZER, space_id_of_artifact
 from m2dexport.runtime.bundle import write_bundle
 from m2dexport.runtime.loading import load
@@ -115,6 +117,7 @@ def with_files(bundle: Path, out: Path, **changed: Any) -> Path:
     with zipfile.ZipFile(bundle) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     manifest = json.loads(files["manifest.json"])
+    changed.pop("manifest", lambda _: None)(manifest)
     for stem, change in changed.items():
         name, content = f"{stem}.json", json.loads(files[f"{stem}.json"])
         change(content)
@@ -224,7 +227,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda asked: asked.url.startswith(site) or said.append(asked.url))
-        page.goto(f"{site}?bundle={bundle}.m2d")
+        page.goto(f"{site}?bundle={bundle}.m2d" if bundle else site)
         settle(page)
         return page
 
@@ -361,6 +364,64 @@ def test_a_bundle_that_is_damaged_is_refused_and_the_page_opens_another(
     expect(page.locator("#trouble")).to_contain_text("choose one")
 
 
+def of_format_3(content: dict[str, Any]) -> None:
+    content["format"] = 3
+
+
+def cut_nowhere(tokenizer: dict[str, Any]) -> None:
+    tokenizer["truncation"] = None
+
+
+def loosely(golden: dict[str, Any]) -> None:
+    golden["tolerance"]["limit"] = 0.95
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"manifest": of_format_3}, "This page reads bundles of format 2, not 3."),
+        ({"artifact": of_format_3}, "This page reads artifact.json of format 4, not 3."),
+        ({"tokenizer": cut_nowhere}, "tokenizer.json does not cut at 16 tokens, or pads"),
+        ({"golden": loosely}, "golden.json has a limit that its spread does not explain"),
+    ],
+)
+def test_a_bundle_whose_manifest_agrees_is_refused_for_what_its_files_say(
+    changed: dict[str, Any], told: str, visit, site: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    page = visit(site, "fp32-int8")
+    page.set_input_files("#file", with_files(bundles["fp32-int8"], tmp_path / "x.m2d", **changed))
+    expect(page.locator("#trouble")).to_contain_text(told)
+    page.press("#search button", "Enter")
+    expect(page.locator("#trouble")).to_contain_text("No bundle is open")
+
+
+def test_a_graph_that_names_other_files_is_not_given_to_onnxruntime(
+    visit, site: str, tmp_path: Path
+) -> None:
+    folder = tiny_artifact(tmp_path / "a")
+    files = open_bundle(write_bundle(folder, tmp_path / "a.m2d").path)
+    graph = onnx.load_from_string(files["model.onnx"])
+    graph.graph.initializer[0].external_data.add(key="location", value="/etc/hostname")
+    graph.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    files["model.onnx"] = graph.SerializeToString()
+    stored = json.loads(files["manifest.json"])
+    sha256 = hashlib.sha256(files["model.onnx"]).hexdigest()
+    stored["files"]["model.onnx"] = {"sha256": sha256, "size": len(files["model.onnx"])}
+    write_archive(tmp_path / "x.m2d", files | {"manifest.json": json.dumps(stored).encode()})
+    page = visit(site, "fp32-int8")
+    page.set_input_files("#file", tmp_path / "x.m2d")
+    expect(page.locator("#trouble")).to_contain_text("The graph names other files")
+
+
+def test_a_bundle_that_the_site_does_not_have_is_named_and_another_can_be_opened(
+    visit, site: str
+) -> None:
+    page = visit(site, "none")
+    assert trouble(page) == "This site has no bundle none.m2d; choose one below."
+    page.select_option("#bundle", "fp32-float32.m2d")
+    expect(page.locator("#golden")).to_contain_text("✓")
+
+
 def test_vectors_other_than_the_golden_ones_are_told(visit, site: str) -> None:
     page = visit(site, "drifted")
     told = page.inner_text("#golden")
@@ -424,6 +485,10 @@ def test_prepare_refuses_what_no_browser_runs_and_leaves_nothing_half_written(
         PREPARE([foreign, foreign], tmp_path / "site")
     with pytest.raises(UsageError, match=r"is not a bundle; name a \.m2d file"):
         PREPARE([EXAMPLE / "README.md"], tmp_path / "site")
+    for name in ("artifact", "manifest"):
+        other = with_files(bundles["fp32-int8"], tmp_path / "foreign.m2d", **{name: of_format_3})
+        with pytest.raises(UsageError, match=f"'{name}.json': 3.*where the page reads"):
+            PREPARE([other], tmp_path / "site")
     assert [path.name for path in tmp_path.iterdir()] == ["foreign.m2d"]
 
 
@@ -435,7 +500,7 @@ def test_the_token_ids_of_the_texts_that_ship_are_those_of_python(blank: Page) -
     found = blank.evaluate(
         """async ([stored, texts]) => {
           const { tokenizerOf } = await import(new URL("tokens.js", location.href));
-          const tokenize = tokenizerOf(JSON.parse(stored));
+          const tokenize = tokenizerOf(JSON.parse(stored), 32);
           return texts.map((text) => tokenize(text).ids);
         }""",
         [tokenizer.to_str(), texts],

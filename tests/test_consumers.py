@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -447,15 +445,3 @@ def test_an_export_replaces_an_export_and_nothing_else(tmp_path: Path) -> None:
 def test_the_help_names_every_program() -> None:
     output = " ".join(succeeds("export", "--help").split()).replace("- ", "-")
     assert [name for name in CONSUMERS if name not in output] == []
-
-
-@pytest.mark.parametrize(
-    "program", ["model2vec", "sentence_transformers", "text_embeddings_inference"]
-)
-def test_an_example_without_arguments_says_what_it_takes(program: str) -> None:
-    """Of those whose packages are here; all have one parser."""
-    script = Path(__file__).parent.parent / "examples" / "consumers" / f"check_{program}.py"
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(f"usage: check_{program}.py [-h] folder")
-    assert "Traceback" not in ran.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -111,6 +112,17 @@ def test_vectors_of_another_space_are_refused(vectors) -> None:
         assert told in ran.stderr
         assert len(set(re.findall(r"m2d1-\w{32}", ran.stderr))) == 2
         assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_file_without_queries_is_refused(vectors, tmp_path: Path) -> None:
+    require(("faiss",))
+    (tmp_path / "queries.txt").touch()
+    bundle, *others = *vectors("int8", 0), *vectors("ubinary", 0)
+    copied = shutil.copy(bundle, tmp_path / "int8.m2d")  # beside which the queries are looked for
+    ran = run("faiss_index", Path(copied), *others)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("Error: ")
+    assert ran.stderr.endswith("queries.txt is empty; write a query on each line.\n")
 
 
 class Answer:

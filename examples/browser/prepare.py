@@ -19,6 +19,7 @@ from shutil import copyfile, copytree
 from m2dexport import M2DError
 from m2dexport.errors import UsageError
 from m2dexport.files import atomic_folder
+from m2dexport.runtime import artifact, manifest
 
 HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
@@ -34,17 +35,27 @@ ONNXRUNTIME = {
 ENGINES = {"static": TOKENIZERS, "onnx": {**TOKENIZERS, **ONNXRUNTIME}}
 
 
+#: The formats that the page reads: those of this repository's m2dexport.
+FORMATS = {"manifest.json": manifest.FORMAT, "artifact.json": artifact.FORMAT}
+
+
 def engine_of(bundle: Path) -> str:
     """Return the engine that a bundle is for; the page checks the rest of it.
 
     Raises:
-        UsageError: when it is no bundle, or no browser can run it.
+        UsageError: when it is no bundle, of another format, or no browser can run it.
     """
     try:
         with zipfile.ZipFile(bundle) as archive:
-            engine = str(json.loads(archive.read("artifact.json"))["engine"])
+            stored = {name: json.loads(archive.read(name)) for name in FORMATS}
+        formats = {name: content["format"] for name, content in stored.items()}
+        engine = str(stored["artifact.json"]["engine"])
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise UsageError(f"{bundle} is not a bundle; name a .m2d file.") from error
+    if formats != FORMATS:
+        raise UsageError(
+            f"{bundle} has {formats} for formats where the page reads {FORMATS}; make it again."
+        )
     if engine not in ENGINES:
         raise UsageError(
             f"{bundle} is for {engine}, which no browser runs; build it with --engine onnx."

@@ -3,8 +3,10 @@
 from importlib.metadata import version
 
 import golden
-from fastembed import TextEmbedding
-from fastembed.common.model_description import ModelSource, PoolingType
+
+with golden.needs("fastembed"):
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
 
 folder = golden.command(__doc__).parse_args().folder
 rows = golden.texts(folder)

@@ -8,11 +8,13 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-import _tools
 import golden
-import MNN.expr
-import MNN.nn
 import numpy as np
+
+with golden.needs("MNN"):
+    import _tools
+    import MNN.expr
+    import MNN.nn
 
 folder = golden.command(__doc__).parse_args().folder
 rows = golden.texts(folder)

@@ -1,7 +1,9 @@
 """Compare the vectors that model2vec gives with the golden ones."""
 
 import golden
-import model2vec
+
+with golden.needs("model2vec"):
+    import model2vec
 
 folder = golden.command(__doc__).parse_args().folder
 rows = golden.texts(folder)

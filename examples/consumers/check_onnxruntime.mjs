@@ -1,10 +1,11 @@
 // Usage: node check_onnxruntime.mjs FOLDER [onnxruntime-node|onnxruntime-web]
 // Runs model.onnx of `export --for onnx` on the golden token ids.
 import { readFileSync } from "node:fs";
-import { judge, texts } from "./golden.mjs";
+import { folderOf, judge, packageOf, texts } from "./golden.mjs";
 
-const [folder, library = "onnxruntime-node"] = process.argv.slice(2);
-const imported = await import(library);
+const folder = folderOf("FOLDER [onnxruntime-node|onnxruntime-web]");
+const library = process.argv[3] ?? "onnxruntime-node";
+const imported = await packageOf(library);
 const ort = imported.InferenceSession ? imported : imported.default;
 if (library === "onnxruntime-web") ort.env.wasm.numThreads = 1;
 const providers = { executionProviders: [library === "onnxruntime-web" ? "wasm" : "cpu"] };

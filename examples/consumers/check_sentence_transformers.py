@@ -1,13 +1,24 @@
 """Compare the vectors that sentence-transformers gives with the golden ones."""
 
-import golden
-import sentence_transformers
+from importlib import import_module
 
-command = golden.command(__doc__)
-command.add_argument("backend", nargs="?", default="onnx", choices=["onnx", "openvino", "torch"])
-named = command.parse_args()
-folder, backend = str(named.folder), named.backend
-model = sentence_transformers.SentenceTransformer(folder, backend=backend, device="cpu")
+import golden
+
+#: By what the folder holds: what to install, and what sentence-transformers needs of it.
+PACKAGES = {
+    "onnx": ("sentence-transformers[onnx]", "optimum.onnxruntime"),
+    "openvino": ("sentence-transformers[openvino]", "optimum.intel"),
+    "torch": ("sentence-transformers", "torch"),
+}
+
+folder = golden.command(__doc__).parse_args().folder
+backend = golden.engine(folder)
+packages, needed = PACKAGES[backend]
+with golden.needs(packages):
+    import sentence_transformers
+
+    import_module(needed)
+model = sentence_transformers.SentenceTransformer(str(folder), backend=backend, device="cpu")
 rows = golden.texts(folder)
 vectors = [model.encode(row["text"], prompt_name=row["prompt"]) for row in rows]
 program = f"sentence-transformers {sentence_transformers.__version__}, backend={backend}"

@@ -1,10 +1,9 @@
 // Usage: node check_transformers_js.mjs FOLDER
 // Texts that are cut are left out of the verdict: transformers.js drops their end token.
-import { resolve } from "node:path";
-import { env, pipeline } from "@huggingface/transformers";
-import { judge, texts } from "./golden.mjs";
+import { folderOf, judge, packageOf, texts } from "./golden.mjs";
 
-const folder = resolve(process.argv[2]);
+const folder = folderOf("FOLDER");
+const { env, pipeline } = await packageOf("@huggingface/transformers");
 env.allowRemoteModels = false;
 env.localModelPath = "/";
 const extract = await pipeline("feature-extraction", folder);

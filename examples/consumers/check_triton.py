@@ -6,9 +6,11 @@ that it describes as Triton's backend does, by onnxruntime, batch by batch. No s
 
 import golden
 import numpy as np
-import onnxruntime
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+with golden.needs("onnxruntime", "tritonclient[grpc]"):
+    import onnxruntime
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 TYPES = {"tensor(int64)": "INT64", "tensor(float)": "FP32"}
 TYPES |= {f"tensor({sign}int8)": f"{sign.upper()}INT8" for sign in ("", "u")}

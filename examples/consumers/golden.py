@@ -3,11 +3,32 @@
 import argparse
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 MIN_COSINE = 0.999
+
+
+@contextmanager
+def needs(*packages):
+    """Exit with 2 where what this block imports is missing, naming the packages to install."""
+    try:
+        yield
+    except (ModuleNotFoundError, RuntimeError) as error:
+        # tritonclient raises RuntimeError where it was installed without grpc.
+        missing = error.__cause__ if isinstance(error, RuntimeError) else error
+        if not isinstance(missing, ModuleNotFoundError):
+            raise
+        named = " ".join(f'"{each}"' for each in packages)
+        print(f"{missing.name} is not installed; run: pip install {named}", file=sys.stderr)
+        sys.exit(2)
+
+
+def engine(folder):
+    """Return what runs an exported folder in the hub's layout; at depth 0, a table, it is torch."""
+    return next((name for name in ("onnx", "openvino") if (folder / name).is_dir()), "torch")
 
 
 def command(description):

@@ -49,6 +49,8 @@ def collection(description: str) -> Collection:
         codes = m2dexport.read_vectors(paths.codes, int8)
         bit_codes = m2dexport.read_vectors(paths.bit_codes, bits)
         texts = paths.queries.read_text(encoding="utf-8").splitlines()
+        if not texts:
+            raise SystemExit(f"Error: {paths.queries} is empty; write a query on each line.")
         queries = int8.codec.comparable(int8.encode(texts))
     except m2dexport.M2DError as error:
         raise SystemExit(f"Error: {error}") from error

@@ -159,7 +159,8 @@ async function start() {
   $("sentences").value = sentences.trim();
   $("bundle").replaceChildren(...bundles.map((name) => new Option(name, name)));
   const named = new URLSearchParams(location.search).get("bundle");
-  if (bundles.includes(named)) $("bundle").value = named;
+  $("bundle").value = named ?? bundles[0];
+  if (!$("bundle").value) throw new BundleError(`This site has no bundle ${named}; choose one below.`);
   await openBundleNamed($("bundle").value);
 }
 

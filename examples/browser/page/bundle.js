@@ -60,7 +60,7 @@ function entriesOf(content) {
   const end = content.byteLength - END.size;
   if (end < 0 || view.getUint32(end, true) !== END.signature) throw damaged;
   const directory = view.getUint32(end + 16, true);
-  let position = directory, offset = 0;
+  let position = directory, offset = 0, last = "";
   for (let left = view.getUint16(end + 10, true); left > 0; left--) {
     if (position + CENTRAL.size > end) throw damaged;
     const size = view.getUint32(position + 24, true), length = view.getUint16(position + 28, true);
@@ -72,7 +72,8 @@ function entriesOf(content) {
       && view.getUint16(offset + 26, true) === length && view.getUint16(offset + 28, true) === 0;
     if (!plain || position + CENTRAL.size + length > end) throw damaged;
     const name = new TextDecoder().decode(new Uint8Array(content, position + CENTRAL.size, length));
-    if (files.has(name)) throw new BundleError(`The bundle holds ${name} twice.`);
+    if (name <= last) throw new BundleError(`The bundle holds ${name} twice, or not in its place.`);
+    last = name;
     files.set(name, new Uint8Array(content, start, size));
     position += CENTRAL.size + length;
     offset = start + size;

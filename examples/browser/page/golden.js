@@ -1,5 +1,32 @@
 /** The check that a bundle carries: texts, their token ids, and the vectors that they must give. */
 
+import { BundleError } from "./bundle.js";
+
+const TIMES = 5; // the limit is so many times as far from 1 as the spread
+const ROUNDED = 1e-9; // limits are stored with nine decimals
+
+/**
+ * Refuse a limit that is looser than what follows from the spread, by which any vector might pass.
+ * @param {object} golden what golden.json holds
+ * @param {object} spec what artifact.json holds
+ * @throws {BundleError}
+ */
+export function requireLimit({ spread, tolerance }, spec) {
+  const isBits = spec.vectors.endsWith("binary"), metric = isBits ? "min_equal_bits" : "min_cosine";
+  const away = Math.max(TIMES * (1 - Math.min(spread.batch, spread.rounding ?? 1)), leastOf(spec, isBits));
+  const least = Math.max(isBits ? 0.5 : 0.9, 1 - away) - ROUNDED;
+  if (tolerance.metric === metric && least <= tolerance.limit && tolerance.limit <= 1) return;
+  throw new BundleError("golden.json has a limit that its spread does not explain; build the bundle again.");
+}
+
+/** Return how far from 1 the limit is at least, by the precisions. */
+function leastOf({ weights, vectors, dim }, isBits) {
+  const isCoarse = weights.endsWith("weight-only");
+  if (isBits) return Math.max(isCoarse ? 0.05 : 0.01, 1.5 / dim);
+  if (isCoarse || vectors === "int4") return 0.005;
+  return weights.startsWith("int") || vectors !== "float32" ? 0.0005 : 1e-6;
+}
+
 /**
  * Run the golden texts of a bundle, one by one.
  * @param {import("./model.js").Model} model

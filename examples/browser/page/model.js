@@ -2,9 +2,11 @@
 
 import { BundleError, jsonOf, openBundle } from "./bundle.js";
 import { Codec } from "./codecs.js";
+import { requireLimit } from "./golden.js";
 import { tableOf } from "./table.js";
 import { tokenizerOf } from "./tokens.js";
 
+const FORMAT = 4; // of artifact.json
 const CODEC_VERSION = 1;
 const RANGES = "ranges.json";
 
@@ -29,16 +31,20 @@ const RANGES = "ranges.json";
 export async function loadModel(content) {
   const files = await openBundle(content);
   const spec = jsonOf(files, "artifact.json");
+  if (spec.format !== FORMAT) {
+    throw new BundleError(`This page reads artifact.json of format ${FORMAT}, not ${spec.format}.`);
+  }
   if (spec.codec !== CODEC_VERSION) {
     throw new BundleError(`This page reads codes of version ${CODEC_VERSION}, not ${spec.codec}.`);
   }
+  const golden = jsonOf(files, "golden.json");
+  requireLimit(golden, spec);
   const ranges = files.has(RANGES) ? jsonOf(files, RANGES) : null;
   const codec = new Codec(spec.vectors, spec.dim, spec.bit_order, ranges);
-  const tokenize = tokenizerOf(jsonOf(files, "tokenizer.json"));
+  const tokenize = tokenizerOf(jsonOf(files, "tokenizer.json"), spec.max_length);
   const prefix = (prompt) => spec.prompts[prompt] ?? spec.prompts[spec.default_prompt] ?? "";
   return {
-    spec, codec,
-    golden: jsonOf(files, "golden.json"),
+    spec, golden, codec,
     tokenize: (text, prompt) => tokenize(prefix(prompt) + text),
     ...(await engineOf(spec.engine, files)),
   };
@@ -55,6 +61,10 @@ async function engineOf(name, files) {
 
 /** Run a graph by onnxruntime-web, which is loaded only for this: in WebAssembly, by one thread. */
 async function graphOf(file) {
+  // The key of ONNX's external data, by which a graph would have other files read.
+  if (new TextDecoder("latin1").decode(file).includes("location")) {
+    throw new BundleError("The graph names other files, which a bundle has none of; build it again.");
+  }
   const ort = await import("./vendor/onnxruntime.js").catch(() => {
     throw new BundleError("onnxruntime-web is not there; run prepare.py again with a bundle that needs it.");
   });
