@@ -24,7 +24,7 @@ from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Profile
 from m2dexport.report import facts
 from m2dexport.report.card import card_section
-from m2dexport.report.data import page_data
+from m2dexport.report.data import page_data, size_cells
 from m2dexport.report.maps import plot_maps, plot_size, plot_tasks
 from m2dexport.report.page import FLAGS, page_of
 from m2dexport.report.pictures import plot_frontier
@@ -159,6 +159,17 @@ def test_bars_of_size_stack_to_the_size_of_the_files(whole: Profile) -> None:
     tops = max(bar.get_y() + bar.get_height() for bar in axes.patches)
     assert tops == pytest.approx(max(c.size_bytes for c in whole.cells) / 1e6)
     assert len(axes.patches) == 4 * 3 * 7  # parts, weights, depths
+
+
+def test_each_depth_and_precision_has_a_bar_though_only_the_reference_has_the_full_width() -> None:
+    reference = cell(6, 384, flags=("reference",))
+    grid = [cell(n, d, w) for w in ("fp32", "int8") for n in (2, 6) for d in (64, 128)]
+    measured = profile(reference, *grid[:2], *grid[4:])  # the grid has no 6 layers in fp32
+    bars = [c for c in measured.cells if c.dim == 128 or c is reference]
+    axes = plot_size(measured).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "6", "2", "6"]
+    assert set(page_data(measured)["targets"][0]["sizes"]) == {c.id for c in bars}
+    assert size_cells([reference, *grid])[1].dim == 128
 
 
 # -- report.html -------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ def page_data(profile: Profile) -> dict[str, Any]:
                 "budget": dict(target.budget),
                 "latency": facts.latency_words(profile, target),
                 "reference": target.reference,
+                "sizes": [cell.id for cell in size_cells(profile.of_target(target.name))],
                 "picks": {
                     role: name
                     for role in facts.ROLES
@@ -122,6 +123,30 @@ def _columns(profile: Profile, mains: Sequence[str]) -> dict[str, Any]:
         "build": [facts.build_command(profile, cell) for cell in cells],
         "bundle": [facts.bundle_command(profile, cell) for cell in cells],
     }
+
+
+def size_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return a cell for each weights and depth, in that order: the widest that the grid asks for.
+
+    Of cells as wide, it is one with float32 vectors, plain if there is one. A reference that the
+    grid does not ask for stands where there is no other.
+
+    Args:
+        cells: those of one target; of several engines, the first that has the depth counts.
+    """
+
+    def rank(cell: Cell) -> tuple[bool, int, bool, bool]:
+        return (
+            "reference" in cell.flags,
+            -cell.dim,
+            cell.align == "full",
+            cell.vectors != "float32",
+        )
+
+    found: dict[tuple[int, int], Cell] = {}
+    for cell in sorted(cells, key=rank):
+        found.setdefault((WEIGHT_PRECISIONS.index(cell.weights), cell.layers), cell)
+    return [found[key] for key in sorted(found)]
 
 
 def size_parts(cell: Cell) -> tuple[int, int, int, int]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.profile.flags import collapsed_on
 from m2dexport.profile.schema import MEAN, Cell, Profile
-from m2dexport.report.data import query_points, size_parts
+from m2dexport.report.data import query_points, size_cells, size_parts
 from m2dexport.report.style import PARTS, SCALE, literal
 
 _NAME = 28  # characters of a task's name along an axis
@@ -91,7 +90,7 @@ def plot_tasks(profile: Profile) -> Any:
 
 
 def plot_size(profile: Profile) -> Any:
-    """Return a matplotlib figure of what the files of each depth consist of, at the widest dim."""
+    """Return a matplotlib figure of what the files consist of: a bar for each of ``size_cells``."""
     from matplotlib.figure import Figure
 
     cells = size_cells(profile.of_target())
@@ -122,20 +121,6 @@ def plot_size(profile: Profile) -> Any:
     axes.grid(axis="y", alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1))
     return figure
-
-
-def size_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """Return a cell for each weights and depth: the widest, with float32 vectors, plain if it can.
-
-    Args:
-        cells: those of one target; of several engines, the first that has the depth counts.
-    """
-    widest = max(cell.dim for cell in cells)
-    found: dict[tuple[int, int], Cell] = {}
-    order = sorted(cells, key=lambda c: (c.align == "full", c.vectors != "float32"))
-    for cell in (each for each in order if each.dim == widest):
-        found.setdefault((WEIGHT_PRECISIONS.index(cell.weights), cell.layers), cell)
-    return [found[key] for key in sorted(found)]
 
 
 def _like_reference(profile: Profile) -> list[Cell]:

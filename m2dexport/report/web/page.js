@@ -338,13 +338,7 @@ function collapse() {
 }
 
 function parts() {
-  const widest = Math.max(...rows().map((i) => C.dim[i])), seen = new Set();
-  const last = (i) => (C.align[i] === "full" ? 2 : 0) + (C.vectors[i] === "float32" ? 0 : 1);
-  const list = rows().filter((i) => C.dim[i] === widest)
-    .sort((a, b) => last(a) - last(b))
-    .filter((i) => !seen.has(`${C.weights[i]} ${C.layers[i]}`) && seen.add(`${C.weights[i]} ${C.layers[i]}`))
-    .sort((a, b) => Object.keys(DATA.colours).indexOf(C.weights[a]) - Object.keys(DATA.colours).indexOf(C.weights[b])
-      || C.layers[a] - C.layers[b]);
+  const list = target().sizes.map((id) => rows().find((i) => C.id[i] === id));
   const x = [list.map((i) => C.weights[i]), list.map((i) => String(C.layers[i]))];
   draw("parts", PARTS.map(([name, fill], part) => ({
     type: "bar", name, x, y: list.map((i) => C.parts[i][part]), marker: { color: fill },
@@ -353,7 +347,7 @@ function parts() {
     barmode: "stack", showlegend: true, legend: { orientation: "h", y: 1.14, traceorder: "normal" }, yaxis: { title: { text: "MB" } },
     xaxis: { type: "multicategory", showgrid: false },
   });
-  const body = list.map((i) => [`${C.weights[i]}, ${C.layers[i]} layers`, ...C.parts[i].map((each) => fixed(each, 2))]);
+  const body = list.map((i) => [`${C.weights[i]}, ${C.layers[i]} layers, ${C.dim[i]} dims`, ...C.parts[i].map((each) => fixed(each, 2))]);
   $("parts-table").replaceChildren(table(["files", ...PARTS.map(([name]) => `${name}, MB`)], body));
 }
 
