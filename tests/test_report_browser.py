@@ -127,6 +127,9 @@ def test_budgets_axes_maps_and_targets_follow_the_controls(wide: Page) -> None:
     assert wide.evaluate(shapes) == [1.5, 0]
     wide.select_option("#x", "p95")
     assert wide.evaluate(shapes) == [2, 0]
+    compared = "['none', 'full'].map(k => document.getElementById(`map-${k}`).data[0])"
+    scales = wide.evaluate(f"{compared}.map(map => [map.zmin, map.zmax, map.showscale])")
+    assert scales[0] == scales[1] and scales[0][0] < scales[0][1] and scales[0][2]
     wide.select_option("#map-figure", "retention")
     shown = wide.evaluate("document.getElementById('map-none').data[0].z.flat().at(-1)")
     assert shown == pytest.approx(100)

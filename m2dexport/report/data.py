@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from m2dexport.precisions import VECTOR_PRECISIONS, WEIGHT_PRECISIONS
@@ -50,6 +50,8 @@ def page_data(profile: Profile) -> dict[str, Any]:
 def query_points(profile: Profile, cells: Sequence[Cell]) -> list[dict[str, float]]:
     """Return each cell's points as a query encoder of the full depth's unquantized index.
 
+    Where the grid lacks the full depth at a cell's dim, they are those of ``profile.cross_depth``.
+
     Args:
         profile: the profile.
         cells: those of one target.
@@ -59,17 +61,35 @@ def query_points(profile: Profile, cells: Sequence[Cell]) -> list[dict[str, floa
     """
     metrics = profile.query_mains
     by_id = {cell.id: cell for cell in cells}
+    crossed = _crossed(profile)
     found: list[dict[str, float]] = []
     for cell in cells:
-        index = facts.index_of(profile, cell, by_id) if metrics else None
-        points: dict[str, float] = {}
+        index = facts.index_of(profile, cell, by_id)
         if index is not None:
             measured = cell.quality if index is cell else cell.as_query[index.id]
-            points = {name: measured[name] for name in metrics if name in measured}
+        else:
+            alike = (cell.weights, cell.vectors) == (_weights(profile, cell), "float32")
+            measured = crossed.get((cell.layers, cell.align, cell.dim), {}) if alike else {}
+        points = {name: measured[name] for name in metrics if name in measured}
         if len(points) == len(metrics) > 0:
             points[MEAN] = math.fsum(points.values()) / len(metrics)
         found.append(points)
     return found
+
+
+def _crossed(profile: Profile) -> dict[tuple[int, str, int], Mapping[str, float]]:
+    """Return (layers, align, dim) -> what its queries find in documents of the full depth."""
+    full = str(profile.checkpoint.layers)
+    found: dict[tuple[int, str, int], Mapping[str, float]] = {}
+    for each in profile.cross_depth:
+        layers, _, aligned = each.queries.partition("-")
+        if each.documents == full:
+            found[int(layers), "full" if aligned else "none", each.dim] = each.quality
+    return found
+
+
+def _weights(profile: Profile, cell: Cell) -> str:
+    return profile.reference_cell(cell.target).weights
 
 
 def _metrics(profile: Profile) -> list[str]:

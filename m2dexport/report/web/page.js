@@ -280,17 +280,23 @@ function maps() {
   };
   const list = alike(), layers = unique(list.map((i) => C.layers[i])).sort((a, b) => a - b);
   const dims = unique(list.map((i) => C.dim[i])).sort((a, b) => a - b);
-  const body = [];
-  for (const [kind, name] of kinds) {
-    const grid = layers.map((n) => dims.map((d) => {
+  const body = [], grids = {};
+  for (const [kind] of kinds) {
+    grids[kind] = layers.map((n) => dims.map((d) => {
       const found = list.filter((i) => C.layers[i] === n && C.dim[i] === d && (kind === "query" || C.align[i] === kind));
       const values = found.map((i) => value(kind, i)).filter((each) => each !== null);
       return values.length ? Math.max(...values) : null;
     }));
-    const some = grid.flat().some((each) => each !== null);
+  }
+  // The mean of queries is of fewer tasks than that of cells: the two are not compared.
+  const apart = metric === "mean" && DATA.queries.length !== DATA.mains.length;
+  for (const [kind, name] of kinds) {
+    const grid = grids[kind], some = grid.flat().some((each) => each !== null);
     $(`map-${kind}`).parentElement.hidden = !some;
     if (!some) continue;
-    heat(`map-${kind}`, dims.map(String), layers.map(String), grid, name, share ? [40, 100] : null);
+    const like = kinds.filter(([each]) => !apart || (each === "query") === (kind === "query"));
+    const span = share ? [40, 100] : ends(like.flatMap(([each]) => grids[each].flat()));
+    heat(`map-${kind}`, dims.map(String), layers.map(String), grid, name, span);
     layers.forEach((n, row) => {
       if (grid[row].some((each) => each !== null)) body.push([`${name}, ${n} layers`, ...grid[row].map(one)]);
     });
@@ -298,15 +304,21 @@ function maps() {
   $("map-table").replaceChildren(table(["cells", ...dims.map((d) => `${d} dims`)], body));
 }
 
+function ends(figures) { // of a scale; that of one value has it in its middle
+  const values = figures.filter((value) => value !== null);
+  const low = Math.min(...values), high = Math.max(...values);
+  return low < high ? [low, high] : [low - 1, high + 1];
+}
+
 function heat(id, x, y, z, title, span, marks = null) {
   const hint = marks ? "%{y}, %{x}: %{z:.1f}%{text}<extra></extra>" : "%{y} layers, %{x} dims: %{z:.1f}<extra></extra>";
-  const values = z.flat().filter((value) => value !== null);
-  const [low, high] = span || [Math.min(...values), Math.max(...values)];
+  const [low, high] = span;
   const points = z.flatMap((row, r) => row.flatMap((value, c) => (value === null ? [] : [[c, r, value]])));
   const figure = ([c, r, value]) => value.toFixed(marks ? 0 : 1) + (marks ? marks[r][c] : "");
   draw(id, [{
-    type: "heatmap", x, y, z, text: marks, colorscale: "Cividis", showscale: false, xgap: 1, ygap: 1,
+    type: "heatmap", x, y, z, text: marks, colorscale: "Cividis", showscale: !marks, xgap: 1, ygap: 1,
     hovertemplate: hint, hoverongaps: false, zmin: low, zmax: high,
+    colorbar: { thickness: 8, outlinewidth: 0, xpad: 4, tickfont: { size: 10 } },
   }, { // white on the dark half of the scale and black on the bright one: each is read best there
     type: "scatter", mode: "text", x: points.map(([c]) => x[c]), y: points.map(([, r]) => y[r]),
     text: points.map(figure), hoverinfo: "skip",
