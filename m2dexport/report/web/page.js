@@ -155,7 +155,7 @@ function copying(block) {
 
 // -- charts --------------------------------------------------------------------------------------
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const colour = (weights) => DATA.colours[weights] || ink("--ink");
+const colour = (weights) => ink(`--${weights}`) || DATA.colours[weights] || ink("--ink"); // dark has its own
 const narrow = () => innerWidth < 640 && !paper();
 
 function draw(id, traces, layout) {
@@ -223,7 +223,7 @@ function scatter() {
   const list = shown().filter((i) => x[i] !== null && y[i] !== null); // some figures are of some cells only
   const at = (of, some) => some.map((i) => of[i]);
   const traces = [];
-  for (const [ahead, size, opacity] of [[0, 6, 0.55], [1, 11, 1]]) {
+  for (const [ahead, size, opacity] of [[0, 6, Number(ink("--off-frontier"))], [1, 11, 1]]) {
     const some = list.filter((i) => C.frontier[i] === ahead);
     traces.push({
       type: "scatter", mode: "markers", x: at(x, some), y: at(y, some), customdata: some,
@@ -231,7 +231,7 @@ function scatter() {
       marker: {
         size, opacity, color: some.map((i) => colour(C.weights[i])),
         symbol: some.map((i) => DATA.marks[C.vectors[i]][0] + (C.align[i] === "full" ? "-open" : "")),
-        line: { width: ahead ? 2 : 1, color: some.map((i) => colour(C.weights[i])) },
+        line: { width: ahead ? 2 : 1.5, color: some.map((i) => colour(C.weights[i])) },
       },
       ...(ahead ? spans(some, x, y, C.low[metric], C.high[metric]) : {}),
     });
@@ -243,9 +243,15 @@ function scatter() {
     type: "scatter", mode: "markers", x: at(x, rings), y: at(y, rings), hoverinfo: "skip",
     marker: { symbol: "circle-open", size: 20, color: ink("--ink"), line: { width: rings.map((i) => (i === chosen ? 3 : 1.5)) } },
   });
+  const lines = limits(metric);
+  const home = list.filter((i) => i === reference()).map((i) => ({
+    x: Math.log10(x[i]), y: y[i], text: "reference", showarrow: false, xanchor: "right", yanchor: "bottom", xshift: 8, yshift: 2,
+    font: { color: ink("--ink"), size: 11 },
+  }));
   draw("scatter", traces, {
     xaxis: { title: { text: AXES[$("x").value][0] }, type: "log", ...ticks(at(x, list)) },
-    yaxis: { title: { text: narrow() ? "" : `${metric}, points` } }, hovermode: "closest", ...limits(metric),
+    yaxis: { title: { text: narrow() ? "" : `${metric}, points` } }, hovermode: "closest",
+    shapes: lines.shapes, annotations: [...lines.annotations, ...home],
   });
   $("scatter").setAttribute("aria-label", `Scatter of ${list.length} cells, ${AXES[$("x").value][0]} across and ${metric} up`);
   $("shown").textContent = `${list.length} of ${rows().length} cells are shown; ${target().latency}.`;
@@ -380,7 +386,7 @@ function fill() { // what depends on the target
   const swatch = (name) => {
     const made = document.createElement("span");
     made.className = "swatch";
-    made.style.background = DATA.colours[name] || "var(--ink)";
+    made.style.background = `var(--${name}, ${DATA.colours[name] || "var(--ink)"})`;
     return made;
   };
   boxes("weights", ordered(DATA.colours, "weights"), (name) => [swatch(name), name]);
