@@ -55,9 +55,8 @@ def print_profile(profile: Profile, path: Path) -> None:
         cells = profile.of_target(target.name)
         _print_heading(profile, target)
         _print_cells(profile, _recommended(profile, target), View(target.name))
-        chosen = dict(target.recommended)
-        for name, why in reasons(target.recommended, cells).items():
-            say(f"{name.replace('_', ' ').capitalize()}: {chosen[name]}, since {why}.")
+        for each in reasons(target.recommended, cells):
+            say(f"{each.lead.capitalize()}: {each.cell.id}, since {each.why}.")
         on = sum(cell.on_frontier for cell in cells)
         costs = "quality, p50, size, bytes per vector"
         say(f"{on} of {len(cells)} cells are on the frontier ({costs}).")

@@ -8,6 +8,7 @@ from typing import Any
 
 from m2dexport.precisions import VECTOR_PRECISIONS, WEIGHT_PRECISIONS
 from m2dexport.profile.flags import collapsed_on
+from m2dexport.profile.recommend import ROLES
 from m2dexport.profile.schema import MEAN, Cell, Profile
 from m2dexport.report import facts
 from m2dexport.report.style import COLOURS, MARKS
@@ -35,7 +36,7 @@ def page_data(profile: Profile) -> dict[str, Any]:
                 "sizes": [cell.id for cell in size_cells(profile.of_target(target.name))],
                 "picks": {
                     role: name
-                    for role in facts.ROLES
+                    for role in ROLES
                     if (name := getattr(target.recommended, role)) is not None
                 },
             }

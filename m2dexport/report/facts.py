@@ -10,13 +10,6 @@ from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.profile.recommend import reasons
 from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo, Tokenization
 
-#: A recommendation's name in profile.json -> how it reads; what fits the budget comes first.
-ROLES = {
-    "within_budget": "within the budget",
-    "best": "best",
-    "balanced": "balanced",
-    "smallest": "smallest",
-}
 #: A limit of a budget -> how it reads.
 LIMITS = {
     "p50_ms": "p50 at most {:g} ms",
@@ -44,19 +37,15 @@ def title(profile: Profile) -> str:
 
 def picks(profile: Profile, target: TargetInfo) -> tuple[Pick, ...]:
     """Return the recommended cells of a target, each once, what fits the budget first."""
-    roles: dict[str, list[str]] = {}
-    for role in ROLES:
-        chosen = getattr(target.recommended, role)
-        if chosen is not None:
-            roles.setdefault(chosen, []).append(role)
     reference = profile.reference_cell(target.name)
-    why = reasons(target.recommended, profile.of_target(target.name))
-    found = []
-    for name, names in roles.items():
-        cell = profile.cell(name, target.name)
-        said = "; ".join(f"{ROLES[role]}, since {why[role]}" for role in names)
-        found.append(Pick(tuple(names), cell, f"{_capital(said)}. {_costs(cell, reference)}"))
-    return tuple(found)
+    return tuple(
+        Pick(
+            each.roles,
+            each.cell,
+            f"{_capital(each.lead)}, since {each.why}. {_costs(each.cell, reference)}",
+        )
+        for each in reasons(target.recommended, profile.of_target(target.name))
+    )
 
 
 def _capital(text: str) -> str:
