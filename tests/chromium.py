@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from contrast import contrast_of
 from playwright.sync_api import sync_playwright
 
 if TYPE_CHECKING:
@@ -47,10 +48,5 @@ def contrast(page: Page, selector: str) -> float:
         }""",
         selector,
     )
-    first, second = sorted(map(_luminance, colours))
-    return (second + 0.05) / (first + 0.05)
-
-
-def _luminance(colour: list[float]) -> float:
-    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    ink, paper = ([c / 255 for c in colour] for colour in colours)
+    return contrast_of(ink, paper)

@@ -36,6 +36,7 @@ from m2dexport.profile import costs
 from m2dexport.profile.cells import Graph
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import SharedLatency
+from m2dexport.report.facts import samples_comment
 from m2dexport.runtime.tokenizer import load_tokenizer
 
 CONDITIONS = Conditions(vocab_size=20, repeats=5)
@@ -220,9 +221,9 @@ def test_every_part_of_what_graphs_cost_is_measured_once(tmp_path: Path, monkeyp
 
 def test_a_sample_that_takes_longer_than_what_it_shares_is_commented_on() -> None:
     sample = SharedLatency(cell="1x32-fp32-ubinary", p50_ms=1.04, shared_p50_ms=1.0)
-    assert costs.sample_comment(sample) is None
+    assert samples_comment([sample]) is None
     slow = sample.model_copy(update={"p50_ms": 1.2})
-    assert str(costs.sample_comment(slow)).startswith("1x32-fp32-ubinary has a p50 of 1.20 ms")
+    assert str(samples_comment([sample, slow])).startswith("1x32-fp32-ubinary has a p50 of 1.20 ms")
 
 
 def test_memory_is_that_of_a_process_without_torch_at_the_shape_that_is_asked_for(

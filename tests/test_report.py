@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from command_line import m2d
+from contrast import contrast_of
 from large_profile import COLLAPSED_ON, HOSTILE, RETRIEVAL, large_profile
+from matplotlib.colors import to_rgb
 from tiny_profile import cell, profile, target
 
 from m2dexport.cli import cli
@@ -24,7 +26,7 @@ from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Profile
 from m2dexport.report import facts
 from m2dexport.report.card import card_section
-from m2dexport.report.data import page_data
+from m2dexport.report.data import page_data, size_cells
 from m2dexport.report.maps import plot_maps, plot_size, plot_tasks
 from m2dexport.report.page import FLAGS, page_of
 from m2dexport.report.pictures import plot_frontier
@@ -76,6 +78,11 @@ def drawn(figure: Any) -> list[Any]:
     from matplotlib.collections import PathCollection
 
     return [group for group in figure.axes[0].collections if isinstance(group, PathCollection)]
+
+
+def panels(figure: Any) -> list[Any]:
+    """Return the panels of a figure without the bars of their colours."""
+    return [axes for axes in figure.axes if axes.get_title()]
 
 
 # -- pictures ----------------------------------------------------------------------------------
@@ -133,13 +140,49 @@ def test_a_task_of_any_name_is_drawn() -> None:
 
 
 def test_heat_maps_have_a_panel_for_plain_aligned_and_query_only_cells(whole: Profile) -> None:
-    titles = [axes.get_title() for axes in plot_maps(whole).axes]
+    titles = [axes.get_title() for axes in panels(plot_maps(whole))]
     kinds = ("plain", "aligned", "queries on an index of depth 6")
     assert titles == [
         *(f"quality, points: {kind}" for kind in kinds),
         *(f"retention, %: {kind}" for kind in kinds),
     ]
-    assert len(plot_maps(profile(*CELLS)).axes) == 2  # nothing is aligned: no empty panels
+    assert len(panels(plot_maps(profile(*CELLS)))) == 2  # nothing is aligned: no empty panels
+
+
+def test_heat_maps_that_are_compared_have_one_scale_and_a_bar_of_colours(
+    whole: Profile,
+) -> None:
+    quality = [axes.images[0].get_clim() for axes in panels(plot_maps(whole))[:3]]
+    assert quality[0] == quality[1] != quality[2]  # that of queries is the mean of other tasks
+    bars = [axes for axes in plot_maps(whole).axes if not axes.get_title()]
+    spans = [*dict.fromkeys(quality), (40, 100)]
+    assert list(sum((axes.get_ylim() for axes in bars), ())) == pytest.approx(sum(spans, ()))
+
+
+def test_a_figure_is_readable_on_its_colour_be_it_the_only_one(whole: Profile) -> None:
+    for drawn_of in (whole, profile(CELLS[0])):
+        for axes in panels(plot_maps(drawn_of)):
+            (image,) = axes.images
+            for text in axes.texts:
+                x, y = text.get_position()
+                behind = image.cmap(image.norm(image.get_array()[y, x]))
+                assert contrast_of(to_rgb(text.get_color()), behind) > 4.5
+
+
+def test_queries_are_shown_where_the_grid_lacks_the_full_depth_at_a_dim() -> None:
+    metric, reference = "find/ndcg@10", cell(6, 384, flags=("reference",))
+    small = cell(2, 128, align="full")
+    cells = [each.model_copy(update={"quality": {metric: 30.0}}) for each in (reference, small)]
+    task = {**profile(*CELLS).tasks[0].model_dump(), "name": "find", "kind": "retrieval"}
+    crossed = [
+        {"dim": 128, "queries": asking, "documents": "6", "quality": {metric: points}}
+        for asking, points in (("2", 14.0), ("2-aligned", 22.6), ("6", 28.0))
+    ]
+    measured = profile(*cells, tasks=[{**task, "main_metric": "ndcg@10"}], cross_depth=crossed)
+    assert page_data(measured)["cells"]["query"]["mean"] == [30.0, 22.6]
+    asked = panels(plot_maps(measured))[2]
+    assert "queries" in asked.get_title()
+    assert sorted(text.get_text() for text in asked.texts) == ["22.6", "30.0"]
 
 
 def test_a_collapse_is_marked_on_its_task_alone(whole: Profile) -> None:
@@ -159,6 +202,17 @@ def test_bars_of_size_stack_to_the_size_of_the_files(whole: Profile) -> None:
     tops = max(bar.get_y() + bar.get_height() for bar in axes.patches)
     assert tops == pytest.approx(max(c.size_bytes for c in whole.cells) / 1e6)
     assert len(axes.patches) == 4 * 3 * 7  # parts, weights, depths
+
+
+def test_each_depth_and_precision_has_a_bar_though_only_the_reference_has_the_full_width() -> None:
+    reference = cell(6, 384, flags=("reference",))
+    grid = [cell(n, d, w) for w in ("fp32", "int8") for n in (2, 6) for d in (64, 128)]
+    measured = profile(reference, *grid[:2], *grid[4:])  # the grid has no 6 layers in fp32
+    bars = [c for c in measured.cells if c.dim == 128 or c is reference]
+    axes = plot_size(measured).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "6", "2", "6"]
+    assert set(page_data(measured)["targets"][0]["sizes"]) == {c.id for c in bars}
+    assert size_cells([reference, *grid])[1].dim == 128
 
 
 # -- report.html -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from chromium import chromium, contrast
+from contrast import contrast_of
 from large_profile import large_profile
 from playwright.sync_api import expect
 
@@ -57,6 +58,26 @@ def opened(browser: Browser, file: Path, said: list[str], **options: Any) -> Pag
     assert said == [file.as_uri()]
     said.clear()
     return page
+
+
+def contrasts_of_marks(page: Page) -> list[float]:
+    """Return the contrast of each kind of mark of the scatter, as opaque as it is, to the page."""
+    behind, marks = page.evaluate(
+        """() => {
+        const parts = (colour) => colour.match(/[0-9.]+/g).slice(0, 3).map(each => each / 255);
+        const marks = [...document.querySelectorAll("#scatter .scatterlayer path.point")];
+        const kinds = new Set(marks.map(mark => getComputedStyle(mark))
+          .filter(mark => mark.stroke !== "none")
+          .map(mark => JSON.stringify([parts(mark.stroke), Number(mark.opacity)])));
+        return [parts(getComputedStyle(document.body).backgroundColor), [...kinds].map(JSON.parse)];
+        }"""
+    )
+    mixed = [
+        [opacity * c + (1 - opacity) * b for c, b in zip(colour, behind, strict=True)]
+        for colour, opacity in marks
+    ]
+    assert len(mixed) > 3  # weights, on the frontier and off it
+    return [contrast_of(colour, behind) for colour in mixed]
 
 
 def width(page: Page) -> int:
@@ -127,6 +148,9 @@ def test_budgets_axes_maps_and_targets_follow_the_controls(wide: Page) -> None:
     assert wide.evaluate(shapes) == [1.5, 0]
     wide.select_option("#x", "p95")
     assert wide.evaluate(shapes) == [2, 0]
+    compared = "['none', 'full'].map(k => document.getElementById(`map-${k}`).data[0])"
+    scales = wide.evaluate(f"{compared}.map(map => [map.zmin, map.zmax, map.showscale])")
+    assert scales[0] == scales[1] and scales[0][0] < scales[0][1] and scales[0][2]
     wide.select_option("#map-figure", "retention")
     shown = wide.evaluate("document.getElementById('map-none').data[0].z.flat().at(-1)")
     assert shown == pytest.approx(100)
@@ -169,6 +193,8 @@ def test_on_a_dark_phone_nothing_runs_off_the_screen_and_text_is_bright(
     assert max(page.evaluate(ends)) <= 360
     for text in ("body", _TICK, "#choice .command"):
         assert contrast(page, text) > 4.5, text
+    assert "reference" in page.locator("#scatter .annotation-text").all_text_contents()
+    assert min(contrasts_of_marks(page)) > 3
     page.emulate_media(color_scheme="light")
     expect(page.locator(_TICK).first).to_have_css("fill", "rgb(26, 26, 26)")  # the charts follow
     assert contrast(page, _TICK) > 4.5

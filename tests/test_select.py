@@ -305,7 +305,8 @@ def test_the_cells_worth_shipping_are_the_best_the_knee_and_the_smallest() -> No
     found = recommend(share, Budget(p50_ms=0.5))
     names = (found.best, found.balanced, found.smallest, found.within_budget)
     assert names == tuple(cells[index].id for index in (1, 2, 3, 4))
-    assert reasons(found, share)["smallest"] == (
+    whys = {role: reason.why for reason in reasons(found, share) for role in reason.roles}
+    assert whys["smallest"] == (
         "it keeps 91% of the reference's quality in 6.0 MB, though it loses 7.0 points on "
         "sts/spearman"
     )

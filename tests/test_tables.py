@@ -10,13 +10,15 @@ import pytest
 from command_line import m2d
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_profile import cell, profile, target
+from tiny_profile import cell, profile, steady, target
 
 from m2dexport.cli.cell_tables import View, print_cells, print_profile
 from m2dexport.cli.columns import columns_of, fitting
 from m2dexport.profile.manifest import write_profile
 from m2dexport.profile.schema import Cell, Profile, Recommended, Shape
+from m2dexport.report.card import card_section
 from m2dexport.report.facts import shape_words
+from m2dexport.report.page import page_of
 
 LONG = cell(24, 1024, "int8-weight-only", vectors="ubinary", align="full", engine="openvino")
 CELLS = (
@@ -123,11 +125,55 @@ def test_the_end_of_a_run_names_what_is_worth_shipping_and_why(capsys) -> None:
         f"Best: {CELLS[1].id}, since no cell of the grid is better beyond noise, and of those as "
         "good it is the cheapest."
     )
-    assert lines[7].startswith(f"Smallest: {CELLS[2].id}, since it ")
+    assert lines[6].startswith(f"Balanced: {CELLS[2].id}, since dearer cells ")
+    assert "; smallest, since it " in lines[6]
     assert lines[-1] == (
         f"Next: m2dexport bundle 'my profile/profile.json' --cell {CELLS[1].id} --out "
         f"{CELLS[1].id}.m2d"
     )
+
+
+def test_a_cell_has_one_sentence_and_of_many_losses_the_largest(capsys) -> None:
+    names = [f"t{n}/spearman" for n in range(8)]
+    kept, lost = ({name: 90.0 - n * step for n, name in enumerate(names)} for step in (0, 1))
+    whole, small = (
+        each.model_copy(
+            update={"quality": of, "replicates": {name: steady(of[name]) for name in names}}
+        )
+        for each, of in ((CELLS[0], kept), (CELLS[1], lost))
+    )
+    task = profile(*CELLS).tasks[0].model_dump()
+    worth = {**dict.fromkeys(WORTH, small.id), "within_budget": None}
+    made = profile(
+        *(whole, small),
+        tasks=[{**task, "name": f"t{n}"} for n in range(8)],
+        targets=[target(whole, "local", recommended=worth)],
+    )
+    print_profile(made, Path("p.json"))
+    out = capsys.readouterr().out
+    losses = ", though it loses 7.0 points on t7/spearman, 6.0 on t6/spearman, and on 5 more."
+    for said in (out, page_of(made), card_section(made, "card.png")):
+        assert said.count("though it loses") == said.count(losses) == 1
+        assert said.lower().count("since no cell of the grid is better") == 1
+    assert out.count(f": {small.id}, since ") == 1
+
+
+def test_samples_that_do_not_take_what_they_share_are_told_in_one_line(tmp_path, capsys) -> None:
+    fine = {"cell": CELLS[0].id, "p50_ms": 6.0, "shared_p50_ms": 6.2}
+    off = {"cell": CELLS[2].id, "p50_ms": 4.97, "shared_p50_ms": 7.01}
+    write_profile(measured(samples=[fine, off]), tmp_path / "off.json")
+    write_profile(measured(samples=[fine]), tmp_path / "fine.json")
+    said = (
+        f"{CELLS[2].id} has a p50 of 4.97 ms by itself, and what it shares its latency with 7.01 "
+        "ms: read the latencies of its depth with care."
+    )
+    print_profile(measured(samples=[fine, off]), tmp_path / "off.json")
+    for out in (capsys.readouterr().out, m2d("profile", "show", tmp_path / "off.json").stdout):
+        assert out.splitlines().count(said) == 1
+    assert "with care" not in m2d("profile", "show", tmp_path / "fine.json").stdout
+    page = page_of(measured(samples=[fine, off]))
+    assert said in page
+    assert "6.2 ms, the same within noise" in page and "7.01 ms, which differs beyond noise" in page
 
 
 def test_every_target_has_its_table_and_a_command_that_names_it(capsys) -> None:
@@ -138,7 +184,7 @@ def test_every_target_has_its_table_and_a_command_that_names_it(capsys) -> None:
     print_profile(both, Path("p.json"))
     out = capsys.readouterr().out
     assert "pi: a processor (avx2)" in out
-    assert "Within budget: 6x64-fp32-float32, since" in out
+    assert "Within the budget: 6x64-fp32-float32, since" in out
     assert "--cell 6x64-fp32-float32 --target pi --out" in out
     print_cells(both, View(target="pi"))
     assert CELLS[1].id not in capsys.readouterr().out

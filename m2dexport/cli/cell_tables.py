@@ -55,13 +55,13 @@ def print_profile(profile: Profile, path: Path) -> None:
         cells = profile.of_target(target.name)
         _print_heading(profile, target)
         _print_cells(profile, _recommended(profile, target), View(target.name))
-        chosen = dict(target.recommended)
-        for name, why in reasons(target.recommended, cells).items():
-            say(f"{name.replace('_', ' ').capitalize()}: {chosen[name]}, since {why}.")
+        for each in reasons(target.recommended, cells):
+            say(f"{each.lead.capitalize()}: {each.cell.id}, since {each.why}.")
         on = sum(cell.on_frontier for cell in cells)
         costs = "quality, p50, size, bytes per vector"
         say(f"{on} of {len(cells)} cells are on the frontier ({costs}).")
         _print_tails(cells)
+        _print_samples(target)
     _print_failures(profile)
     quoted = shlex.quote(str(path))
     give(f"All of them: m2dexport profile show {quoted} --all")
@@ -89,6 +89,7 @@ def print_cells(profile: Profile, view: View) -> None:
             what = "those recommended, then the frontier; --all shows the rest"
             say(f"{len(cells)} of {len(every)} cells: {what}.")
         _print_tails(every)
+        _print_samples(target)
     print_cross_depth(profile)
     _print_failures(profile)
 
@@ -221,3 +222,12 @@ def _print_tails(cells: Sequence[Cell]) -> None:
             f"p95 is ten times p50 or more: {named}{more}. Something else ran now and then; "
             "measure again on a quiet machine before you rely on it."
         )
+
+
+def _print_samples(target: TargetInfo) -> None:
+    """Comment on cells that do not take what they share their latency with."""
+    from m2dexport.report.facts import samples_comment
+
+    comment = samples_comment(target.samples)
+    if comment is not None:
+        say(comment)

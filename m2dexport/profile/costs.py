@@ -31,7 +31,6 @@ from m2dexport.measure.noise import Noise, Usage, moment, noise_of, usage_since
 from m2dexport.measure.quantiles import Ratio
 from m2dexport.measure.requests import Requests, Tokenization, requests_of, time_tokenization
 from m2dexport.processor import read_processor
-from m2dexport.profile.frontier import LATENCY_GRAIN_MS, LATENCY_NOISE
 from m2dexport.profile.grid import Graph, graph_of
 from m2dexport.profile.parts import Remember
 from m2dexport.profile.plan import Plan
@@ -117,20 +116,6 @@ def measure_costs(
         noise=noise_of(timed.reference_ms, timed.usages) if timed.reference_ms else None,
         samples=tuple(each for each in shared if each is not None),
         seconds=seconds,
-    )
-
-
-def sample_comment(sample: SharedLatency) -> str | None:
-    """Return a sentence on a sample that does not take what it shares; None where it does.
-
-    What counts as none is what counts as none between cells.
-    """
-    fast, slow = sorted((sample.p50_ms, sample.shared_p50_ms))
-    if slow <= fast * LATENCY_NOISE + LATENCY_GRAIN_MS:
-        return None
-    return (
-        f"{sample.cell} has a p50 of {sample.p50_ms:.2f} ms, and what it shares its latency with "
-        f"{sample.shared_p50_ms:.2f} ms; read the latencies of its depth with care."
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,24 @@ from m2dexport.profile.target import Budget
 
 #: Of the reference's mean: what a small cell must keep, unless it beats the static model.
 KEPT_SHARE = 0.9
+#: What a cell is recommended for, as in ``Recommended`` -> how it reads; the budget comes first.
+ROLES = {
+    "within_budget": "within the budget",
+    "best": "best",
+    "balanced": "balanced",
+    "smallest": "smallest",
+}
+_NAMED = 2  # losses; with eight tasks, all of them would be 250 characters
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a cell is recommended: "(lead), since (why)"."""
+
+    cell: Cell
+    roles: tuple[str, ...]  # of ROLES
+    lead: str  # what the first of the reasons is for, as it reads
+    why: str  # the end of a sentence, with the other reasons
 
 
 def recommend(cells: Sequence[Cell], budget: Budget | None = None) -> Recommended:
@@ -47,43 +67,67 @@ def recommend(cells: Sequence[Cell], budget: Budget | None = None) -> Recommende
     )
 
 
-def reasons(recommended: Recommended, cells: Sequence[Cell]) -> dict[str, str]:
-    """Return why cells are recommended, by what for ("best", ...): the end of a sentence each.
+def reasons(recommended: Recommended, cells: Sequence[Cell]) -> tuple[Reason, ...]:
+    """Return why cells are recommended, each cell once, in the order of ``ROLES``.
 
     Args:
         recommended: the ids.
         cells: all cells of the target.
     """
     by_id = {cell.id: cell for cell in cells}
-    asked = [cell for cell in cells if "reference" not in cell.flags]
+    clauses = _clauses(recommended, by_id)
+    roles: dict[str, dict[str, list[str]]] = {}  # id -> clause -> what the clause is the reason for
+    for role, clause in clauses.items():
+        roles.setdefault(dict(recommended)[role], {}).setdefault(clause, []).append(role)
+    found = []
+    for name, of_cell in roles.items():
+        (lead, first), *rest = ((_said(each), clause) for clause, each in of_cell.items())
+        why = "; ".join([first, *(f"{said}, since {clause}" for said, clause in rest)])
+        every = tuple(itertools.chain(*of_cell.values()))
+        found.append(Reason(by_id[name], every, lead, why + _losses(by_id[name], cells)))
+    return tuple(found)
+
+
+def _said(roles: Sequence[str]) -> str:
+    return ", ".join(ROLES[role] for role in roles)
+
+
+def _clauses(recommended: Recommended, cells: Mapping[str, Cell]) -> dict[str, str]:
+    """Return role -> the reason for it, the end of a sentence."""
+    asked = [cell for cell in cells.values() if "reference" not in cell.flags]
     found = {
         "best": "no cell of the grid is better beyond noise, and of those as good it is the "
         "cheapest",
         "balanced": "dearer cells add little quality for what they cost, cheaper ones lose much",
-        "smallest": _why_smallest(by_id[recommended.smallest], cells),
+        "smallest": _why_smallest(cells[recommended.smallest], list(cells.values())),
     }
     if len(asked) == 1:
         found = dict.fromkeys(found, "it is the only cell of the grid")
     if recommended.within_budget is not None:
         found["within_budget"] = "it is the best within the target's budget"
-    return {
-        role: why + _losses(by_id[dict(recommended)[role]], cells) for role, why in found.items()
-    }
+    return {role: found[role] for role in ROLES if role in found}
 
 
 def _losses(cell: Cell, cells: Sequence[Cell]) -> str:
     """Return on which tasks a cell is worse than the widest, deepest one, whatever its mean is.
 
-    A mean hides a loss on one task behind a gain on another.
+    A mean hides a loss on one task behind a gain on another. The largest are named.
     """
     whole = max(cells, key=lambda c: (c.layers, c.dim, c.weights == "fp32", c.vectors == "float32"))
     lost = [
-        f"{whole.quality[metric] - cell.quality[metric]:.1f} points on {metric}"
+        (whole.quality[metric] - cell.quality[metric], metric)
         for metric in cell.replicates
         if metric in whole.quality
         and better_pairs([metric_score(whole, metric), metric_score(cell, metric)])[0, 1]
     ]
-    return f", though it loses {' and '.join(lost)}" if lost else ""
+    largest = sorted(lost, reverse=True)
+    named = [
+        f"{points:.1f}{'' if place else ' points'} on {metric}"
+        for place, (points, metric) in enumerate(largest[:_NAMED])
+    ]
+    if len(lost) > _NAMED:
+        return f", though it loses {', '.join(named)}, and on {len(lost) - _NAMED} more"
+    return f", though it loses {' and '.join(named)}" if lost else ""
 
 
 def _why_smallest(cell: Cell, cells: Sequence[Cell]) -> str:

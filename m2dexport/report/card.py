@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from m2dexport.profile.recommend import ROLES
 from m2dexport.profile.schema import Profile, TargetInfo
 from m2dexport.report import facts
 
@@ -61,7 +62,7 @@ def _table(profile: Profile, target: TargetInfo) -> list[str]:
     head = ["cell", "", *quality, "of the reference", "p50 ms", "MB", "B/vector"]
     rows = [(profile.reference_cell(target.name), "reference")]
     rows += [
-        (pick.cell, ", ".join(facts.ROLES[role] for role in pick.roles))
+        (pick.cell, ", ".join(ROLES[role] for role in pick.roles))
         for pick in facts.picks(profile, target)
         if pick.cell.id != target.reference
     ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from m2dexport.precisions import VECTOR_PRECISIONS, WEIGHT_PRECISIONS
 from m2dexport.profile.flags import collapsed_on
+from m2dexport.profile.recommend import ROLES
 from m2dexport.profile.schema import MEAN, Cell, Profile
 from m2dexport.report import facts
 from m2dexport.report.style import COLOURS, MARKS
@@ -32,9 +33,10 @@ def page_data(profile: Profile) -> dict[str, Any]:
                 "budget": dict(target.budget),
                 "latency": facts.latency_words(profile, target),
                 "reference": target.reference,
+                "sizes": [cell.id for cell in size_cells(profile.of_target(target.name))],
                 "picks": {
                     role: name
-                    for role in facts.ROLES
+                    for role in ROLES
                     if (name := getattr(target.recommended, role)) is not None
                 },
             }
@@ -49,6 +51,8 @@ def page_data(profile: Profile) -> dict[str, Any]:
 def query_points(profile: Profile, cells: Sequence[Cell]) -> list[dict[str, float]]:
     """Return each cell's points as a query encoder of the full depth's unquantized index.
 
+    Where the grid lacks the full depth at a cell's dim, they are those of ``profile.cross_depth``.
+
     Args:
         profile: the profile.
         cells: those of one target.
@@ -58,17 +62,35 @@ def query_points(profile: Profile, cells: Sequence[Cell]) -> list[dict[str, floa
     """
     metrics = profile.query_mains
     by_id = {cell.id: cell for cell in cells}
+    crossed = _crossed(profile)
     found: list[dict[str, float]] = []
     for cell in cells:
-        index = facts.index_of(profile, cell, by_id) if metrics else None
-        points: dict[str, float] = {}
+        index = facts.index_of(profile, cell, by_id)
         if index is not None:
             measured = cell.quality if index is cell else cell.as_query[index.id]
-            points = {name: measured[name] for name in metrics if name in measured}
+        else:
+            alike = (cell.weights, cell.vectors) == (_weights(profile, cell), "float32")
+            measured = crossed.get((cell.layers, cell.align, cell.dim), {}) if alike else {}
+        points = {name: measured[name] for name in metrics if name in measured}
         if len(points) == len(metrics) > 0:
             points[MEAN] = math.fsum(points.values()) / len(metrics)
         found.append(points)
     return found
+
+
+def _crossed(profile: Profile) -> dict[tuple[int, str, int], Mapping[str, float]]:
+    """Return (layers, align, dim) -> what its queries find in documents of the full depth."""
+    full = str(profile.checkpoint.layers)
+    found: dict[tuple[int, str, int], Mapping[str, float]] = {}
+    for each in profile.cross_depth:
+        layers, _, aligned = each.queries.partition("-")
+        if each.documents == full:
+            found[int(layers), "full" if aligned else "none", each.dim] = each.quality
+    return found
+
+
+def _weights(profile: Profile, cell: Cell) -> str:
+    return profile.reference_cell(cell.target).weights
 
 
 def _metrics(profile: Profile) -> list[str]:
@@ -122,6 +144,30 @@ def _columns(profile: Profile, mains: Sequence[str]) -> dict[str, Any]:
         "build": [facts.build_command(profile, cell) for cell in cells],
         "bundle": [facts.bundle_command(profile, cell) for cell in cells],
     }
+
+
+def size_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return a cell for each weights and depth, in that order: the widest that the grid asks for.
+
+    Of cells as wide, it is one with float32 vectors, plain if there is one. A reference that the
+    grid does not ask for stands where there is no other.
+
+    Args:
+        cells: those of one target; of several engines, the first that has the depth counts.
+    """
+
+    def rank(cell: Cell) -> tuple[bool, int, bool, bool]:
+        return (
+            "reference" in cell.flags,
+            -cell.dim,
+            cell.align == "full",
+            cell.vectors != "float32",
+        )
+
+    found: dict[tuple[int, int], Cell] = {}
+    for cell in sorted(cells, key=rank):
+        found.setdefault((WEIGHT_PRECISIONS.index(cell.weights), cell.layers), cell)
+    return [found[key] for key in sorted(found)]
 
 
 def size_parts(cell: Cell) -> tuple[int, int, int, int]:

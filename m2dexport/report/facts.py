@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m2dexport.engines import DEFAULT_ENGINE
+from m2dexport.profile.frontier import LATENCY_GRAIN_MS, LATENCY_NOISE
 from m2dexport.profile.recommend import reasons
-from m2dexport.profile.schema import Cell, Profile, Shape, TargetInfo, Tokenization
+from m2dexport.profile.schema import Cell, Profile, Shape, SharedLatency, TargetInfo, Tokenization
 
-#: A recommendation's name in profile.json -> how it reads; what fits the budget comes first.
-ROLES = {
-    "within_budget": "within the budget",
-    "best": "best",
-    "balanced": "balanced",
-    "smallest": "smallest",
-}
 #: A limit of a budget -> how it reads.
 LIMITS = {
     "p50_ms": "p50 at most {:g} ms",
@@ -44,19 +38,15 @@ def title(profile: Profile) -> str:
 
 def picks(profile: Profile, target: TargetInfo) -> tuple[Pick, ...]:
     """Return the recommended cells of a target, each once, what fits the budget first."""
-    roles: dict[str, list[str]] = {}
-    for role in ROLES:
-        chosen = getattr(target.recommended, role)
-        if chosen is not None:
-            roles.setdefault(chosen, []).append(role)
     reference = profile.reference_cell(target.name)
-    why = reasons(target.recommended, profile.of_target(target.name))
-    found = []
-    for name, names in roles.items():
-        cell = profile.cell(name, target.name)
-        said = "; ".join(f"{ROLES[role]}, since {why[role]}" for role in names)
-        found.append(Pick(tuple(names), cell, f"{_capital(said)}. {_costs(cell, reference)}"))
-    return tuple(found)
+    return tuple(
+        Pick(
+            each.roles,
+            each.cell,
+            f"{_capital(each.lead)}, since {each.why}. {_costs(each.cell, reference)}",
+        )
+        for each in reasons(target.recommended, profile.of_target(target.name))
+    )
 
 
 def _capital(text: str) -> str:
@@ -104,6 +94,27 @@ def noise_sentence(target: TargetInfo) -> str:
     if target.noise is None:
         return "How quiet the machine was is not recorded."
     return f"The machine was {target.noise.verdict}. {' '.join(target.noise.reasons)}".strip()
+
+
+def agrees(sample: SharedLatency) -> bool:
+    """Return whether a cell that was timed by itself takes what it shares its latency with.
+
+    What counts as no difference is what counts as none between cells.
+    """
+    fast, slow = sorted((sample.p50_ms, sample.shared_p50_ms))
+    return slow <= fast * LATENCY_NOISE + LATENCY_GRAIN_MS
+
+
+def samples_comment(samples: Sequence[SharedLatency]) -> str | None:
+    """Return a sentence on the samples that do not agree; None where all do."""
+    off = [
+        f"{each.cell} has a p50 of {each.p50_ms:.2f} ms by itself, and what it shares its latency "
+        f"with {each.shared_p50_ms:.2f} ms"
+        for each in samples
+        if not agrees(each)
+    ]
+    whose = "its depth" if len(off) == 1 else "their depths"
+    return f"{'; '.join(off)}: read the latencies of {whose} with care." if off else None
 
 
 def shape_words(shape: Shape | Tokenization, asked: Shape | None = None) -> str:

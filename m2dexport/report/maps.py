@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from m2dexport.precisions import WEIGHT_PRECISIONS
 from m2dexport.profile.flags import collapsed_on
 from m2dexport.profile.schema import MEAN, Cell, Profile
-from m2dexport.report.data import query_points, size_parts
-from m2dexport.report.style import PARTS, SCALE, literal
+from m2dexport.report.data import query_points, size_cells, size_parts
+from m2dexport.report.style import PARTS, SCALE, SCALE_TURN, literal
 
 _NAME = 28  # characters of a task's name along an axis
 
@@ -23,40 +22,54 @@ def plot_maps(profile: Profile) -> Any:
     """Return a matplotlib figure of mean quality and of retention, layers x dims.
 
     Columns: plain cells, aligned cells, and the queries of aligned cells on the full depth's index.
-    Weights and vectors are those of the first target's reference.
+    Weights and vectors are those of the first target's reference. Figures of the same tasks are on
+    one scale.
     """
     from matplotlib.figure import Figure
 
-    cells = _like_reference(profile)
     reference = profile.reference_cell()
-    full = profile.checkpoint.layers
-    native = [reference.quality[name] for name in profile.query_mains]
-    queries = zip(cells, query_points(profile, cells), strict=True)
-    columns: dict[str, tuple[Points, float]] = {
-        "plain": (_grid(cells, "none"), reference.mean_quality),
-        "aligned": (_grid(cells, "full"), reference.mean_quality),
-        f"queries on an index of depth {full}": (
-            {(c.layers, c.dim): points[MEAN] for c, points in queries if MEAN in points},
-            float(np.mean(native)) if native else 0.0,
-        ),
-    }
-    columns = {name: column for name, column in columns.items() if column[0]}
-    figure = Figure(figsize=(4.2 * len(columns), 7), layout="constrained")
-    panels = figure.subplots(2, len(columns), squeeze=False)
-    layers = sorted({layer for points, _ in columns.values() for layer, _ in points})
-    for axes, (name, (points, _)) in zip(panels[0], columns.items(), strict=True):
-        _draw_map(axes, points, layers, "{:.1f}")
-        axes.set_title(f"quality, points: {name}", fontsize=10)
-    for axes, (name, (points, whole)) in zip(panels[1], columns.items(), strict=True):
-        shares = {key: 100 * value / whole for key, value in points.items()} if whole else {}
-        _draw_map(axes, shares, layers, "{:.0f}", (40, 100))
-        axes.set_title(f"retention, %: {name}", fontsize=10)
+    columns = _columns(profile)
+    keys = [key for points, _ in columns.values() for key in points]
+    layers, dims = (sorted({key[axis] for key in keys}) for axis in (0, 1))
+    figure = Figure(figsize=(4.6 * len(columns), 7), layout="constrained")
+    upper, lower = figure.subplots(2, len(columns), squeeze=False)
+    asked = [name for name in columns if name.startswith("queries")]
+    alone = asked if profile.query_mains != profile.mains else []
+    for group in ([name for name in columns if name not in alone], alone):
+        panels = [(upper[list(columns).index(name)], columns[name][0]) for name in group]
+        if panels:
+            span = _span([value for _, points in panels for value in points.values()])
+            _draw_maps(panels, layers, dims, "{:.1f}", span)
+    shares = [
+        {key: 100 * value / whole for key, value in points.items()} if whole else {}
+        for points, whole in columns.values()
+    ]
+    _draw_maps(list(zip(lower, shares, strict=True)), layers, dims, "{:.0f}", (40, 100))
+    for words, panels in (("quality, points", upper), ("retention, %", lower)):
+        for axes, name in zip(panels, columns, strict=True):
+            axes.set_title(f"{words}: {name}", fontsize=10)
     figure.suptitle(
         f"Mean quality, {reference.weights} weights, {reference.vectors} vectors; "
         f"retention against {reference.id}",
         fontsize=11,
     )
     return figure
+
+
+def _columns(profile: Profile) -> dict[str, tuple[Points, float]]:
+    """Return the figures of each kind of cells that there is, and the reference's."""
+    cells, reference = _like_reference(profile), profile.reference_cell()
+    native = [reference.quality[name] for name in profile.query_mains]
+    queries = zip(cells, query_points(profile, cells), strict=True)
+    columns: dict[str, tuple[Points, float]] = {
+        "plain": (_grid(cells, "none"), reference.mean_quality),
+        "aligned": (_grid(cells, "full"), reference.mean_quality),
+        f"queries on an index of depth {profile.checkpoint.layers}": (
+            {(c.layers, c.dim): points[MEAN] for c, points in queries if MEAN in points},
+            float(np.mean(native)) if native else 0.0,
+        ),
+    }
+    return {name: column for name, column in columns.items() if column[0]}
 
 
 def plot_tasks(profile: Profile) -> Any:
@@ -91,7 +104,7 @@ def plot_tasks(profile: Profile) -> Any:
 
 
 def plot_size(profile: Profile) -> Any:
-    """Return a matplotlib figure of what the files of each depth consist of, at the widest dim."""
+    """Return a matplotlib figure of what the files consist of: a bar for each of ``size_cells``."""
     from matplotlib.figure import Figure
 
     cells = size_cells(profile.of_target())
@@ -124,20 +137,6 @@ def plot_size(profile: Profile) -> Any:
     return figure
 
 
-def size_cells(cells: Sequence[Cell]) -> list[Cell]:
-    """Return a cell for each weights and depth: the widest, with float32 vectors, plain if it can.
-
-    Args:
-        cells: those of one target; of several engines, the first that has the depth counts.
-    """
-    widest = max(cell.dim for cell in cells)
-    found: dict[tuple[int, int], Cell] = {}
-    order = sorted(cells, key=lambda c: (c.align == "full", c.vectors != "float32"))
-    for cell in (each for each in order if each.dim == widest):
-        found.setdefault((WEIGHT_PRECISIONS.index(cell.weights), cell.layers), cell)
-    return [found[key] for key in sorted(found)]
-
-
 def _like_reference(profile: Profile) -> list[Cell]:
     """Return the cells with the weights, vectors and engine of the reference, and depth 0."""
     reference = profile.reference_cell()
@@ -153,33 +152,42 @@ def _grid(cells: Sequence[Cell], align: str) -> Points:
     return {(c.layers, c.dim): c.mean_quality for c in cells if c.align == align}
 
 
-def _draw_map(
-    axes: Any,
-    points: Points,
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of a scale; that of one value has it in its middle."""
+    low, high = min(values), max(values)
+    return (low, high) if low < high else (low - 1, high + 1)
+
+
+def _draw_maps(
+    panels: Sequence[tuple[Any, Points]],
     layers: Sequence[int],
+    dims: Sequence[int],
     form: str,
-    span: tuple[float, float] | None = None,
+    span: tuple[float, float],
 ) -> None:
-    dims = sorted({dim for _, dim in points})
-    values = np.full((len(layers), len(dims)), np.nan)
-    for (layer, dim), value in points.items():
-        values[layers.index(layer), dims.index(dim)] = value
-    low, high = span or ((float(np.nanmin(values)), float(np.nanmax(values))) if points else (0, 1))
-    axes.imshow(values, cmap=SCALE, vmin=low, vmax=high, aspect="auto", origin="lower")
-    for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            _write(axes, column, row, form.format(value), value, (low, high))
-    axes.set_xticks(range(len(dims)), map(str, dims))
-    axes.set_yticks(range(len(layers)), map(str, layers))
-    axes.set_xlabel("dims")
-    axes.set_ylabel("layers")
+    """Draw figures into axes, all on one scale, with its colours beside the last."""
+    for axes, points in panels:
+        values = np.full((len(layers), len(dims)), np.nan)
+        for (layer, dim), value in points.items():
+            values[layers.index(layer), dims.index(dim)] = value
+        low, high = span
+        image = axes.imshow(values, cmap=SCALE, vmin=low, vmax=high, aspect="auto", origin="lower")
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                _write(axes, column, row, form.format(value), value, span)
+        axes.set_xticks(range(len(dims)), map(str, dims))
+        axes.set_yticks(range(len(layers)), map(str, layers))
+        axes.set_xlabel("dims")
+        axes.set_ylabel("layers")
+    axes.figure.colorbar(image, ax=[each for each, _ in panels], aspect=30, pad=0.02)
 
 
 def _write(
     axes: Any, x: float, y: float, text: str, value: float, span: tuple[float, float]
 ) -> None:
-    """Write a figure on its colour: white on the dark half of the scale, black on the bright."""
-    dark = value < sum(span) / 2
+    """Write a figure on its colour: white on the dark part of the scale, black on the bright."""
+    low, high = span
+    dark = value < low + SCALE_TURN * (high - low)
     axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 

@@ -83,6 +83,7 @@ def _target(profile: Profile, target: TargetInfo) -> dict[str, Any]:
         "description": target.description,
         "budget": facts.budget_sentence(target),
         "noise": facts.noise_sentence(target),
+        "samples": facts.samples_comment(target.samples),
         "picks": facts.picks(profile, target),
         "facts": _target_facts(profile, target),
     }
@@ -120,7 +121,9 @@ def _target_facts(profile: Profile, target: TargetInfo) -> list[tuple[str, str]]
     found += [
         (
             f"{each.cell}, timed by itself",
-            f"p50 {each.p50_ms:.3g} ms, {each.shared_p50_ms:.3g} here",
+            f"p50 {each.p50_ms:.3g} ms; what it shares its latency with, timed beside it: "
+            f"{each.shared_p50_ms:.3g} ms, "
+            + ("the same within noise" if facts.agrees(each) else "which differs beyond noise"),
         )
         for each in target.samples
     ]

@@ -35,6 +35,8 @@ PARTS = {
 }
 #: Perceived alike with every kind of colour vision (Nuñez, Anderton and Renslow, 2018).
 SCALE = "cividis"
+#: Below this share of the scale white is read better than black, and above it black.
+SCALE_TURN = 0.47
 
 
 def literal(text: str) -> str:

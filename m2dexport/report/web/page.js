@@ -155,7 +155,7 @@ function copying(block) {
 
 // -- charts --------------------------------------------------------------------------------------
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const colour = (weights) => DATA.colours[weights] || ink("--ink");
+const colour = (weights) => ink(`--${weights}`) || DATA.colours[weights] || ink("--ink"); // dark has its own
 const narrow = () => innerWidth < 640 && !paper();
 
 function draw(id, traces, layout) {
@@ -223,7 +223,7 @@ function scatter() {
   const list = shown().filter((i) => x[i] !== null && y[i] !== null); // some figures are of some cells only
   const at = (of, some) => some.map((i) => of[i]);
   const traces = [];
-  for (const [ahead, size, opacity] of [[0, 6, 0.55], [1, 11, 1]]) {
+  for (const [ahead, size, opacity] of [[0, 6, Number(ink("--off-frontier"))], [1, 11, 1]]) {
     const some = list.filter((i) => C.frontier[i] === ahead);
     traces.push({
       type: "scatter", mode: "markers", x: at(x, some), y: at(y, some), customdata: some,
@@ -231,7 +231,7 @@ function scatter() {
       marker: {
         size, opacity, color: some.map((i) => colour(C.weights[i])),
         symbol: some.map((i) => DATA.marks[C.vectors[i]][0] + (C.align[i] === "full" ? "-open" : "")),
-        line: { width: ahead ? 2 : 1, color: some.map((i) => colour(C.weights[i])) },
+        line: { width: ahead ? 2 : 1.5, color: some.map((i) => colour(C.weights[i])) },
       },
       ...(ahead ? spans(some, x, y, C.low[metric], C.high[metric]) : {}),
     });
@@ -243,9 +243,15 @@ function scatter() {
     type: "scatter", mode: "markers", x: at(x, rings), y: at(y, rings), hoverinfo: "skip",
     marker: { symbol: "circle-open", size: 20, color: ink("--ink"), line: { width: rings.map((i) => (i === chosen ? 3 : 1.5)) } },
   });
+  const lines = limits(metric);
+  const home = list.filter((i) => i === reference()).map((i) => ({
+    x: Math.log10(x[i]), y: y[i], text: "reference", showarrow: false, xanchor: "right", yanchor: "bottom", xshift: 8, yshift: 2,
+    font: { color: ink("--ink"), size: 11 },
+  }));
   draw("scatter", traces, {
     xaxis: { title: { text: AXES[$("x").value][0] }, type: "log", ...ticks(at(x, list)) },
-    yaxis: { title: { text: narrow() ? "" : `${metric}, points` } }, hovermode: "closest", ...limits(metric),
+    yaxis: { title: { text: narrow() ? "" : `${metric}, points` } }, hovermode: "closest",
+    shapes: lines.shapes, annotations: [...lines.annotations, ...home],
   });
   $("scatter").setAttribute("aria-label", `Scatter of ${list.length} cells, ${AXES[$("x").value][0]} across and ${metric} up`);
   $("shown").textContent = `${list.length} of ${rows().length} cells are shown; ${target().latency}.`;
@@ -280,17 +286,23 @@ function maps() {
   };
   const list = alike(), layers = unique(list.map((i) => C.layers[i])).sort((a, b) => a - b);
   const dims = unique(list.map((i) => C.dim[i])).sort((a, b) => a - b);
-  const body = [];
-  for (const [kind, name] of kinds) {
-    const grid = layers.map((n) => dims.map((d) => {
+  const body = [], grids = {};
+  for (const [kind] of kinds) {
+    grids[kind] = layers.map((n) => dims.map((d) => {
       const found = list.filter((i) => C.layers[i] === n && C.dim[i] === d && (kind === "query" || C.align[i] === kind));
       const values = found.map((i) => value(kind, i)).filter((each) => each !== null);
       return values.length ? Math.max(...values) : null;
     }));
-    const some = grid.flat().some((each) => each !== null);
+  }
+  // The mean of queries is of fewer tasks than that of cells: the two are not compared.
+  const apart = metric === "mean" && DATA.queries.length !== DATA.mains.length;
+  for (const [kind, name] of kinds) {
+    const grid = grids[kind], some = grid.flat().some((each) => each !== null);
     $(`map-${kind}`).parentElement.hidden = !some;
     if (!some) continue;
-    heat(`map-${kind}`, dims.map(String), layers.map(String), grid, name, share ? [40, 100] : null);
+    const like = kinds.filter(([each]) => !apart || (each === "query") === (kind === "query"));
+    const span = share ? [40, 100] : ends(like.flatMap(([each]) => grids[each].flat()));
+    heat(`map-${kind}`, dims.map(String), layers.map(String), grid, name, span);
     layers.forEach((n, row) => {
       if (grid[row].some((each) => each !== null)) body.push([`${name}, ${n} layers`, ...grid[row].map(one)]);
     });
@@ -298,15 +310,21 @@ function maps() {
   $("map-table").replaceChildren(table(["cells", ...dims.map((d) => `${d} dims`)], body));
 }
 
+function ends(figures) { // of a scale; that of one value has it in its middle
+  const values = figures.filter((value) => value !== null);
+  const low = Math.min(...values), high = Math.max(...values);
+  return low < high ? [low, high] : [low - 1, high + 1];
+}
+
 function heat(id, x, y, z, title, span, marks = null) {
   const hint = marks ? "%{y}, %{x}: %{z:.1f}%{text}<extra></extra>" : "%{y} layers, %{x} dims: %{z:.1f}<extra></extra>";
-  const values = z.flat().filter((value) => value !== null);
-  const [low, high] = span || [Math.min(...values), Math.max(...values)];
+  const [low, high] = span;
   const points = z.flatMap((row, r) => row.flatMap((value, c) => (value === null ? [] : [[c, r, value]])));
   const figure = ([c, r, value]) => value.toFixed(marks ? 0 : 1) + (marks ? marks[r][c] : "");
   draw(id, [{
-    type: "heatmap", x, y, z, text: marks, colorscale: "Cividis", showscale: false, xgap: 1, ygap: 1,
+    type: "heatmap", x, y, z, text: marks, colorscale: "Cividis", showscale: !marks, xgap: 1, ygap: 1,
     hovertemplate: hint, hoverongaps: false, zmin: low, zmax: high,
+    colorbar: { thickness: 8, outlinewidth: 0, xpad: 4, tickfont: { size: 10 } },
   }, { // white on the dark half of the scale and black on the bright one: each is read best there
     type: "scatter", mode: "text", x: points.map(([c]) => x[c]), y: points.map(([, r]) => y[r]),
     text: points.map(figure), hoverinfo: "skip",
@@ -338,13 +356,7 @@ function collapse() {
 }
 
 function parts() {
-  const widest = Math.max(...rows().map((i) => C.dim[i])), seen = new Set();
-  const last = (i) => (C.align[i] === "full" ? 2 : 0) + (C.vectors[i] === "float32" ? 0 : 1);
-  const list = rows().filter((i) => C.dim[i] === widest)
-    .sort((a, b) => last(a) - last(b))
-    .filter((i) => !seen.has(`${C.weights[i]} ${C.layers[i]}`) && seen.add(`${C.weights[i]} ${C.layers[i]}`))
-    .sort((a, b) => Object.keys(DATA.colours).indexOf(C.weights[a]) - Object.keys(DATA.colours).indexOf(C.weights[b])
-      || C.layers[a] - C.layers[b]);
+  const list = target().sizes.map((id) => rows().find((i) => C.id[i] === id));
   const x = [list.map((i) => C.weights[i]), list.map((i) => String(C.layers[i]))];
   draw("parts", PARTS.map(([name, fill], part) => ({
     type: "bar", name, x, y: list.map((i) => C.parts[i][part]), marker: { color: fill },
@@ -353,7 +365,7 @@ function parts() {
     barmode: "stack", showlegend: true, legend: { orientation: "h", y: 1.14, traceorder: "normal" }, yaxis: { title: { text: "MB" } },
     xaxis: { type: "multicategory", showgrid: false },
   });
-  const body = list.map((i) => [`${C.weights[i]}, ${C.layers[i]} layers`, ...C.parts[i].map((each) => fixed(each, 2))]);
+  const body = list.map((i) => [`${C.weights[i]}, ${C.layers[i]} layers, ${C.dim[i]} dims`, ...C.parts[i].map((each) => fixed(each, 2))]);
   $("parts-table").replaceChildren(table(["files", ...PARTS.map(([name]) => `${name}, MB`)], body));
 }
 
@@ -374,7 +386,7 @@ function fill() { // what depends on the target
   const swatch = (name) => {
     const made = document.createElement("span");
     made.className = "swatch";
-    made.style.background = DATA.colours[name] || "var(--ink)";
+    made.style.background = `var(--${name}, ${DATA.colours[name] || "var(--ink)"})`;
     return made;
   };
   boxes("weights", ordered(DATA.colours, "weights"), (name) => [swatch(name), name]);
