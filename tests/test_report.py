@@ -159,6 +159,13 @@ def test_heat_maps_that_are_compared_have_one_scale_and_a_bar_of_colours(
     assert list(sum((axes.get_ylim() for axes in bars), ())) == pytest.approx(sum(spans, ()))
 
 
+def test_the_title_of_heat_maps_is_not_cut_above_a_single_column() -> None:
+    figure = plot_maps(profile(CELLS[0]))
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_a_figure_is_readable_on_its_colour_be_it_the_only_one(whole: Profile) -> None:
     for drawn_of in (whole, profile(CELLS[0])):
         for axes in panels(plot_maps(drawn_of)):

@@ -14,6 +14,7 @@ from m2dexport.report.data import query_points, size_cells, size_parts
 from m2dexport.report.style import PARTS, SCALE, SCALE_TURN, literal
 
 _NAME = 28  # characters of a task's name along an axis
+_TITLE = 44  # characters of a picture's title that fit above a panel
 
 Points = Mapping[tuple[int, int], float]  # (layers, dim) -> a figure
 
@@ -48,11 +49,12 @@ def plot_maps(profile: Profile) -> Any:
     for words, panels in (("quality, points", upper), ("retention, %", lower)):
         for axes, name in zip(panels, columns, strict=True):
             axes.set_title(f"{words}: {name}", fontsize=10)
-    figure.suptitle(
+    title = (
         f"Mean quality, {reference.weights} weights, {reference.vectors} vectors; "
-        f"retention against {reference.id}",
-        fontsize=11,
+        f"retention against {reference.id}"
     )
+    wrapped = textwrap.fill(title, _TITLE * len(columns), break_on_hyphens=False)
+    figure.suptitle(wrapped, fontsize=11)
     return figure
 
 
@@ -98,7 +100,7 @@ def plot_tasks(profile: Profile) -> Any:
         axes.set_yticks(range(len(group)), [f"{c.layers}x{c.dim}" for c in group], fontsize=8)
         axes.set_title("aligned" if group[0].align == "full" else "plain", fontsize=10)
     figure.suptitle(
-        textwrap.fill(f"Retention per task, % of {reference.id}; ×: collapsed", 44), fontsize=11
+        textwrap.fill(f"Retention per task, % of {reference.id}; ×: collapsed", _TITLE), fontsize=11
     )
     return figure
 
