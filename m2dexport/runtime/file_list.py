@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from m2dexport.errors import BundleError, FormatError, one_line
+from m2dexport.errors import BundleError, FormatError
 from m2dexport.files import FILES, sha256_of
 from m2dexport.strict import Name, Sha256, parse_json, read_value, require_format
 
@@ -28,7 +28,8 @@ class FileList:
 
 def write_file_list(folder: Path) -> None:
     """Write files.json of what a folder holds; the last step of whatever writes an artifact."""
-    listed = FileList(FORMAT, {name: sha256_of(folder / name) for name in _names_in(folder)})
+    names = {path.name for path in folder.iterdir()} - {FILES}
+    listed = FileList(FORMAT, {name: sha256_of(folder / name) for name in names})
     text = json.dumps(asdict(listed), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / FILES).write_text(f"{text}\n", encoding="utf-8", newline="\n")
 
@@ -36,21 +37,18 @@ def write_file_list(folder: Path) -> None:
 def require_listed(folder: Path) -> None:
     """Refuse an artifact folder whose files are others than when it was written.
 
-    Hidden files do not count: file browsers write them, and nothing reads them.
+    Files that no build wrote do not count: a LICENSE may be added, and nothing else is read.
 
     Raises:
         FormatError: when it has no files.json, as those of older versions, or one of another
             format.
-        BundleError: naming a file that was changed, removed or added.
+        BundleError: naming a file that was changed or removed.
     """
-    listed, held = _read(folder), _names_in(folder)
-    for name in sorted({*listed, *held}):
+    for name, sha256 in sorted(_read(folder).items()):
         path = folder / name
-        if name not in held:
+        if not path.exists():
             raise BundleError(f"{path} was removed after the build; build the artifact again.")
-        if name not in listed:
-            raise BundleError(f"{folder} holds {one_line(name)}, which no build wrote; remove it.")
-        if not path.is_file() or sha256_of(path) != listed[name]:
+        if not path.is_file() or sha256_of(path) != sha256:
             raise BundleError(f"{path} was changed after the build; build the artifact again.")
 
 
@@ -65,8 +63,3 @@ def _read(folder: Path) -> dict[str, str]:
     stored = parse_json(path.read_bytes(), path, BundleError)
     require_format(stored, FORMAT, path, BundleError)
     return read_value(FileList, stored, path, BundleError).files
-
-
-def _names_in(folder: Path) -> set[str]:
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    return names - {FILES}
