@@ -29,6 +29,7 @@ from playwright.sync_api import expect
 from tiny_artifact import (
     VOCABULARY,
     letter_tokenizer,
+    relisted,
     tiny_artifact,
     tiny_ranges,
     tiny_spec,
@@ -108,7 +109,7 @@ def static_bundle(folder: Path, weights: str, vectors: Any, bit_order: Any) -> P
     (artifact / SPEC).write_text(spec.to_json(), encoding="utf-8")
     if ranges:
         (artifact / RANGES).write_text(ranges.to_json(), encoding="utf-8")
-    write_bundle(artifact, artifact.with_suffix(".m2d"))
+    write_bundle(relisted(artifact), artifact.with_suffix(".m2d"))
     return artifact.with_suffix(".m2d")
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_LONGEST_RANGE = 10_000
-
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
     """One whole number or several: "6", "2,4,6" or "1-6"."""
@@ -45,11 +43,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
         try:
             numbers = [number for part in str(value).split(",") for number in _numbers_of(part)]
         except ValueError:
-            self.fail(
-                f"{value!r} is not a whole number, a list such as 2,4,6 or a range such as 1-6.",
-                param,
-                ctx,
-            )
+            self.fail(f"{value!r} is not a whole number, a list such as 2,4,6 or 1-6.", param, ctx)
         return tuple(dict.fromkeys(numbers) if self.distinct else numbers)
 
 
@@ -62,7 +56,7 @@ def _numbers_of(part: str) -> list[int]:
     first, dash, last = part.strip().partition("-")
     if not (first and dash):
         return [int(part)]
-    if not 0 <= int(last) - int(first) <= _LONGEST_RANGE:
+    if not 0 <= int(last) - int(first) < 10_000:
         raise ValueError
     return list(range(int(first), int(last) + 1))
 
