@@ -27,7 +27,7 @@ from m2dexport.profile.parts import STORE, Parts, unpack
 from m2dexport.profile.passes import Basis, Beside, measure_pass
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.surface import corpus_of, loaded_runner
-from m2dexport.progress import OnProgress
+from m2dexport.progress import OnProgress, one_step
 from m2dexport.slice.slicing import slice_checkpoint
 from m2dexport.slice.write import UntrainedWarning
 from m2dexport.strict import sha256_of_json
@@ -147,14 +147,11 @@ class Work:
         sweep = self.sweep
         depths = {n for each in sweep.passes for n in each.plan.depths}
         depths |= {sweep.checkpoint.layers, *sweep.aligned} - {0}
-        sweep.on_progress("export", 0, 1)
-        with warnings.catch_warnings():
+        with one_step(sweep.on_progress, "export"), warnings.catch_warnings():
             # The profile flags every untrained cell; this one slice stands for all of them.
             warnings.simplefilter("ignore", UntrainedWarning)
             engines = tuple(dict.fromkeys(each.plan.engine for each in sweep.passes))
-            found = export_sources(sweep.checkpoint, sorted(depths), sweep.checkpoint.dim, engines)
-        sweep.on_progress("export", 1, 1)
-        return found
+            return export_sources(sweep.checkpoint, sorted(depths), sweep.checkpoint.dim, engines)
 
     @cached_property
     def maps(self) -> Maps:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from m2dexport.precisions import BitOrder, WeightPrecision
 from m2dexport.profile.identity import model_sha256
 from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import needs_consent
-from m2dexport.progress import OnProgress
+from m2dexport.progress import OnProgress, one_step
 from m2dexport.runtime.artifact import Loss
 from m2dexport.runtime.bundle import BundleInfo
 from m2dexport.runtime.index import Index, read_index
@@ -168,7 +167,7 @@ def bundle_cells(
             chosen = replace(deployment, index=index)
             _build(profile, cell, checkpoint, folders[cell.id], chosen, on_progress)
         figures = {cell.id: _figures(profile, cell) for cell in cells}
-        with _step(on_progress, _PACK):
+        with one_step(on_progress, _PACK):
             return write_nested([folders[cell.id] for cell in cells], out, figures, force=force)
 
 
@@ -198,16 +197,8 @@ def _build(
     def inside(step: str, done: int, total: int) -> None:
         on_progress(f"{cell.id}: {step}", done, total)
 
-    with _step(on_progress, f"build {cell.id}"):
+    with one_step(on_progress, f"build {cell.id}"):
         build(checkpoint, cell.layers, cell.dim, folder, recipe, inside)
-
-
-@contextmanager
-def _step(on_progress: OnProgress, name: str) -> Iterator[None]:
-    """Report a step of unknown length when it begins, and when it is done."""
-    on_progress(name, 0, 1)
-    yield
-    on_progress(name, 1, 1)
 
 
 def _index_among(

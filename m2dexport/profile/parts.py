@@ -34,6 +34,8 @@ WRITING = "writing"
 
 _UNFINISHED = "unfinished"
 _SEAL = "seal.json"  # in the folder of a part: the hashes of its files
+#: A part that is a file where a folder should be, or the like; other errors of the disk are told.
+_OTHER_KIND = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 #: What a full disk says; numpy says nothing but that it wrote too little.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, None)
 _FEW_DIGITS, _DIGITS = 8, 24  # of the hashes in a name: of the sweep, of the part
@@ -208,9 +210,7 @@ def _is_whole(part: Path) -> bool:
             stored = json.loads(part.read_text(encoding="utf-8"))
             return bool(stored["sha256"] == sha256_of_json(stored["outcome"]))
         return bool(json.loads((part / _SEAL).read_text(encoding="utf-8")) == _hashes(part))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return False
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (*_OTHER_KIND, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -19,7 +19,7 @@ from m2dexport.profile.schema import Cell, Profile
 from m2dexport.profile.select import Selection, select_cell
 from m2dexport.profile.sweep import profile_checkpoint
 from m2dexport.profile.target import Target, load_target
-from m2dexport.progress import OnProgress
+from m2dexport.progress import OnProgress, one_step
 from m2dexport.runtime.bundle import VerifyReport, verify_bundle
 from m2dexport.vectors.tasks import Task, default_tasks
 
@@ -138,12 +138,11 @@ def _outcome(target: Target, outcome: Outcome, work: _Work, *, force: bool) -> O
         selection = select_cell(profile, budget, target=held)
         outcome = replace(outcome, selection=selection)
         deployment = replace(_deployment(selection.cell, plan, found, work), target=held)
-        work.on_progress(f"{outcome.target}: build", 0, 1)
-        bundle_cell(
-            profile, selection.cell.id, work.checkpoint, outcome.path, deployment, force=force
-        )
-        report = _verified(outcome.path, found.device if deployment.elsewhere else Device())
-        work.on_progress(f"{outcome.target}: build", 1, 1)
+        with one_step(work.on_progress, f"{outcome.target}: build"):
+            bundle_cell(
+                profile, selection.cell.id, work.checkpoint, outcome.path, deployment, force=force
+            )
+            report = _verified(outcome.path, found.device if deployment.elsewhere else Device())
     except M2DError as error:
         return replace(outcome, failure=str(error))
     return replace(outcome, report=report)

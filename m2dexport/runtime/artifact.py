@@ -169,7 +169,7 @@ def read_spec(folder: Path) -> ArtifactSpec:
 
     Raises:
         UsageError: when the folder is not an artifact.
-        BundleError: when a file was changed, removed or added since.
+        BundleError: when a file of it was changed or removed since.
     """
     require_part(folder, SPEC)
     require_listed(folder)

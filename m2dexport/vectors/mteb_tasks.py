@@ -233,6 +233,7 @@ def _number(value: object, name: str) -> float:
     return number
 
 
+#: mteb's type -> what makes a task of ours from one subset's split.
 _CONVERTED: Mapping[str, Callable[[Any, str, Any], Task]] = {
     "STS": _sts,
     "Retrieval": _retrieval,

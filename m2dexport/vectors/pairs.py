@@ -95,11 +95,10 @@ def load_pairs(table: Table) -> StsTask | PairClassificationTask:
             f"{path}: every score is {(labels or scores)[0]:g}, so {lacking}; pass pairs whose "
             "scores differ."
         )
+    digest = digest_of(firsts, seconds, labels or scores)
     if labels:
-        return PairClassificationTask(
-            path.stem, firsts, seconds, labels, digest_of(firsts, seconds, labels)
-        )
-    return StsTask(path.stem, firsts, seconds, scores, digest_of(firsts, seconds, scores))
+        return PairClassificationTask(path.stem, firsts, seconds, labels, digest)
+    return StsTask(path.stem, firsts, seconds, scores, digest)
 
 
 def _spells_a_number(text: str) -> bool:
