@@ -40,6 +40,7 @@ from m2dexport.profile.basis import Sweep, Work
 from m2dexport.profile.grid import Pass, passes_of
 from m2dexport.profile.parts import passing_parts
 from m2dexport.profile.plan import default_plan, settled
+from m2dexport.profile.settings import batches_at_once
 from m2dexport.profile.surface import loaded_runner
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.vectors.retrieval import RetrievalTask
@@ -70,21 +71,23 @@ def made_up(texts: int) -> RetrievalTask:
 def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float]:
     """Return the seconds of making weights, of checks, and of encoding texts at the full depth."""
     source, corpus, plan = work.sources[one.plan.engine], work.basis.corpus, one.plan
+    plan = replace(plan, device=batches_at_once(plan.device, plan.engine))
+    workers = plan.device.workers or 1
     maker, pad_id = engine_maker(plan.engine), source.pad_id
     calibration = CalibrationTokens(corpus.calibration_ids(), pad_id)
     start = clock()
     graph = maker.quantize(source.graph, one.weights, calibration, plan.isa)
     made = clock()
     every = loaded_runner(graph, plan)
-    embed_probes(every, corpus.probes, pad_id, source.checkpoint.max_length)
+    embed_probes(every, corpus.probes, pad_id, source.checkpoint.max_length, workers)
     if maker.PRECISIONS[one.weights].faithful:
         exact = loaded_runner(source.graph, replace(plan, device=replace(plan.device, threads=1)))
-        encode_tokens(exact, floor_texts(corpus.calibration_ids()), pad_id, _BATCH)
+        encode_tokens(exact, floor_texts(corpus.calibration_ids()), pad_id, _BATCH, workers)
     checked = clock()
     run = loaded_runner(source.vectors_at(plan.compared_with[0], graph), plan)
     encode_tokens(run, corpus.ids[:_BATCH], pad_id, _BATCH)
     begun = clock()
-    encode_tokens(run, corpus.ids, pad_id, _BATCH)
+    encode_tokens(run, corpus.ids, pad_id, _BATCH, workers)
     return made - start, checked - made, clock() - begun
 
 

@@ -71,7 +71,9 @@ class Parity:
         return self.batch_cosine >= MIN_BATCH_COSINE and self.batch_codes >= MIN_BATCH_CODES
 
 
-def embed_probes(run: Run, ids: Sequence[Sequence[int]], pad_id: int, max_length: int) -> Embedded:
+def embed_probes(
+    run: Run, ids: Sequence[Sequence[int]], pad_id: int, max_length: int, workers: int = 1
+) -> Embedded:
     """Run the probes alone, in one mixed batch, and alone under more padding than they need.
 
     Args:
@@ -79,6 +81,7 @@ def embed_probes(run: Run, ids: Sequence[Sequence[int]], pad_id: int, max_length
         ids: the token ids of each probe.
         pad_id: the id that fills a batch.
         max_length: tokens at most, padding included.
+        workers: texts that run at once when they run alone.
     """
 
     def padded(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[Any]:
@@ -87,7 +90,7 @@ def embed_probes(run: Run, ids: Sequence[Sequence[int]], pad_id: int, max_length
         return run(np.pad(input_ids, more, constant_values=pad_id), np.pad(mask, more))
 
     def rows(run: Run, batch_size: int) -> Floats:
-        found = encode_tokens(run, ids, pad_id, batch_size)
+        found = encode_tokens(run, ids, pad_id, batch_size, workers if batch_size == 1 else 1)
         assert found is not None
         return found
 

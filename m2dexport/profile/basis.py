@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -26,6 +28,7 @@ from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps, read_maps, write_map
 from m2dexport.profile.parts import STORE, Parts, unpack
 from m2dexport.profile.passes import Basis, Beside, measure_pass
 from m2dexport.profile.plan import Plan
+from m2dexport.profile.settings import batches_at_once
 from m2dexport.profile.surface import corpus_of, loaded_runner
 from m2dexport.progress import OnProgress, one_step
 from m2dexport.slice.slicing import slice_checkpoint
@@ -203,8 +206,9 @@ class Work:
         kept = None if leading is None else self.measured(leading) / INDEX
         index = read_index(kept) if kept is not None and kept.is_dir() else None
         rankings = None if first is None else read_rankings(self.measured(first) / RANKINGS)
-        beside = Beside(sweep.wanted, index, rankings)
-        measure_pass(self.basis, one, beside, folder, sweep.on_progress)
+        basis, beside = self.basis, Beside(sweep.wanted, index, rankings)
+        with _few_to_collect():
+            measure_pass(basis, one, beside, folder, sweep.on_progress)
 
     def _first(self, one: Pass) -> Pass | None:
         """Return the pass of the reference; None: it is this one."""
@@ -237,12 +241,26 @@ class Work:
                 texts = prompted(sweep.align_texts, prompts_of(checkpoint))
                 table = TokenTable(shallow, texts)
             source = self.sources[plan.engine]
-            run = loaded_runner(source.graph, plan)
-            grid = replace(plan, layers=sweep.aligned, dims=sweep.dims, align=_BOTH)
+            device = batches_at_once(plan.device, plan.engine)
+            grid = replace(plan, layers=sweep.aligned, dims=sweep.dims, align=_BOTH, device=device)
+            run = loaded_runner(source.graph, grid)
             maps = fit_maps(
                 source, run, table, sweep.align_texts, sweep.calibration, grid, sweep.on_progress
             )
         write_maps(maps, folder)
+
+
+@contextmanager
+def _few_to_collect() -> Iterator[None]:
+    """Keep the garbage collector from what is there: half a second each time, and never garbage.
+
+    What torch and the exported graphs consist of outlives a pass.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 _BOTH: tuple[Align, ...] = ("none", "full")

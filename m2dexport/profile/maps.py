@@ -81,7 +81,7 @@ def fit_maps(
         table: the token table, where depth 0 is measured.
         texts: what to fit on; iterated once.
         calibration: what freezes the ranges.
-        plan: the depths and dims.
+        plan: the depths, dims and device.
         on_progress: called as texts are done.
 
     Raises:
@@ -94,17 +94,18 @@ def fit_maps(
     if table is not None:
         widths[0] = table.width
     fitting = Fitting(widths, plan.dims, without_intercept=(0,))
-    prompts, done = prompts_of(source.checkpoint), 0
+    prompts, done, workers = prompts_of(source.checkpoint), 0, plan.device.workers or 1
     for chunk in chunks_of(texts, _CHUNK):
         behind = list(prompted(chunk, prompts, done))
-        vectors = _encoded(source, run, behind)
+        vectors = _encoded(source, run, behind, workers)
         inputs = {depth: codecs.normalize(vectors[:, places[depth]]) for depth in depths}
         if table is not None:
             inputs[0] = table.inputs(behind)
         fitting.add(chunk, inputs, vectors[:, places[full]])
         done += len(chunk)
         on_progress("aligning", done, done)
-    frozen = _encoded(source, run, [source.prompt + text for text in calibration])[:, places[full]]
+    behind = [source.prompt + text for text in calibration]
+    frozen = _encoded(source, run, behind, workers)[:, places[full]]
     ranges = {dim: codecs.calibrate_ranges(codecs.truncate(frozen, dim)) for dim in plan.dims}
     return _maps(fitting, table, plan.dims, ranges)
 
@@ -131,10 +132,10 @@ def _maps(
     return Maps(linear, tables, tokenizer_json, ranges, failures)
 
 
-def _encoded(source: Source, run: Run, texts: Sequence[str]) -> Floats:
+def _encoded(source: Source, run: Run, texts: Sequence[str], workers: int) -> Floats:
     """Return float32 (texts, depths, width) of texts with their prompts."""
     tokens = tokenize(load_tokenizer(source.tokenizer_json), texts, "")
-    vectors = encode_tokens(run, [each.ids for each in tokens], source.pad_id, _BATCH)
+    vectors = encode_tokens(run, [each.ids for each in tokens], source.pad_id, _BATCH, workers)
     assert vectors is not None
     return vectors
 

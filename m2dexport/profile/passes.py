@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -89,19 +90,22 @@ def measure_pass(
     """
     source, plan, corpus = basis.sources[one.plan.engine], one.plan, basis.corpus
     full = plan.compared_with[0]
-    surface = compute_surface(source, one.weights, corpus, plan, on_progress, folder)
-    failures = _failures(one, surface)
-    _require_reference(one, failures)
-    rankings = beside.rankings
-    if rankings is None:
-        rankings = rankings_of(surface, corpus, full)
-        write_rankings(rankings, folder / RANKINGS)
     maps = basis.maps.stored_in(one.weights)
-    views = list(views_of(surface, maps, corpus, plan, full))
-    with scoring_threads(plan.device.threads, _bytes_of(surface)) as threads:
+    bytes_of_a_depth = len(corpus.ids) * source.checkpoint.dim * np.dtype(np.float32).itemsize
+    with scoring_threads(plan.device.threads, bytes_of_a_depth) as threads:
+        # Other steps do not keep all cores busy; these two fill the gaps.
+        static = threads.submit(_floors, basis, one, maps, folder)
+        surface = compute_surface(source, one.weights, corpus, plan, on_progress, folder)
+        failures = _failures(one, surface)
+        _require_reference(one, failures)
         writing = threads.submit(_graphs, one, maps, surface, folder)
+        rankings = beside.rankings
+        if rankings is None:
+            rankings = rankings_of(surface, corpus, full)
+            write_rankings(rankings, folder / RANKINGS)
+        views = list(views_of(surface, maps, corpus, plan, full))
         graphs: dict[Graph, Candidate] = {}
-        for graph, floor in _floors(basis, one, maps, folder):
+        for graph, floor in static.result():
             if isinstance(floor, M2DError):
                 failures[graph] = str(floor)
             else:
@@ -113,9 +117,9 @@ def measure_pass(
         indexes = _indexes(side, corpus, beside, folder)
         queries = as_queries(side, indexes, beside.wanted, threads)
         crossed = cross_depth(side, threads) if one.crosses else ()
-    graphs = writing.result() | graphs
+    written, samples = writing.result()
+    graphs = written | graphs
     flags = {graph: _flags_of(surface.depths.get(graph.layers)) for graph in graphs}
-    samples = dict(_samples(one, surface, folder))
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
     write_found(Found(*found), folder)
@@ -129,18 +133,16 @@ def _indexes(side: Side, corpus: Corpus, beside: Beside, folder: Path) -> list[I
     return [each for each in (own, beside.index) if each is not None]
 
 
-def _bytes_of(surface: Surface) -> int:
-    """Return the bytes of one depth's vectors."""
-    return max((depth.vectors.nbytes for depth in surface.depths.values()), default=0)
-
-
-def _graphs(one: Pass, maps: Maps, surface: Surface, folder: Path) -> dict[Graph, Candidate]:
-    """Write the graphs of the transformer's depths."""
-    return {
+def _graphs(
+    one: Pass, maps: Maps, surface: Surface, folder: Path
+) -> tuple[dict[Graph, Candidate], dict[str, Sample]]:
+    """Write the graphs of the transformer's depths, and the sample."""
+    graphs = {
         graph: _written(graph, model, one.plan, folder)
         for layers, depth in surface.depths.items()
         for graph, model in _models(one, maps, layers, depth)
     }
+    return graphs, dict(_samples(one, surface, folder))
 
 
 def _scored(one: Pass) -> dict[Spot, str]:
@@ -229,12 +231,15 @@ def _samples(one: Pass, surface: Surface, folder: Path) -> Iterator[tuple[str, S
 
 def _floors(
     basis: Basis, one: Pass, maps: Maps, folder: Path
-) -> Iterator[tuple[Graph, Floor | M2DError]]:
-    """Yield depth 0 at every dim, where it is asked for; write its tables."""
-    if 0 in one.plan.layers:
-        prompt = basis.sources[one.plan.engine].prompt
-        for dim, floor in floor_of(maps, one.weights, basis.token_ids, prompt, folder):
-            yield graph_of(one.plan, 0, one.weights, "full", dim), floor
+) -> list[tuple[Graph, Floor | M2DError]]:
+    """Return depth 0 at every dim, where it is asked for; write its tables."""
+    if 0 not in one.plan.layers:
+        return []
+    prompt = basis.sources[one.plan.engine].prompt
+    return [
+        (graph_of(one.plan, 0, one.weights, "full", dim), floor)
+        for dim, floor in floor_of(maps, one.weights, basis.token_ids, prompt, folder)
+    ]
 
 
 def widest(maps: Maps, layers: int) -> int:

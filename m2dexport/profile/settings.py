@@ -34,7 +34,25 @@ Key = TypeVar("Key", bound=Hashable)
 
 _ROUNDS = {"latency": 15, "throughput": 5}  # the first of which does not count
 _TEXTS = 16  # of a list, for every core
+_AT_ONCE = 4  # batches of ``batches_at_once``
 _NOISE = 1.05  # settings that take fewer cores win unless others are faster by more than this
+
+
+def batches_at_once(device: Device, engine: str) -> Device:
+    """Return a device that runs several batches at once, where the CPU runs them.
+
+    Cores that share a batch wait for each other after every operator; with a batch each, they do
+    not. Four are run at once at most, since each needs memory for what flows through its layers.
+
+    Args:
+        device: its threads are those of all batches together.
+        engine: what runs them.
+    """
+    if not _chooses_threads(engine, device):
+        return device
+    threads = threads_for(device.threads)
+    workers = min(threads, _AT_ONCE)
+    return replace(device, threads=threads // workers, workers=workers)
 
 
 def settings_of(candidate: Candidate, optimize: Optimize) -> tuple[Device, ...]:
@@ -50,7 +68,7 @@ def settings_of(candidate: Candidate, optimize: Optimize) -> tuple[Device, ...]:
     device, engine = candidate.device, candidate.engine
     if engine == STATIC_ENGINE:  # numpy, in one thread
         return (replace(device, threads=1, spin_us=0, workers=1),)
-    if engine not in ("onnx", "openvino") or _provider(candidate) != ENGINES[engine].provider:
+    if not _chooses_threads(engine, device):
         return (device,)
     most = threads_for(device.threads)
     found = []
@@ -98,7 +116,7 @@ def measured_on(candidate: Candidate) -> MeasuredOn:
     """Return the settings that a graph is measured with, for the record."""
     device = candidate.device
     return MeasuredOn(
-        provider=_provider(candidate),
+        provider=_provider(candidate.engine, device),
         threads=threads_for(device.threads),
         spin_us=_longest(device),
         workers=device.workers or 1,
@@ -122,8 +140,13 @@ def _run_list(run: Run, workers: int, ids: Ids, batch_size: int) -> None:
     encode_tokens(lambda *batch: run(*batch)[0], ids.tolist(), 0, batch_size, workers)
 
 
-def _provider(candidate: Candidate) -> str:
-    return candidate.device.provider or ENGINES[candidate.engine].provider
+def _chooses_threads(engine: str, device: Device) -> bool:
+    """Say whether an engine runs on the CPU, in as many threads as it is told to."""
+    return engine in ("onnx", "openvino") and _provider(engine, device) == ENGINES[engine].provider
+
+
+def _provider(engine: str, device: Device) -> str:
+    return device.provider or ENGINES[engine].provider
 
 
 def _longest(device: Device) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
 from m2dexport.profile.plan import Plan
+from m2dexport.profile.settings import batches_at_once
 from m2dexport.progress import OnProgress
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage, require_coverage
@@ -135,6 +137,7 @@ def compute_surface(
         MissingExtra: when the package that makes the precision is not installed.
     """
     source = source.at_depths(plan.depths)  # it may have the full depth for the maps alone
+    plan = replace(plan, device=batches_at_once(plan.device, plan.engine))
     one_pass = _Pass(source, weights, corpus, plan, on_progress, folder)
     calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
     try:
@@ -242,16 +245,19 @@ class _Pass:
     def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
         """Encode in one thread, as ``build`` does where vectors decide what stays in float32."""
         device = replace(self.plan.device, threads=1)
-        return self._encoded(loaded_runner(graph, replace(self.plan, device=device)), ids, _BATCH)
+        run = loaded_runner(graph, replace(self.plan, device=device))
+        return self._encoded(run, ids, _BATCH)
 
     def _probes(self, run: Run) -> Embedded:
         longest = self.source.checkpoint.max_length
-        return embed_probes(run, self.corpus.probes, self.source.pad_id, longest)
+        return embed_probes(
+            run, self.corpus.probes, self.source.pad_id, longest, self.plan.device.workers or 1
+        )
 
     def _encoded(self, run: Run, ids: Sequence[Sequence[int]], batch_size: int) -> Floats:
         """Return float32 (texts, outputs, width)."""
-        empty = partial(empty_in, self.folder)
-        vectors = encode_tokens(run, ids, self.source.pad_id, batch_size, empty=empty)
+        empty, workers = partial(empty_in, self.folder), self.plan.device.workers or 1
+        vectors = encode_tokens(run, ids, self.source.pad_id, batch_size, workers, empty)
         assert vectors is not None
         return vectors
 
@@ -301,13 +307,14 @@ def loaded_runner(graph: ir.Model, plan: Plan) -> Run:
 
 
 def _counting(run: Run, step: str, corpus: Corpus, on_progress: OnProgress) -> Run:
-    done, total = 0, len(corpus.ids)
+    done, total, one_at_a_time = 0, len(corpus.ids), Lock()
 
     def counted(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
         nonlocal done
         stacked: Floats = run(input_ids, mask)
-        done += len(input_ids)
-        on_progress(step, done, total)
+        with one_at_a_time:
+            done += len(input_ids)
+            on_progress(step, done, total)
         return stacked
 
     return counted

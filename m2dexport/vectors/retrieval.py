@@ -30,6 +30,7 @@ _NAMES = {
     "corpus-id": ("corpusid", "docid", "documentid", "docno", "did", "pid"),
     "score": ("score", "relevance", "rel", "label"),
 }
+_TABLE_VALUES = 1 << 22  # of queries and documents whose gains are kept as a table
 _TREC_ITERATIONS = ("0", "Q0")  # TREC's second column, which has no meaning
 
 
@@ -95,10 +96,22 @@ class Judged:
         """Return the gain of each place of rankings, (queries, places); 0 where there is none."""
         if not len(self.keys):
             return np.zeros(ranking.shape)
+        if self._table is not None:
+            return np.take_along_axis(self._table, ranking + 1, axis=1)
         keys = np.arange(len(ranking))[:, None] * self.width + ranking + 1
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         found: NDArray[np.float64] = np.where(self.keys[places] == keys, self.values[places], 0.0)
         return found
+
+    @cached_property
+    def _table(self) -> NDArray[np.float64] | None:
+        """The gain of every document and query, (queries, width); None where they are many."""
+        shape = len(self.counts), self.width
+        if shape[0] * shape[1] > _TABLE_VALUES:
+            return None
+        table = np.zeros(shape)
+        table.ravel()[self.keys] = self.values
+        return table
 
 
 @dataclass(frozen=True)
