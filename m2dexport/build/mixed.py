@@ -11,6 +11,9 @@ be put back.
 
 The limit is a drop of quality that the user allows (``mix_precision``), or else, of int8, how near
 vectors must stay to those of fp32 (``close_gap``).
+
+Vectors that decide are computed by sessions of one thread, since the order of a sum depends on how
+many there are. So cores are kept busy with several batches, and several graphs, at once.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from m2dexport.batches import encode_tokens
+from m2dexport.cores import side_by_side
 from m2dexport.errors import M2DError
 from m2dexport.graph.edit import large_weights, table_users
 from m2dexport.progress import OnProgress
@@ -36,11 +41,16 @@ from m2dexport.vectors.tasks import Task
 Floats = NDArray[np.float32]
 Text = TypeVar("Text")
 Measured = TypeVar("Measured")
+#: From a graph, texts and how many batches to run at once to (texts, width) vectors, normalised.
+Encode = Callable[[ir.Model, Sequence[Text], int], Floats]
 
 #: Calibration texts, at most, that fidelity and the sensitivities a user asked for are measured on.
 _TEXTS = 256
 #: Likewise, of the sensitivities that nobody asked for.
 _FEW_TEXTS = 64
+_BATCH = 32
+#: Bytes of float32 weights, at most, of the graphs that are run at once.
+_IN_WORK = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ def mix_precision(
     load: Callable[[ir.Model], Encoder],
     texts: Sequence[str],
     limit: QualityLimit,
+    cores: int,
     on_progress: OnProgress = lambda *_: None,
 ) -> tuple[ir.Model, Mixture]:
     """Return a quantized graph with the units in float32 that the limit asks for, and the reasons.
@@ -142,20 +153,25 @@ def mix_precision(
     Args:
         original: the float32 graph, of one normalised output.
         quantized: the same graph, quantized.
-        load: makes such a graph ready to run.
+        load: makes such a graph ready to run, in one thread.
         texts: calibration texts, of which up to 256 measure sensitivities.
         limit: the drop of quality that is allowed, and the tasks that measure it.
+        cores: to use; nothing depends on it but the time.
         on_progress: called at every step.
 
     Raises:
         M2DError: when the embedding tables alone cost more quality than the limit allows.
     """
     few = _some(texts, _TEXTS)
-    ranked = _rank(original, quantized, lambda graph: load(graph).encode(few), on_progress)
-    fp32 = _quality(load(original), limit.tasks)
+
+    def encode(graph: ir.Model, texts: Sequence[str], workers: int) -> Floats:
+        return encoded(load(graph), texts, workers)
+
+    ranked = _rank(original, quantized, encode, few, cores, on_progress)
+    fp32 = _quality(load(original), limit.tasks, cores)
     qualities: dict[int, float] = {}
     count = ranked.fewest_kept(
-        lambda graph: _quality(load(graph), limit.tasks),
+        lambda graph: _quality(load(graph), limit.tasks, cores),
         lambda quality: fp32 - quality <= limit.max_drop,
         qualities,
         on_progress,
@@ -173,8 +189,9 @@ def mix_precision(
 def close_gap(
     original: ir.Model,
     quantized: ir.Model,
-    encode: Callable[[ir.Model, Sequence[Text]], Floats],
+    encode: Encode[Text],
     texts: Sequence[Text],
+    cores: int,
     on_progress: OnProgress = lambda *_: None,
 ) -> tuple[ir.Model, Mixture | None]:
     """Return a quantized graph with as few units in float32 as bring its vectors to ``FLOOR``.
@@ -182,8 +199,10 @@ def close_gap(
     Args:
         original: the float32 graph.
         quantized: the same graph, quantized.
-        encode: from such a graph and texts to vectors, (texts, width), normalised.
+        encode: runs such a graph, in threads that run a batch each; which texts run together must
+            not depend on how many do.
         texts: calibration texts, of which up to 256 measure fidelity and 64 sensitivities.
+        cores: to use; nothing depends on it but the time.
         on_progress: called at every step.
 
     Returns:
@@ -193,14 +212,14 @@ def close_gap(
         M2DError: when the embedding tables alone miss the floor.
     """
     measured, few = floor_texts(texts), _some(texts, _FEW_TEXTS)
-    exact = encode(original, measured)
-    before = _fidelity(exact, encode(quantized, measured))
+    exact = encode(original, measured, cores)
+    before = _fidelity(exact, encode(quantized, measured, cores))
     if before.reaches(FLOOR):
         return quantized, None
-    ranked = _rank(original, quantized, lambda graph: encode(graph, few), on_progress)
+    ranked = _rank(original, quantized, encode, few, cores, on_progress)
     found = {0: before}
     count = ranked.fewest_kept(
-        lambda graph: _fidelity(exact, encode(graph, measured)),
+        lambda graph: _fidelity(exact, encode(graph, measured, cores)),
         lambda fidelity: fidelity.reaches(FLOOR),
         found,
         on_progress,
@@ -212,6 +231,24 @@ def close_gap(
             "fp16, or a drop of quality to allow by --max-drop."
         )
     return ranked.keeping(count), ranked.mixture(count, Gap(before, found[count]))
+
+
+def encoded(
+    encoder: Encoder, texts: Sequence[str], workers: int, prompt: str | None = None
+) -> Floats:
+    """Return the vectors of texts, of which the same run together whatever the number of workers.
+
+    Args:
+        encoder: of float32 vectors.
+        texts: any number but none.
+        workers: batches that run at once.
+        prompt: as for ``Encoder.encode``.
+    """
+    ids, spec = encoder.tokenize(texts, prompt=prompt), encoder.spec
+    size = _BATCH if spec.batch_invariant else 1
+    vectors = encode_tokens(encoder.run, ids, spec.pad_id, size, workers)
+    assert vectors is not None
+    return vectors
 
 
 def floor_texts(texts: Sequence[Text]) -> Sequence[Text]:
@@ -293,22 +330,29 @@ class _Ranked:
 def _rank(
     original: ir.Model,
     quantized: ir.Model,
-    encode: Callable[[ir.Model], Floats],
+    encode: Encode[Text],
+    texts: Sequence[Text],
+    cores: int,
     on_progress: OnProgress,
 ) -> _Ranked:
     weights = units_of(original.graph)
+    every = frozenset(name for names in weights.values() for name in names)
+    sizes = _float_sizes(original.graph)
+    tries = max(1, min(cores, _IN_WORK // sum(sizes[name] for name in every)))
 
-    def quantizing(units: Sequence[str]) -> Floats:
-        kept = [name for unit in weights if unit not in units for name in weights[unit]]
-        return encode(restore(quantized, original, kept))
+    def quantizing(names: Sequence[str]) -> Floats:
+        graph = restore(quantized, original, every.difference(names))
+        return encode(graph, texts, cores // tries)
 
-    tables_only = quantizing([])
+    on_progress("measuring sensitivities", 0, len(weights))
+    found = side_by_side(quantizing, [(), *weights.values()], tries)
+    tables_only = next(found)
     turns: dict[str, float] = {}
-    for unit in weights:
+    for unit, vectors in zip(weights, found, strict=True):
+        turns[unit] = _turn(tables_only, vectors)
         on_progress("measuring sensitivities", len(turns), len(weights))
-        turns[unit] = _turn(tables_only, quantizing([unit]))
     falling = dict(sorted(turns.items(), key=lambda item: -item[1]))
-    tables_turn = _turn(encode(original), tables_only)
+    tables_turn = _turn(encode(original, texts, cores), tables_only)
     return _Ranked(original, quantized, weights, falling, tables_turn)
 
 
@@ -321,13 +365,13 @@ def _turn(one: Floats, other: Floats) -> float:
     return float(1 - cosines(one, other).mean())
 
 
-def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:
+def _quality(encoder: Encoder, tasks: Sequence[Task], cores: int) -> float:
     """Return the mean of the tasks' main metrics, in points."""
     prompts = encoder.spec.prompts
     points = []
     for task in tasks:
         vectors = [
-            encoder.encode(part.texts, prompt=part.role if part.role in prompts else None)
+            encoded(encoder, part.texts, cores, part.role if part.role in prompts else None)
             for part in task.texts()
         ]
         points.append(evaluate(task, vectors, encoder.spec.dim, "float32")[task.main_metric])
@@ -336,13 +380,18 @@ def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:
 
 def _shares(graph: ir.Graph) -> Callable[[Sequence[str]], float]:
     """Return a function from names to their weights' share of the bytes of all in float32."""
+    sizes = _float_sizes(graph)
+    return lambda names: sum(sizes[name] for name in names) / sum(sizes.values())
+
+
+def _float_sizes(graph: ir.Graph) -> dict[str, int]:
+    """Return the bytes of every constant in float32, by name."""
     tensors = {name: value.const_value for name, value in graph.initializers.items()}
-    sizes = {
+    return {
         name: tensor.nbytes
         for name, tensor in tensors.items()
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT
     }
-    return lambda names: sum(sizes[name] for name in names) / sum(sizes.values())
 
 
 def _tables(graph: ir.Graph) -> list[str]:

@@ -35,6 +35,7 @@ from m2dexport.build.parity import (
 )
 from m2dexport.build.recipe import MIN_COVERAGE
 from m2dexport.build.source import Source
+from m2dexport.cores import threads_for
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
@@ -191,7 +192,8 @@ class _Pass:
         vectors = self._encoded(run, self.corpus.ids, 1 if dependent else _BATCH)
         exact = vectors[:0]
         if self.requirement.faithful:
-            exact = self._decisive(self.source.graph, floor_texts(self.corpus.calibration_ids()))
+            ids = floor_texts(self.corpus.calibration_ids())
+            exact = self._decisive(self.source.graph, ids, threads_for(self.plan.device.threads))
         return {
             layers: _Candidate(
                 self.source.vectors_at(layers, graph),
@@ -228,8 +230,9 @@ class _Pass:
         graph, mixture = close_gap(
             self.source.vectors_at(layers),
             candidate.graph,
-            lambda graph, ids: self._decisive(graph, ids)[:, 0],
+            lambda graph, ids, workers: self._decisive(graph, ids, workers)[:, 0],
             self.corpus.calibration_ids(),
+            threads_for(self.plan.device.threads),
             self.on_progress,
         )
         run = loaded_runner(graph, self.plan)
@@ -239,19 +242,21 @@ class _Pass:
             candidate, graph=graph, probes=_at(self._probes(run), 0), vectors=vectors
         ), kept
 
-    def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
-        """Encode in one thread, as ``build`` does where vectors decide what stays in float32."""
-        device = replace(self.plan.device, threads=1)
-        return self._encoded(loaded_runner(graph, replace(self.plan, device=device)), ids, _BATCH)
+    def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]], workers: int) -> Floats:
+        """Encode each batch in one thread, as ``build`` does where vectors decide what is kept."""
+        plan = replace(self.plan, device=replace(self.plan.device, threads=1))
+        return self._encoded(loaded_runner(graph, plan), ids, _BATCH, workers)
 
     def _probes(self, run: Run) -> Embedded:
         longest = self.source.checkpoint.max_length
         return embed_probes(run, self.corpus.probes, self.source.pad_id, longest)
 
-    def _encoded(self, run: Run, ids: Sequence[Sequence[int]], batch_size: int) -> Floats:
+    def _encoded(
+        self, run: Run, ids: Sequence[Sequence[int]], batch_size: int, workers: int = 1
+    ) -> Floats:
         """Return float32 (texts, outputs, width)."""
         empty = partial(empty_in, self.folder)
-        vectors = encode_tokens(run, ids, self.source.pad_id, batch_size, empty=empty)
+        vectors = encode_tokens(run, ids, self.source.pad_id, batch_size, workers, empty)
         assert vectors is not None
         return vectors
 
