@@ -48,7 +48,8 @@ Encode = Callable[[ir.Model, Sequence[Text], int], Floats]
 _TEXTS = 256
 #: Likewise, of the sensitivities that nobody asked for.
 _FEW_TEXTS = 64
-_BATCH = 32
+#: Texts run together where vectors decide: little padding, and batches enough for many cores.
+BATCH = 8
 #: Bytes of float32 weights, at most, of the graphs that are run at once.
 _IN_WORK = 2 << 30
 
@@ -245,7 +246,7 @@ def encoded(
         prompt: as for ``Encoder.encode``.
     """
     ids, spec = encoder.tokenize(texts, prompt=prompt), encoder.spec
-    size = _BATCH if spec.batch_invariant else 1
+    size = BATCH if spec.batch_invariant else 1
     vectors = encode_tokens(encoder.run, ids, spec.pad_id, size, workers)
     assert vectors is not None
     return vectors

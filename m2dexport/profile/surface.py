@@ -22,7 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
-from m2dexport.build.mixed import close_gap, floor_texts, reaches_floor
+from m2dexport.build.mixed import BATCH, close_gap, floor_texts, reaches_floor
 from m2dexport.build.parity import (
     PROBES,
     Embedded,
@@ -245,7 +245,7 @@ class _Pass:
     def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]], workers: int) -> Floats:
         """Encode each batch in one thread, as ``build`` does where vectors decide what is kept."""
         plan = replace(self.plan, device=replace(self.plan.device, threads=1))
-        return self._encoded(loaded_runner(graph, plan), ids, _BATCH, workers)
+        return self._encoded(loaded_runner(graph, plan), ids, BATCH, workers)
 
     def _probes(self, run: Run) -> Embedded:
         longest = self.source.checkpoint.max_length
