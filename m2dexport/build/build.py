@@ -25,7 +25,6 @@ from m2dexport.build.parity import (
 from m2dexport.build.recipe import Recipe, require_recipe
 from m2dexport.build.source import Original, export_source, original_of
 from m2dexport.checkpoint.open import Checkpoint
-from m2dexport.cores import threads_for
 from m2dexport.data import texts_sha256
 from m2dexport.engines import ENGINES, Compilation, engine_maker
 from m2dexport.errors import ParityError, UsageError
@@ -244,17 +243,14 @@ def _quantize(
         return _loaded(needs, original, model, recipe)
 
     mixture: Mixture | None = None
-    cores = threads_for(recipe.device.threads)
     if recipe.limit is not None:
-        limit = recipe.limit
-        graph, mixture = mix_precision(exported, graph, load, texts, limit, cores, on_progress)
+        graph, mixture = mix_precision(exported, graph, load, texts, recipe.limit, on_progress)
     elif requirement.faithful:
         graph, mixture = close_gap(
             exported,
             graph,
             lambda model, some, workers: encoded(load(full_width(model)), some, workers),
             texts,
-            cores,
             on_progress,
         )
     kept = mixture.kept if mixture else frozenset()

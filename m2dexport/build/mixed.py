@@ -28,7 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
-from m2dexport.cores import side_by_side
+from m2dexport.cores import side_by_side, usable_cores
 from m2dexport.errors import M2DError
 from m2dexport.graph.edit import large_weights, table_users
 from m2dexport.progress import OnProgress
@@ -146,7 +146,6 @@ def mix_precision(
     load: Callable[[ir.Model], Encoder],
     texts: Sequence[str],
     limit: QualityLimit,
-    cores: int,
     on_progress: OnProgress = lambda *_: None,
 ) -> tuple[ir.Model, Mixture]:
     """Return a quantized graph with the units in float32 that the limit asks for, and the reasons.
@@ -157,7 +156,6 @@ def mix_precision(
         load: makes such a graph ready to run, in one thread.
         texts: calibration texts, of which up to 256 measure sensitivities.
         limit: the drop of quality that is allowed, and the tasks that measure it.
-        cores: to use; nothing depends on it but the time.
         on_progress: called at every step.
 
     Raises:
@@ -168,11 +166,11 @@ def mix_precision(
     def encode(graph: ir.Model, texts: Sequence[str], workers: int) -> Floats:
         return encoded(load(graph), texts, workers)
 
-    ranked = _rank(original, quantized, encode, few, cores, on_progress)
-    fp32 = _quality(load(original), limit.tasks, cores)
+    ranked = _rank(original, quantized, encode, few, on_progress)
+    fp32 = _quality(load(original), limit.tasks)
     qualities: dict[int, float] = {}
     count = ranked.fewest_kept(
-        lambda graph: _quality(load(graph), limit.tasks, cores),
+        lambda graph: _quality(load(graph), limit.tasks),
         lambda quality: fp32 - quality <= limit.max_drop,
         qualities,
         on_progress,
@@ -192,7 +190,6 @@ def close_gap(
     quantized: ir.Model,
     encode: Encode[Text],
     texts: Sequence[Text],
-    cores: int,
     on_progress: OnProgress = lambda *_: None,
 ) -> tuple[ir.Model, Mixture | None]:
     """Return a quantized graph with as few units in float32 as bring its vectors to ``FLOOR``.
@@ -203,7 +200,6 @@ def close_gap(
         encode: runs such a graph, in threads that run a batch each; which texts run together must
             not depend on how many do.
         texts: calibration texts, of which up to 256 measure fidelity and 64 sensitivities.
-        cores: to use; nothing depends on it but the time.
         on_progress: called at every step.
 
     Returns:
@@ -212,12 +208,12 @@ def close_gap(
     Raises:
         M2DError: when the embedding tables alone miss the floor.
     """
-    measured, few = floor_texts(texts), _some(texts, _FEW_TEXTS)
+    measured, few, cores = floor_texts(texts), _some(texts, _FEW_TEXTS), usable_cores()
     exact = encode(original, measured, cores)
     before = _fidelity(exact, encode(quantized, measured, cores))
     if before.reaches(FLOOR):
         return quantized, None
-    ranked = _rank(original, quantized, encode, few, cores, on_progress)
+    ranked = _rank(original, quantized, encode, few, on_progress)
     found = {0: before}
     count = ranked.fewest_kept(
         lambda graph: _fidelity(exact, encode(graph, measured, cores)),
@@ -333,12 +329,11 @@ def _rank(
     quantized: ir.Model,
     encode: Encode[Text],
     texts: Sequence[Text],
-    cores: int,
     on_progress: OnProgress,
 ) -> _Ranked:
     weights = units_of(original.graph)
     every = frozenset(name for names in weights.values() for name in names)
-    sizes = _float_sizes(original.graph)
+    cores, sizes = usable_cores(), _float_sizes(original.graph)
     tries = max(1, min(cores, _IN_WORK // sum(sizes[name] for name in every)))
 
     def quantizing(names: Sequence[str]) -> Floats:
@@ -366,9 +361,9 @@ def _turn(one: Floats, other: Floats) -> float:
     return float(1 - cosines(one, other).mean())
 
 
-def _quality(encoder: Encoder, tasks: Sequence[Task], cores: int) -> float:
+def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:
     """Return the mean of the tasks' main metrics, in points."""
-    prompts = encoder.spec.prompts
+    prompts, cores = encoder.spec.prompts, usable_cores()
     points = []
     for task in tasks:
         vectors = [

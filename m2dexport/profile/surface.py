@@ -35,7 +35,7 @@ from m2dexport.build.parity import (
 )
 from m2dexport.build.recipe import MIN_COVERAGE
 from m2dexport.build.source import Source
-from m2dexport.cores import threads_for
+from m2dexport.cores import usable_cores
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
@@ -193,7 +193,7 @@ class _Pass:
         exact = vectors[:0]
         if self.requirement.faithful:
             ids = floor_texts(self.corpus.calibration_ids())
-            exact = self._decisive(self.source.graph, ids, threads_for(self.plan.device.threads))
+            exact = self._decisive(self.source.graph, ids, usable_cores())
         return {
             layers: _Candidate(
                 self.source.vectors_at(layers, graph),
@@ -232,7 +232,6 @@ class _Pass:
             candidate.graph,
             lambda graph, ids, workers: self._decisive(graph, ids, workers)[:, 0],
             self.corpus.calibration_ids(),
-            threads_for(self.plan.device.threads),
             self.on_progress,
         )
         run = loaded_runner(graph, self.plan)
