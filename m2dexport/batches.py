@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2dexport.cores import side_by_side
+
 #: A batch holds at most this many tokens, padding included: longer texts make smaller batches.
 _TOKENS_PER_BATCH = 8192
 
@@ -47,26 +49,23 @@ def encode_tokens(
         run: from int64 (batch, sequence) ids and mask to an array of ``batch`` rows.
         ids: the token ids of each text.
         pad_id: the id that fills a batch up to its longest text.
-        batch_size: texts run together at most; fewer where workers would have nothing to do.
-        workers: batches that run at once, each in a thread of its own while this call lasts.
+        batch_size: texts run together at most.
+        workers: batches that run at once, each in a thread of its own while this call lasts; which
+            texts run together does not depend on it.
         empty: from shape and dtype to the array that rows are written to.
 
     Returns:
         The rows, or None when there are no texts.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-    size = min(batch_size, -(-len(ids) // workers))
-    batches = list(_batches(order, ids, size))
+    batches = list(_batches(order, ids, batch_size))
 
     def rows_of(batch: list[int]) -> NDArray[Any]:
         return run(*padded([ids[index] for index in batch], pad_id))
 
-    if workers == 1 or len(batches) < 2:
-        return _in_order(batches, map(rows_of, batches), len(ids), empty)
-    from concurrent.futures import ThreadPoolExecutor  # which one text need not wait for
-
-    with ThreadPoolExecutor(workers) as threads:  # of this call: a process may fork between two
-        return _in_order(batches, threads.map(rows_of, batches), len(ids), empty)
+    # The threads are this call's: a process may fork between two.
+    outputs = side_by_side(rows_of, batches, min(workers, max(1, len(batches))))
+    return _in_order(batches, outputs, len(ids), empty)
 
 
 def _in_order(

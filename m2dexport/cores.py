@@ -1,14 +1,20 @@
-"""How many cores this process may use, whatever the machine has."""
+"""How many cores this process may use, whatever the machine has, and work that is dealt to them."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from m2dexport.errors import UsageError
+
+_IN_WORK = 2 << 30  # bytes that what is done side by side holds at most
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def threads_for(threads: int | None) -> int:
@@ -103,6 +109,38 @@ def _quota(group: Path) -> list[int]:
         if quota > 0 and period > 0:  # -1: none
             return [quota // period]
     return []
+
+
+def at_once(size: int) -> int:
+    """Return how many pieces of work to do side by side, each of which holds so many bytes.
+
+    That is one per core, within 2 GiB for all of them, and at least one.
+    """
+    return max(1, min(usable_cores(), _IN_WORK // max(1, size)))
+
+
+def side_by_side(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """Yield what a function returns for each item, in order, while others are worked on.
+
+    Once one fails, or no more are asked for, those that have not begun are left out.
+
+    Args:
+        function: called in threads that live as long as this call; with one worker, in this one.
+        items: what it is called with.
+        workers: calls at once.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # which one text need not wait for
+
+    threads = ThreadPoolExecutor(workers)
+    try:
+        yield from threads.map(function, items)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 @contextmanager

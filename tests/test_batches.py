@@ -46,14 +46,26 @@ def test_workers_change_no_row_and_no_order(batch_size: int, workers: int) -> No
     assert rows[:, 0].tolist() == [text[0] for text in ids]
 
 
-def test_batches_run_at_once_where_there_are_workers_even_of_a_short_list() -> None:
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_which_texts_run_together_does_not_depend_on_workers(workers: int) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        shapes.append(ids.shape)
+        return ids[:, :1]
+
+    encode_tokens(run, [[1] * length for length in range(1, 12)], 0, 4, workers)
+    assert sorted(shapes) == [(3, 3), (4, 7), (4, 11)]
+
+
+def test_batches_run_at_once_where_there_are_workers() -> None:
     together = threading.Barrier(2, timeout=20)
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         together.wait()  # broken unless two batches are here at a time
         return ids
 
-    rows = encode_tokens(run, [[1], [2]], 0, 32, workers=2)
+    rows = encode_tokens(run, [[1], [2]], 0, 1, workers=2)
     assert rows is not None
     assert rows.tolist() == [[1], [2]]
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from m2dexport.cli import cli
-from m2dexport.cores import granted_threads, threads_for, usable_cores, workers_for
+from m2dexport.cores import (
+    granted_threads,
+    side_by_side,
+    threads_for,
+    usable_cores,
+    workers_for,
+)
 from m2dexport.errors import UsageError
 
 HERE = usable_cores(Path("/nowhere"))  # the affinity mask only
@@ -82,3 +90,32 @@ def test_workers_share_the_cores_that_there_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("m2dexport.cores.usable_cores", lambda: 4)
     asked = ((None, None), (None, 1), (3, 1), (8, 1), (8, 2), (8, 3), (8, None))
     assert [workers_for(*each) for each in asked] == [1, 1, 3, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_work_that_is_given_up_leaves_out_what_has_not_begun(workers: int) -> None:
+    """As on Ctrl-C: nobody waits for all of it."""
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.01)
+        return item
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        for done in side_by_side(work, range(1000), workers):
+            assert done == 0
+            raise KeyboardInterrupt
+    assert len(begun) < 1000
+    assert threading.active_count() == before
+
+
+def test_work_side_by_side_is_done_at_once_and_comes_in_order() -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def work(item: int) -> int:
+        together.wait()  # broken unless three are here at a time
+        return -item
+
+    assert list(side_by_side(work, range(6), 3)) == [0, -1, -2, -3, -4, -5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from m2dexport.build import mixed as mixed_precision
 from m2dexport.build.build import make_artifact, quantize_artifact
-from m2dexport.build.mixed import Fidelity, fewest
+from m2dexport.build.mixed import Fidelity, QualityLimit, fewest
 from m2dexport.build.recipe import Recipe
 from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import calibration_texts
@@ -25,6 +26,7 @@ from m2dexport.engines.onnxruntime.make import PRECISIONS, quantize, runner
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import Cell
 from m2dexport.profile.sweep import profile_checkpoint
+from m2dexport.quantize import int8 as int8_weights
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.tables import quantize_tables
@@ -32,6 +34,7 @@ from m2dexport.quantize.units import restore, units_of
 from m2dexport.runtime import loading as runtime
 from m2dexport.runtime.artifact import read_spec
 from m2dexport.vectors.pairs import StsTask
+from m2dexport.vectors.tasks import load_task
 
 TEXTS = calibration_texts()[:120]
 TOKENS = CalibrationTokens([list(range(5, 5 + n)) for n in range(4, 30)], 0)
@@ -201,6 +204,29 @@ def test_int8_that_misses_its_floor_is_mixed_until_it_does_not(
     assert "mixed_precision" in cell.flags
     size = built.path / "model.onnx", built.path / "tokenizer.json"
     assert cell.size_bytes == pytest.approx(sum(path.stat().st_size for path in size), rel=1e-3)
+
+
+def test_units_that_are_tried_side_by_side_are_those_that_stay(
+    tmp_path, monkeypatch, original, own_pairs
+) -> None:
+    """One after the other or many at once: the same vectors decide, and the bytes are the same."""
+    monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(0.9998, 0.99))
+    limit = QualityLimit(0.1, (load_task(own_pairs),))
+    int8 = Recipe(weights="int8", calibration=TEXTS)
+    dynamic = replace(int8, weights="int8-dynamic", limit=limit, allow_batch_dependent=True)
+    for recipe in (int8, dynamic):
+        made = []
+        for cores in (1, 3):
+            for module in (mixed_precision, int8_weights):
+                monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
+            out = tmp_path / f"{recipe.weights}-{cores}"
+            made.append(make_artifact(original(None, 1, 64), out, recipe))
+        one, many = made
+        assert one.mixture is not None
+        assert one.mixture == many.mixture
+        assert one.mixture.kept
+        for file in one.path.iterdir():
+            assert file.read_bytes() == (many.path / file.name).read_bytes()
 
 
 def test_a_floor_that_the_embedding_tables_miss_is_an_error(tmp_path, monkeypatch, fp32) -> None:

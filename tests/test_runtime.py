@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -280,6 +281,21 @@ def test_an_encoder_with_workers_serves_threads_and_processes_that_fork(tmp_path
             same = np.allclose(encoder.encode(TEXTS * 20), expected, atol=1e-6)
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_encoders_workers_share_a_short_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2dexport.cores.usable_cores", lambda: 2)
+    encoder = load(tiny_artifact(tmp_path / "artifact"), Device(threads=1, workers=2))
+    together, run = threading.Barrier(2, timeout=20), encoder.run
+
+    def waiting(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        together.wait()  # broken unless two batches are here at a time
+        return run(ids, mask)
+
+    monkeypatch.setattr(encoder, "run", waiting)
+    assert len(encoder.encode(TEXTS[:2])) == 2
 
 
 FORKED = """

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from m2dexport.build.mixed import Mixture, close_gap, mix_precision
+from m2dexport.build.mixed import Mixture, close_gap, encoded, mix_precision
 from m2dexport.build.parity import (
     PROBES,
     Embedded,
@@ -50,7 +50,7 @@ from m2dexport.runtime.artifact import (
 from m2dexport.runtime.encoder import Encoder
 from m2dexport.runtime.file_list import write_file_list
 from m2dexport.runtime.index import require_no_ranges, require_ranges_of, spoken_space
-from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
+from m2dexport.runtime.tokenizer import tokenize
 from m2dexport.vectors import codecs
 from m2dexport.vectors.codecs import LEVELS, Ranges
 
@@ -230,29 +230,26 @@ def _quantize(
     original: Original, recipe: Recipe, texts: Sequence[str], out: Path, on_progress: OnProgress
 ) -> _Quantized:
     """Quantize the weights, and put back into float32 what has to stay there."""
-    weights = recipe.weights
+    weights, exported = recipe.weights, original.graph
     maker = engine_maker(recipe.engine)
-    graph = maker.quantize(original.graph, weights, _tokenized(original, texts), recipe.isa)
+    graph = maker.quantize(exported, weights, _tokenized(original, texts), recipe.isa)
     requirement: Requirement = maker.PRECISIONS[weights]
     # The final specification says what was measured; until then, what is known of the precision.
     spec = replace(original.spec, batch_invariant=not requirement.batch_dependent)
 
     def load(model: ir.Model) -> Encoder:
-        shape = model.graph.outputs[0].shape
-        assert shape is not None
-        needs = replace(spec, dim=int(shape[1]), isa=_isa(recipe, model))  # type: ignore[arg-type]
+        width = int(model.graph.outputs[0].shape[1])  # type: ignore[index, arg-type]
+        needs = replace(spec, dim=width, isa=_isa(recipe, model))
         return _loaded(needs, original, model, recipe)
 
     mixture: Mixture | None = None
     if recipe.limit is not None:
-        graph, mixture = mix_precision(
-            original.graph, graph, load, texts, recipe.limit, on_progress
-        )
+        graph, mixture = mix_precision(exported, graph, load, texts, recipe.limit, on_progress)
     elif requirement.faithful:
         graph, mixture = close_gap(
-            original.graph,
+            exported,
             graph,
-            lambda model, some: load(full_width(model)).encode(some),
+            lambda model, some, workers: encoded(load(full_width(model)), some, workers),
             texts,
             on_progress,
         )
@@ -265,7 +262,7 @@ def _quantize(
         weights=weights,
         isa=_isa(recipe, graph),
         fitted_to=texts_sha256(texts) if requirement.calibrated else None,
-        kept_sha256=sha256_of_weights(original.graph.graph, kept),
+        kept_sha256=sha256_of_weights(exported.graph, kept),
         coverage=covered.share,
         left_in_float32=list(covered.left),
         min_engine=requirement.oldest,
@@ -381,7 +378,8 @@ def _loaded(spec: ArtifactSpec, original: Original, model: ir.Model, recipe: Rec
     not depend on how many cores there are.
     """
     files = engine_maker(recipe.engine).files(model, _compilation(spec, recipe))
-    return Encoder(spec, original.tokenizer_json, files, recipe.checked_on(threads=1))
+    device = recipe.checked_on(threads=1)
+    return Encoder(spec, original.tokenizer_json, files, device, tokenizer=original.tokenizer)
 
 
 def _compilation(spec: ArtifactSpec, recipe: Recipe) -> Compilation:
@@ -391,5 +389,5 @@ def _compilation(spec: ArtifactSpec, recipe: Recipe) -> Compilation:
 def _tokenized(original: Original, texts: Sequence[str]) -> CalibrationTokens:
     prompts, name = original.spec.prompts, original.spec.default_prompt
     prompt = prompts[name] if name else ""
-    tokens = tokenize(load_tokenizer(original.tokenizer_json), texts, prompt)
+    tokens = tokenize(original.tokenizer, texts, prompt)
     return CalibrationTokens([each.ids for each in tokens], original.spec.pad_id)

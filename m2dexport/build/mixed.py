@@ -11,6 +11,9 @@ be put back.
 
 The limit is a drop of quality that the user allows (``mix_precision``), or else, of int8, how near
 vectors must stay to those of fp32 (``close_gap``).
+
+Vectors that decide are computed by sessions of one thread, since the order of a sum depends on how
+many there are. So cores are kept busy with several batches, and several graphs, at once.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from m2dexport.batches import encode_tokens
+from m2dexport.cores import at_once, side_by_side, usable_cores
 from m2dexport.errors import M2DError
 from m2dexport.graph.edit import large_weights, table_users
 from m2dexport.progress import OnProgress
@@ -36,11 +41,15 @@ from m2dexport.vectors.tasks import Task
 Floats = NDArray[np.float32]
 Text = TypeVar("Text")
 Measured = TypeVar("Measured")
+#: From a graph, texts and how many batches to run at once to (texts, width) vectors, normalised.
+Encode = Callable[[ir.Model, Sequence[Text], int], Floats]
 
 #: Calibration texts, at most, that fidelity and the sensitivities a user asked for are measured on.
 _TEXTS = 256
 #: Likewise, of the sensitivities that nobody asked for.
 _FEW_TEXTS = 64
+#: Texts run together where vectors decide: little padding, and batches enough for many cores.
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def mix_precision(
     Args:
         original: the float32 graph, of one normalised output.
         quantized: the same graph, quantized.
-        load: makes such a graph ready to run.
+        load: makes such a graph ready to run, in one thread.
         texts: calibration texts, of which up to 256 measure sensitivities.
         limit: the drop of quality that is allowed, and the tasks that measure it.
         on_progress: called at every step.
@@ -151,7 +160,11 @@ def mix_precision(
         M2DError: when the embedding tables alone cost more quality than the limit allows.
     """
     few = _some(texts, _TEXTS)
-    ranked = _rank(original, quantized, lambda graph: load(graph).encode(few), on_progress)
+
+    def encode(graph: ir.Model, texts: Sequence[str], workers: int) -> Floats:
+        return encoded(load(graph), texts, workers)
+
+    ranked = _rank(original, quantized, encode, few, on_progress)
     fp32 = _quality(load(original), limit.tasks)
     qualities: dict[int, float] = {}
     count = ranked.fewest_kept(
@@ -173,7 +186,7 @@ def mix_precision(
 def close_gap(
     original: ir.Model,
     quantized: ir.Model,
-    encode: Callable[[ir.Model, Sequence[Text]], Floats],
+    encode: Encode[Text],
     texts: Sequence[Text],
     on_progress: OnProgress = lambda *_: None,
 ) -> tuple[ir.Model, Mixture | None]:
@@ -182,7 +195,8 @@ def close_gap(
     Args:
         original: the float32 graph.
         quantized: the same graph, quantized.
-        encode: from such a graph and texts to vectors, (texts, width), normalised.
+        encode: runs such a graph, in threads that run a batch each; which texts run together must
+            not depend on how many do.
         texts: calibration texts, of which up to 256 measure fidelity and 64 sensitivities.
         on_progress: called at every step.
 
@@ -192,15 +206,15 @@ def close_gap(
     Raises:
         M2DError: when the embedding tables alone miss the floor.
     """
-    measured, few = floor_texts(texts), _some(texts, _FEW_TEXTS)
-    exact = encode(original, measured)
-    before = _fidelity(exact, encode(quantized, measured))
+    measured, few, cores = floor_texts(texts), _some(texts, _FEW_TEXTS), usable_cores()
+    exact = encode(original, measured, cores)
+    before = _fidelity(exact, encode(quantized, measured, cores))
     if before.reaches(FLOOR):
         return quantized, None
-    ranked = _rank(original, quantized, lambda graph: encode(graph, few), on_progress)
+    ranked = _rank(original, quantized, encode, few, on_progress)
     found = {0: before}
     count = ranked.fewest_kept(
-        lambda graph: _fidelity(exact, encode(graph, measured)),
+        lambda graph: _fidelity(exact, encode(graph, measured, cores)),
         lambda fidelity: fidelity.reaches(FLOOR),
         found,
         on_progress,
@@ -212,6 +226,24 @@ def close_gap(
             "fp16, or a drop of quality to allow by --max-drop."
         )
     return ranked.keeping(count), ranked.mixture(count, Gap(before, found[count]))
+
+
+def encoded(
+    encoder: Encoder, texts: Sequence[str], workers: int, prompt: str | None = None
+) -> Floats:
+    """Return the vectors of texts, of which the same run together whatever the number of workers.
+
+    Args:
+        encoder: of float32 vectors.
+        texts: any number but none.
+        workers: batches that run at once.
+        prompt: as for ``Encoder.encode``.
+    """
+    ids, spec = encoder.tokenize(texts, prompt=prompt), encoder.spec
+    size = BATCH if spec.batch_invariant else 1
+    vectors = encode_tokens(encoder.run, ids, spec.pad_id, size, workers)
+    assert vectors is not None
+    return vectors
 
 
 def floor_texts(texts: Sequence[Text]) -> Sequence[Text]:
@@ -293,22 +325,28 @@ class _Ranked:
 def _rank(
     original: ir.Model,
     quantized: ir.Model,
-    encode: Callable[[ir.Model], Floats],
+    encode: Encode[Text],
+    texts: Sequence[Text],
     on_progress: OnProgress,
 ) -> _Ranked:
     weights = units_of(original.graph)
+    every = frozenset(name for names in weights.values() for name in names)
+    sizes = _float_sizes(original.graph)
+    tries = at_once(sum(sizes[name] for name in every))
 
-    def quantizing(units: Sequence[str]) -> Floats:
-        kept = [name for unit in weights if unit not in units for name in weights[unit]]
-        return encode(restore(quantized, original, kept))
+    def quantizing(names: Sequence[str]) -> Floats:
+        graph = restore(quantized, original, every.difference(names))
+        return encode(graph, texts, usable_cores() // tries)
 
-    tables_only = quantizing([])
+    on_progress("measuring sensitivities", 0, len(weights))
+    found = side_by_side(quantizing, [(), *weights.values()], tries)
+    tables_only = next(found)
     turns: dict[str, float] = {}
-    for unit in weights:
+    for unit, vectors in zip(weights, found, strict=True):
+        turns[unit] = _turn(tables_only, vectors)
         on_progress("measuring sensitivities", len(turns), len(weights))
-        turns[unit] = _turn(tables_only, quantizing([unit]))
     falling = dict(sorted(turns.items(), key=lambda item: -item[1]))
-    tables_turn = _turn(encode(original), tables_only)
+    tables_turn = _turn(encode(original, texts, cores), tables_only)
     return _Ranked(original, quantized, weights, falling, tables_turn)
 
 
@@ -323,11 +361,11 @@ def _turn(one: Floats, other: Floats) -> float:
 
 def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:
     """Return the mean of the tasks' main metrics, in points."""
-    prompts = encoder.spec.prompts
+    prompts, cores = encoder.spec.prompts, usable_cores()
     points = []
     for task in tasks:
         vectors = [
-            encoder.encode(part.texts, prompt=part.role if part.role in prompts else None)
+            encoded(encoder, part.texts, cores, part.role if part.role in prompts else None)
             for part in task.texts()
         ]
         points.append(evaluate(task, vectors, encoder.spec.dim, "float32")[task.main_metric])
@@ -336,13 +374,18 @@ def _quality(encoder: Encoder, tasks: Sequence[Task]) -> float:
 
 def _shares(graph: ir.Graph) -> Callable[[Sequence[str]], float]:
     """Return a function from names to their weights' share of the bytes of all in float32."""
+    sizes = _float_sizes(graph)
+    return lambda names: sum(sizes[name] for name in names) / sum(sizes.values())
+
+
+def _float_sizes(graph: ir.Graph) -> dict[str, int]:
+    """Return the bytes of every constant in float32, by name."""
     tensors = {name: value.const_value for name, value in graph.initializers.items()}
-    sizes = {
+    return {
         name: tensor.nbytes
         for name, tensor in tensors.items()
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT
     }
-    return lambda names: sum(sizes[name] for name in names) / sum(sizes.values())
 
 
 def _tables(graph: ir.Graph) -> list[str]:

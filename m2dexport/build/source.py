@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from m2dexport import __version__
 from m2dexport.build.parity import PROBES
@@ -32,6 +34,7 @@ from m2dexport.runtime.artifact import (
     UNTRAINED,
     ArtifactSpec,
 )
+from m2dexport.runtime.tokenizer import load_tokenizer
 from m2dexport.slice.slicing import slice_checkpoint
 from m2dexport.strict import is_name
 from m2dexport.vectors import codecs
@@ -88,6 +91,11 @@ class Original:
     settings: Mapping[str, bytes]  # the sub-model's, name to content
     expected: Floats  # (probes, dim) vectors of the original, normalised
     licenses: tuple[Path, ...]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What tokenizer.json holds; a large one takes a second to load."""
+        return load_tokenizer(self.tokenizer_json)
 
 
 def export_source(

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
-from m2dexport.build.mixed import close_gap, floor_texts, reaches_floor
+from m2dexport.build.mixed import BATCH, close_gap, floor_texts, reaches_floor
 from m2dexport.build.parity import (
     PROBES,
     Embedded,
@@ -36,6 +36,7 @@ from m2dexport.build.parity import (
 )
 from m2dexport.build.recipe import MIN_COVERAGE
 from m2dexport.build.source import Source
+from m2dexport.cores import usable_cores
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
@@ -194,7 +195,8 @@ class _Pass:
         vectors = self._encoded(run, self.corpus.ids, 1 if dependent else _BATCH)
         exact = vectors[:0]
         if self.requirement.faithful:
-            exact = self._decisive(self.source.graph, floor_texts(self.corpus.calibration_ids()))
+            ids = floor_texts(self.corpus.calibration_ids())
+            exact = self._decisive(self.source.graph, ids, usable_cores())
         return {
             layers: _Candidate(
                 self.source.vectors_at(layers, graph),
@@ -231,7 +233,7 @@ class _Pass:
         graph, mixture = close_gap(
             self.source.vectors_at(layers),
             candidate.graph,
-            lambda graph, ids: self._decisive(graph, ids)[:, 0],
+            lambda graph, ids, workers: self._decisive(graph, ids, workers)[:, 0],
             self.corpus.calibration_ids(),
             self.on_progress,
         )
@@ -242,11 +244,10 @@ class _Pass:
             candidate, graph=graph, probes=_at(self._probes(run), 0), vectors=vectors
         ), kept
 
-    def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]]) -> Floats:
-        """Encode in one thread, as ``build`` does where vectors decide what stays in float32."""
-        device = replace(self.plan.device, threads=1)
-        run = loaded_runner(graph, replace(self.plan, device=device))
-        return self._encoded(run, ids, _BATCH)
+    def _decisive(self, graph: ir.Model, ids: Sequence[Sequence[int]], workers: int) -> Floats:
+        """Encode each batch in one thread, as ``build`` does where vectors decide what is kept."""
+        plan = replace(self.plan, device=replace(self.plan.device, threads=1))
+        return self._encoded(loaded_runner(graph, plan), ids, BATCH, workers)
 
     def _probes(self, run: Run) -> Embedded:
         longest = self.source.checkpoint.max_length
@@ -254,9 +255,11 @@ class _Pass:
             run, self.corpus.probes, self.source.pad_id, longest, self.plan.device.workers or 1
         )
 
-    def _encoded(self, run: Run, ids: Sequence[Sequence[int]], batch_size: int) -> Floats:
+    def _encoded(
+        self, run: Run, ids: Sequence[Sequence[int]], batch_size: int, workers: int | None = None
+    ) -> Floats:
         """Return float32 (texts, outputs, width)."""
-        empty, workers = partial(empty_in, self.folder), self.plan.device.workers or 1
+        empty, workers = partial(empty_in, self.folder), workers or self.plan.device.workers or 1
         vectors = encode_tokens(run, ids, self.source.pad_id, batch_size, workers, empty)
         assert vectors is not None
         return vectors

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.checkpoint.alignment import LinearMap
-from m2dexport.cores import threads_for
+from m2dexport.cores import at_once, threads_for
 from m2dexport.precisions import Align, VectorPrecision
 from m2dexport.profile.maps import Maps
 from m2dexport.profile.plan import Plan
@@ -29,10 +29,6 @@ Floats = NDArray[np.float32]
 Spot = tuple[int, Align, int, VectorPrecision]
 
 
-#: Bytes of vectors of all texts that threads may hold between them, beside what they are cut from.
-_IN_WORK = 1 << 30
-
-
 @contextmanager
 def scoring_threads(threads: int | None, size: int) -> Iterator[Executor]:
     """Yield threads that score, each of which takes its products alone.
@@ -45,8 +41,8 @@ def scoring_threads(threads: int | None, size: int) -> Iterator[Executor]:
     """
     from threadpoolctl import threadpool_limits  # sets a variable when it is imported
 
-    most = max(1, _IN_WORK // max(1, size))
-    with threadpool_limits(1), ThreadPoolExecutor(min(threads_for(threads), most)) as found:
+    most = min(threads_for(threads), at_once(size))
+    with threadpool_limits(1), ThreadPoolExecutor(most) as found:
         yield found
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from m2dexport.batches import padded
+from m2dexport.cores import at_once, side_by_side
 from m2dexport.errors import UsageError
 
 Floats = NDArray[np.float32]
@@ -58,26 +59,55 @@ def collect_activations(
     run = load(_with_outputs(model, names))
     chosen = np.zeros(tokens, dtype=bool)
     chosen[np.random.default_rng(_SEED).permutation(tokens)[:_ROWS]] = True
-    rows: dict[str, list[Floats]] = {name: [] for name in names}
-    order = sorted(range(len(calibration.ids)), key=lambda index: len(calibration.ids[index]))
-    seen = 0
-    for start in range(0, len(order), _BATCH):
-        texts = [calibration.ids[index] for index in order[start : start + _BATCH]]
-        input_ids, mask = padded(texts, calibration.pad_id)
-        real = mask.astype(bool)
-        take = chosen[seen : seen + int(real.sum())]
-        seen += int(real.sum())
-        outputs = run(input_ids, mask)[-len(names) :]
-        for name, output in zip(names, outputs, strict=True):
-            if output.shape[:2] == real.shape:
-                rows[name].append(output[real][take])
-            elif not rows[name]:  # the same for every text, such as a table of relative positions
-                rows[name].append(output.reshape(-1, output.shape[-1]))
-    found = {name: np.concatenate(parts) for name, parts in rows.items()}
+    batches = _batches(calibration, chosen)
+
+    def rows_of(batch: _Batch) -> tuple[list[Floats], int]:
+        outputs = run(batch.input_ids, batch.mask)[-len(names) :]
+        token_bytes = sum(output.nbytes for output in outputs) // batch.mask.size
+        return [batch.rows_of(output) for output in outputs], token_bytes
+
+    first, token_bytes = rows_of(batches[0])
+    most = token_bytes * batches[-1].mask.size
+    others = side_by_side(rows_of, batches[1:], at_once(most))
+    by_batch = [first, *(rows for rows, _ in others)]
+    found = {name: np.concatenate(rows) for name, *rows in zip(names, *by_batch, strict=True)}
     for name, values_found in found.items():
         if not np.isfinite(values_found).all():
             raise UsageError(f"{name} is not finite on the calibration texts; check the weights.")
     return found
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Texts of similar length."""
+
+    input_ids: Ids
+    mask: Ids
+    chosen: NDArray[np.bool_]  # (tokens,), those whose rows are kept
+    is_first: bool
+
+    def rows_of(self, output: NDArray[Any]) -> Floats:
+        """Return the rows of the chosen tokens.
+
+        What is the same for every text, such as a table of relative positions, is taken from the
+        first batch.
+        """
+        if output.shape[:2] == self.mask.shape:
+            return output[self.mask.astype(bool)][self.chosen]  # type: ignore[no-any-return]
+        rows: Floats = output.reshape(-1, output.shape[-1])
+        return rows if self.is_first else rows[:0]
+
+
+def _batches(calibration: CalibrationTokens, chosen: NDArray[np.bool_]) -> list[_Batch]:
+    """Return the texts in batches, the shortest first."""
+    order = sorted(calibration.ids, key=len)
+    batches, seen = [], 0
+    for start in range(0, len(order), _BATCH):
+        input_ids, mask = padded(order[start : start + _BATCH], calibration.pad_id)
+        tokens = int(mask.sum())
+        batches.append(_Batch(input_ids, mask, chosen[seen : seen + tokens], start == 0))
+        seen += tokens
+    return batches
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

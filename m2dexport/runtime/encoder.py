@@ -183,12 +183,12 @@ class Encoder:
         Args:
             ids: of each text, specials included, none of which ``lacks`` refuses; at least one
                 text.
-            batch_size: as for ``encode_report``.
+            batch_size: as for ``encode_report``; fewer where workers would have nothing to do.
 
         Raises:
             M2DError: as ``encode_report``.
         """
-        size = batch_size if self.spec.batch_invariant else 1
+        size = min(batch_size, -(-len(ids) // self._workers)) if self.spec.batch_invariant else 1
         rows = encode_tokens(self.run, ids, self.spec.pad_id, size, self._workers)
         assert rows is not None, "no texts"
         return rows
