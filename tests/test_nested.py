@@ -130,7 +130,7 @@ def test_an_unknown_cell_is_refused_with_those_there_are(
     for command in ("encode", "verify", "bench"):
         told = refused(command, packed, "--cell", "5x8-fp32-int8")
         assert all(cell in told for cell in ("5x8-fp32-int8", *SHAPES))
-    assert f"it is {DEEP}" in refused("encode", folders[DEEP], "--cell", SHALLOW)
+    assert f"it has {DEEP}" in refused("encode", folders[DEEP], "--cell", SHALLOW)
     write_bundle(folders[DEEP], tmp_path / "plain.m2d")
     assert load(tmp_path / "plain.m2d", cell=DEEP).spec == load(folders[DEEP], cell=DEEP).spec
     with pytest.raises(UsageError, match=f"no cell '{SHALLOW}'; it has {DEEP}"):
