@@ -10,13 +10,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
+import numpy as np
 import pytest
 from command_line import m2d
 from tiny_profile import cell, profile
 
 import m2dexport
 from m2dexport.errors import UsageError
+from m2dexport.profile.intervals import interval_of, replicates_of
 from m2dexport.profile.manifest import profile_schema, read_profile, write_profile
+from m2dexport.vectors.resample import REPLICATES, Score, mean_of
 
 SCHEMA = Path(m2dexport.__file__).parent / "data" / "profile.schema.json"
 
@@ -65,6 +68,33 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change, message: str
         read_profile(path)
 
 
+def test_what_is_rounded_when_it_is_written_contradicts_nothing(tmp_path: Path) -> None:
+    """In six digits, neither means nor replicates nor their intervals are quite what they were."""
+    random = np.random.default_rng(0)
+    names = ["sts", *(f"task-{n}" for n in range(6))]
+    cells = []
+    for number in range(20):
+        spread = float(10.0 ** random.integers(-5, 2))
+        scores = {
+            f"{name}/spearman": Score(points, points + random.normal(scale=spread, size=REPLICATES))
+            for name, points in zip(names, random.uniform(-30, 100, 7).tolist(), strict=True)
+        }
+        mean = mean_of(list(scores.values()))
+        made = cell(
+            *(number, 64),
+            mean_quality=mean.points,
+            mean_interval=interval_of(mean),
+            replicates={name: replicates_of(score) for name, score in scores.items()},
+            intervals={name: interval_of(score) for name, score in scores.items()},
+        )
+        quality = {name: score.points for name, score in scores.items()}
+        cells.append(made.model_copy(update={"quality": quality}))
+    (task,) = profile(cells[0]).tasks
+    tasks = tuple(task.model_copy(update={"name": name}) for name in names)
+    write_profile(profile(*cells).model_copy(update={"tasks": tasks}), tmp_path / "profile.json")
+    assert len(read_profile(tmp_path / "profile.json").cells) == 20
+
+
 def changed(value: Any, *path: Any) -> dict[str, Any]:
     """Return a stored profile of two cells with one value replaced; ``path`` leads to it."""
     stored = json.loads(profile(cell(6), cell(2)).model_dump_json())
@@ -105,6 +135,28 @@ TOLD = ("targets", 0, "recommended")
         ((*CELL, "query_replicates", "x"), {"r/m": {"scale": 0, "codes": ""}}, "without the figu"),
         ((*CELL, "target"), "edge", "is of the target edge, which is not there"),
         ((*CELL, "layers"), 6, "the cell 6x64-fp32-float32 has the id '2x64-fp32-float32'"),
+        (
+            (*CELL, "mean_quality"),
+            80.01,
+            "has a mean of 80.01 points, where that of its tasks is 80",
+        ),
+        (
+            (*CELL, "quality", "sts/spearman"),
+            99,
+            "mean of 80 points, where that of its tasks is 99",
+        ),
+        (
+            (*CELL, "mean_interval", "low"),
+            70,
+            "mean from 70 to 80, where its replicates have 80 to",
+        ),
+        ((*CELL, "mean_interval", "high"), 79, "mean_interval: low should not be above high"),
+        ((*CELL, "mean_interval"), {"low": 1, "high": 2}, "interval of 'mean' without the figure"),
+        ((*CELL, "intervals", "sts/x"), {"low": 1, "high": 2}, "interval of 'sts/x' without the"),
+        ((*CELL, "ratio"), 0.5, "has an interval of 'ratio' without the figure in it"),
+        ((*CELL, "p50_ms"), 0.5, "latency of the cell 2x64-fp32-float32 is not that of its first"),
+        ((*CELL, "p95_ms"), 0.5, "latency of the cell 2x64-fp32-float32 is not that of its first"),
+        ((*CELL, "bytes_per_vector"), 64, "has 64 bytes per vector, not 256"),
         (("tasks",), [], "tasks: "),
         (("targets", 0, "shapes"), [], "shapes: "),
         (("targets", 0, "name"), "a\x1b[31m", "targets.0.name: should be a name that can be print"),

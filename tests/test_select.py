@@ -376,9 +376,19 @@ def test_a_profile_that_spins_for_longer_than_a_target_allows_is_refused(tmp_pat
     require_measured_for(measured, load_target(path))
 
 
-INDEX = cell(6, vectors="int8", p50_ms=6.0).model_copy(
-    update={"quality": {"sts/spearman": 80.0, "r/ndcg@10": 60.0, "r/recall@10": 70.0}}
-)
+def retrieving(made: Cell, points: float) -> Cell:
+    """Return a cell with these points of retrieval, too."""
+    quality = {**made.quality, "r/ndcg@10": points, "r/recall@10": points + 10}
+    mean = (quality["sts/spearman"] + points) / 2
+    update = {
+        "quality": quality,
+        "mean_quality": mean,
+        "mean_interval": {"low": mean, "high": mean},
+    }
+    return Cell.model_validate({**made.model_dump(), **update})
+
+
+INDEX = retrieving(cell(6, vectors="int8", p50_ms=6.0), 60.0)
 
 
 def asking(layers: int, points: float, weights: str = "fp32", **values: object) -> Cell:
@@ -386,7 +396,7 @@ def asking(layers: int, points: float, weights: str = "fp32", **values: object) 
     found = {INDEX.id: {"r/ndcg@10": points, "r/recall@10": points + 10}}
     values = {"align": "none" if layers == 6 else "full", "p50_ms": layers or 0.1, **values}
     made = cell(layers, weights=weights, vectors="int8", as_query=found, quality=99.0, **values)
-    return made.model_copy(update={"quality": {**made.quality, **found[INDEX.id]}})
+    return retrieving(made, points)
 
 
 def searched(*cells: Cell) -> Profile:
@@ -528,7 +538,7 @@ def test_an_index_needs_no_other_limit_and_is_refused_in_one_sentence(tmp_path: 
 
 def test_tens_of_microseconds_are_no_difference() -> None:
     first = cell(0, align="full", quality=60.0, p50_ms=0.03)
-    second = cell(0, 32, align="full", quality=59.0, p50_ms=0.012)
+    second = cell(0, weights="int8", align="full", quality=59.0, p50_ms=0.012)
     assert frontier([first, second]) == {first.id}
-    faster = cell(0, 32, align="full", quality=59.0, p50_ms=0.005)
+    faster = cell(0, weights="int8", align="full", quality=59.0, p50_ms=0.005)
     assert frontier([first, faster]) == {first.id, faster.id}
