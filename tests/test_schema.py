@@ -52,8 +52,8 @@ def test_the_schema_that_ships_is_that_of_the_code_and_accepts_a_profile(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "written by m2dexport 0.1.0, and this one, .*reads format 5: upgrade m2"),
-        ({"format": 4}, "has format 4; this version reads format 5: profile again"),
+        ({"format": 99}, "written by m2dexport 0.1.0, and this one, .*reads format 6: upgrade m2"),
+        ({"format": 5}, "has format 5; this version reads format 6: profile again"),
         ({"format": "5"}, "is not a profile; name the profile.json"),
         ({"cells": []}, "holds no cells"),
         ({"targets": [{}]}, r"is not a profile: targets\.0\.name"),
@@ -110,6 +110,10 @@ HUGE = 10**400
 CELL = ("cells", 1)
 FIRST = (*CELL, "latency", 0)
 CODES = (*CELL, "replicates", "sts/spearman", "codes")
+SAMPLE = {
+    **{"cell": "x", "p50_ms": 2, "shared_p50_ms": 1},
+    "ratio_interval": {"low": 0.9, "high": 1.1},
+}
 TOLD = ("targets", 0, "recommended")
 
 
@@ -166,6 +170,7 @@ TOLD = ("targets", 0, "recommended")
         ((*TOLD, "smallest"), "9x9", "target local names the cell '9x9', which is not there"),
         ((*TOLD, "within_budget"), "9x9", "target local names the cell '9x9', which is not there"),
         (("targets", 0, "engines"), ["openvino"], "local has no cell of its engine openvino"),
+        (("targets", 0, "samples"), [SAMPLE], "sample 'x' has an interval without its ratio, 2"),
         (("targets", 0, "budget"), {"p50_ms": -1}, "budget of the target local is none: "),
         (("shard",), "1/99999999999", "shard: should be a shard such as 1/2"),
         (("shard",), "0/0", "shard: should be a shard such as 1/2"),

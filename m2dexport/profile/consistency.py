@@ -143,6 +143,10 @@ def _of_target(target: TargetInfo, cells: Mapping[str, Cell]) -> Iterator[str]:
                 f"the cell {cell.id} was first timed at {timed.batch}x{timed.sequence} tokens, and "
                 f"its target {target.name} at {first.batch}x{first.sequence}"
             )
+    for each in target.samples:
+        ratio, between = each.p50_ms / each.shared_p50_ms, each.ratio_interval
+        if not between.low * (1 - _ROUNDED) <= ratio <= between.high * (1 + _ROUNDED):
+            yield f"the sample {shown(each.cell)} has an interval without its ratio, {ratio:g}"
     try:
         budget_of(target.budget)
     except (UsageError, ValueError) as error:

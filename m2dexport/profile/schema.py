@@ -24,7 +24,7 @@ from m2dexport.profile.intervals import Interval, Model, PositiveInterval, Repli
 from m2dexport.runtime.cells import unknown_cell
 from m2dexport.vectors.resample import Score, mean_of
 
-FORMAT = 5
+FORMAT = 6
 MEAN = "mean"
 #: The target of a profile that names none: this machine, with settings that are measured.
 LOCAL = "local"
@@ -206,6 +206,7 @@ class SharedLatency(Model):
     cell: Line = Field(description="id")
     p50_ms: Positive
     shared_p50_ms: Positive = Field(description="of what it shares it with, timed beside it")
+    ratio_interval: PositiveInterval = Field(description="of the first over the second, paired")
 
 
 class TargetInfo(Model):
