@@ -94,19 +94,21 @@ def _of_intervals(cell: Cell, mains: Sequence[str]) -> Iterator[str]:
     for name, (value, found) in intervals.items():
         if value is None or not found.low <= value <= found.high:
             yield f"the cell {cell.id} has an interval of {shown(name)} without the figure in it"
-    if any(name not in cell.replicates for name in mains):
-        return
+    if all(name in cell.replicates for name in mains):
+        yield from _of_quantiles(cell, mains)
+
+
+def _of_quantiles(cell: Cell, mains: Sequence[str]) -> Iterator[str]:
+    """Yield the intervals of a cell's main metrics, and of their mean, that replicates belie."""
     scores = {name: score_from(cell.quality[name], cell.replicates[name]) for name in mains}
-    # A replicate is stored to the nearest multiple of its scale, and so are the quantiles of all.
     scales = {name: cell.replicates[name].scale for name in mains}
     told = {name: (scores[name], scales[name], cell.intervals.get(name)) for name in mains}
     told["mean"] = mean_of(list(scores.values())), fmean(scales.values()), cell.mean_interval
     for name, (score, scale, stated) in told.items():
-        if stated is None:
-            continue
         low, high = interval(score)
-        off = scale / 2 + scale / 100 + _rounding((low, high))
-        if abs(stated.low - low) > off or abs(stated.high - high) > off:
+        # Replicates are stored to the nearest multiple of a scale, which has six digits, too.
+        off = 0.51 * scale + _rounding((low, high, *(each.points for each in scores.values())))
+        if stated is not None and max(abs(stated.low - low), abs(stated.high - high)) > off:
             yield (
                 f"the cell {cell.id} has an interval of {name} from {stated.low:g} to "
                 f"{stated.high:g}, where its replicates have {low:g} to {high:g}"
@@ -145,7 +147,8 @@ def _of_target(target: TargetInfo, cells: Mapping[str, Cell]) -> Iterator[str]:
             )
     for each in target.samples:
         ratio, between = each.p50_ms / each.shared_p50_ms, each.ratio_interval
-        if not between.low * (1 - _ROUNDED) <= ratio <= between.high * (1 + _ROUNDED):
+        off = 2 * _ROUNDED * ratio  # three figures were rounded
+        if not between.low - off <= ratio <= between.high + off:
             yield f"the sample {shown(each.cell)} has an interval without its ratio, {ratio:g}"
     try:
         budget_of(target.budget)

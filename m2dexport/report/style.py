@@ -1,9 +1,8 @@
 """Colours and marks, the same in pictures and page.
 
 Okabe and Ito's colours are told apart with every kind of colour vision ("Color Universal Design",
-2008); of those that are too bright on paper, shades are darker, so that every one has a contrast of
-3:1 or more on white and on the page's dark ground. Marks tell vector precisions apart without any
-colour.
+2008). Some are a shade darker here, so that each has a contrast of 3:1 or more to white and to the
+dark page, and they stay apart. Marks tell vector precisions apart without any colour.
 """
 
 from __future__ import annotations
