@@ -142,6 +142,7 @@ def _cell(
         p99_ms=p50 * 1.3,
         text_p50_ms=p50 + 0.1,
         ratio=p50 / 4,
+        ratio_interval={"low": p50 / 4.2, "high": p50 / 3.9},
         size_bytes=sum(parts.values()),
         size_parts=parts,
         bytes_per_vector=int(dim * width),

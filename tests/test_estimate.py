@@ -39,3 +39,19 @@ def test_a_model_that_takes_no_time_still_takes_a_report_and_a_process(monkeypat
     plan = Plan((6,), (128,), ("fp32",), ("float32",), device=Device())
     _, most = minutes(monkeypatch, estimate._Speed(0.0, 0.0, 0.0), plan)
     assert most > 0.1  # the least that is said
+
+
+def test_a_pass_counts_the_layers_up_to_the_deepest_that_it_measures(monkeypatch) -> None:
+    """In fp32 that is the reference's depth; int8 stops at the deepest that is asked for."""
+    reference = (6, 384, "fp32", "float32")
+    slow = estimate._Speed(text=1.0, token=0.0, single=0.0)
+    said = {}
+    for layers in (1, 6):
+        for weights in ("fp32", "int8"):
+            cell = (layers,), (64,), (weights,), ("float32",)
+            plan = Plan(*cell, device=Device(), reference=reference)
+            said[layers, weights] = minutes(monkeypatch, slow, plan)[1]
+    assert said[1, "fp32"] == pytest.approx(said[6, "fp32"], rel=0.01)
+    # 1,107 texts once more at the reference's depth, and the int8 pass at a sixth of it.
+    quantized = {layers: said[layers, "int8"] - said[6, "fp32"] for layers in (1, 6)}
+    assert quantized[6] / quantized[1] == pytest.approx(6, rel=0.02)

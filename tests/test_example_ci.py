@@ -21,7 +21,9 @@ import yaml
 from command_line import m2d
 
 from m2dexport.data import default_task_paths
+from m2dexport.profile.intervals import Interval
 from m2dexport.profile.manifest import read_profile
+from m2dexport.profile.schema import Cell
 
 ROOT = Path(__file__).parent.parent
 ACTION = ROOT / "action.yml"
@@ -218,11 +220,24 @@ def better_baseline(path: Path, out: str) -> None:
     from m2dexport.profile.manifest import write_profile
 
     measured = read_profile(path)
-    better = [
-        cell.model_copy(update={"quality": {n: points + 9 for n, points in cell.quality.items()}})
-        for cell in measured.cells
-    ]
-    write_profile(measured.model_copy(update={"cells": tuple(better)}), out)
+    better = tuple(_raised(cell, 9) for cell in measured.cells)
+    write_profile(measured.model_copy(update={"cells": better}), out)
+
+
+def _raised(cell: Cell, points: float) -> Cell:
+    """Return a cell that is better by so many points in all that it says of quality."""
+
+    def moved(interval: Interval) -> Interval:
+        return Interval(low=interval.low + points, high=interval.high + points)
+
+    return cell.model_copy(
+        update={
+            "quality": {name: value + points for name, value in cell.quality.items()},
+            "intervals": {name: moved(each) for name, each in cell.intervals.items()},
+            "mean_quality": cell.mean_quality + points,
+            "mean_interval": moved(cell.mean_interval),
+        }
+    )
 
 
 def test_the_steps_of_the_action_take_their_inputs_as_variables_only() -> None:

@@ -34,6 +34,7 @@ from m2dexport.measure.requests import requests_of, time_tokenization
 from m2dexport.measure.size import size_parts
 from m2dexport.profile import costs
 from m2dexport.profile.cells import Graph
+from m2dexport.profile.intervals import Interval
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import SharedLatency
 from m2dexport.report.facts import samples_comment
@@ -207,7 +208,10 @@ def test_every_part_of_what_graphs_cost_is_measured_once(tmp_path: Path, monkeyp
     assert first.text_p50_ms is not None
     assert second.text_p50_ms is None
     assert [(each.batch, each.sequence) for each in found.tokenization] == [(1, 8), (2, 4)]
-    assert [each.cell for each in found.samples] == ["1x4-fp32-float32"]
+    (sample,) = found.samples
+    assert sample.cell == "1x4-fp32-float32"
+    ratio = sample.p50_ms / sample.shared_p50_ms
+    assert sample.ratio_interval.low <= ratio <= sample.ratio_interval.high
     assert found.noise is not None
     assert {graph.device.threads for graph in found.graphs.values()} <= {1, usable_cores()}
     for step in ("settings", "latency", "memory"):
@@ -219,11 +223,32 @@ def test_every_part_of_what_graphs_cost_is_measured_once(tmp_path: Path, monkeyp
     assert replace(again, seconds=found.seconds) == found
 
 
-def test_a_sample_that_takes_longer_than_what_it_shares_is_commented_on() -> None:
-    sample = SharedLatency(cell="1x32-fp32-ubinary", p50_ms=1.04, shared_p50_ms=1.0)
-    assert samples_comment([sample]) is None
-    slow = sample.model_copy(update={"p50_ms": 1.2})
-    assert str(samples_comment([sample, slow])).startswith("1x32-fp32-ubinary has a p50 of 1.20 ms")
+@pytest.mark.parametrize(
+    ("p50_ms", "shared_p50_ms", "low", "high", "told"),
+    [
+        (1.2, 1.0, 1.17, 1.25, True),
+        (1.0, 1.2, 0.8, 0.87, True),
+        (1.2, 1.0, 0.98, 1.41, False),  # it may be noise
+        (1.04, 1.0, 1.03, 1.05, False),  # little
+        (0.05, 0.04, 1.2, 1.3, False),  # ten microseconds
+    ],
+)
+def test_a_sample_is_commented_on_if_it_surely_takes_longer_or_less_than_what_it_shares(
+    p50_ms: float, shared_p50_ms: float, low: float, high: float, told: bool
+) -> None:
+    between = {"low": low, "high": high}
+    sample = SharedLatency(
+        cell="1x32-fp32-ubinary",
+        p50_ms=p50_ms,
+        shared_p50_ms=shared_p50_ms,
+        ratio_interval=Interval.model_validate(between),
+    )
+    said = (
+        f"1x32-fp32-ubinary has a p50 of {p50_ms:.2f} ms by itself, {p50_ms / shared_p50_ms:.2f} "
+        f"times ({low:.2f} to {high:.2f}) that of what it shares its latency with, "
+        f"{shared_p50_ms:.2f} ms: read the latencies of its depth with care."
+    )
+    assert samples_comment([sample]) == (said if told else None)
 
 
 def test_memory_is_that_of_a_process_without_torch_at_the_shape_that_is_asked_for(

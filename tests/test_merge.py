@@ -127,8 +127,11 @@ def test_targets_of_other_names_stand_beside_each_other(tmp_path: Path) -> None:
 def changed(measured: Profile, part: str, **values: Any) -> Profile:
     if part == "tasks":
         task = measured.tasks[0].model_copy(update=values)
-        quality = {"quality": {f"{task.name}/{task.main_metric}": 80.0}, "replicates": {}}
-        cells = tuple(each.model_copy(update=quality) for each in measured.cells)
+        name = f"{task.name}/{task.main_metric}"
+        cells = tuple(
+            each.model_copy(update={"quality": {name: each.mean_quality}, "replicates": {}})
+            for each in measured.cells
+        )
         return measured.model_copy(update={"tasks": (task,), "cells": cells})
     return measured.model_copy(update={"checkpoint": measured.checkpoint.model_copy(update=values)})
 

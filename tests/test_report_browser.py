@@ -198,6 +198,7 @@ def test_on_a_dark_phone_nothing_runs_off_the_screen_and_text_is_bright(
     page.emulate_media(color_scheme="light")
     expect(page.locator(_TICK).first).to_have_css("fill", "rgb(26, 26, 26)")  # the charts follow
     assert contrast(page, _TICK) > 4.5
+    assert min(contrasts_of_marks(page)) > 3
     page.context.close()
 
 
@@ -209,6 +210,7 @@ def test_on_paper_the_page_is_bright_within_its_margins_and_without_controls(
     expect(page.locator(_TICK).first).to_have_css("fill", "rgb(0, 0, 0)")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert contrast(page, _TICK) > 4.5
+    assert min(contrasts_of_marks(page)) > 3
     assert width(page) == 703  # an A4 sheet but for its margins
     assert not page.is_visible("#plane .filters")
     assert page.is_visible("#table tbody tr:last-child")

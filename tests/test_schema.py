@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
+import numpy as np
 import pytest
 from command_line import m2d
 from tiny_profile import cell, profile
 
 import m2dexport
 from m2dexport.errors import UsageError
+from m2dexport.profile.intervals import interval_of, replicates_of
 from m2dexport.profile.manifest import profile_schema, read_profile, write_profile
+from m2dexport.vectors.resample import REPLICATES, Score, mean_of
 
 SCHEMA = Path(m2dexport.__file__).parent / "data" / "profile.schema.json"
 
@@ -48,8 +52,8 @@ def test_the_schema_that_ships_is_that_of_the_code_and_accepts_a_profile(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "written by m2dexport 0.1.0, and this one, .*reads format 5: upgrade m2"),
-        ({"format": 4}, "has format 4; this version reads format 5: profile again"),
+        ({"format": 99}, "written by m2dexport 0.1.0, and this one, .*reads format 6: upgrade m2"),
+        ({"format": 5}, "has format 5; this version reads format 6: profile again"),
         ({"format": "5"}, "is not a profile; name the profile.json"),
         ({"cells": []}, "holds no cells"),
         ({"targets": [{}]}, r"is not a profile: targets\.0\.name"),
@@ -62,6 +66,33 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change, message: str
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UsageError, match=message):
         read_profile(path)
+
+
+def test_what_is_rounded_when_it_is_written_contradicts_nothing(tmp_path: Path) -> None:
+    """In six digits, neither means nor replicates nor their intervals are quite what they were."""
+    random = np.random.default_rng(0)
+    names = ["sts", *(f"task-{n}" for n in range(6))]
+    cells = []
+    for number in range(20):
+        spread = float(10.0 ** random.integers(-5, 2))
+        scores = {
+            f"{name}/spearman": Score(points, points + random.normal(scale=spread, size=REPLICATES))
+            for name, points in zip(names, random.uniform(-30, 100, 7).tolist(), strict=True)
+        }
+        mean = mean_of(list(scores.values()))
+        made = cell(
+            *(number, 64),
+            mean_quality=mean.points,
+            mean_interval=interval_of(mean),
+            replicates={name: replicates_of(score) for name, score in scores.items()},
+            intervals={name: interval_of(score) for name, score in scores.items()},
+        )
+        quality = {name: score.points for name, score in scores.items()}
+        cells.append(made.model_copy(update={"quality": quality}))
+    (task,) = profile(cells[0]).tasks
+    tasks = tuple(task.model_copy(update={"name": name}) for name in names)
+    write_profile(profile(*cells).model_copy(update={"tasks": tasks}), tmp_path / "profile.json")
+    assert len(read_profile(tmp_path / "profile.json").cells) == 20
 
 
 def changed(value: Any, *path: Any) -> dict[str, Any]:
@@ -79,6 +110,10 @@ HUGE = 10**400
 CELL = ("cells", 1)
 FIRST = (*CELL, "latency", 0)
 CODES = (*CELL, "replicates", "sts/spearman", "codes")
+SAMPLE = {
+    **{"cell": "x", "p50_ms": 2, "shared_p50_ms": 1},
+    "ratio_interval": {"low": 0.9, "high": 1.1},
+}
 TOLD = ("targets", 0, "recommended")
 
 
@@ -104,6 +139,28 @@ TOLD = ("targets", 0, "recommended")
         ((*CELL, "query_replicates", "x"), {"r/m": {"scale": 0, "codes": ""}}, "without the figu"),
         ((*CELL, "target"), "edge", "is of the target edge, which is not there"),
         ((*CELL, "layers"), 6, "the cell 6x64-fp32-float32 has the id '2x64-fp32-float32'"),
+        (
+            (*CELL, "mean_quality"),
+            80.01,
+            "has a mean of 80.01 points, where that of its tasks is 80",
+        ),
+        (
+            (*CELL, "quality", "sts/spearman"),
+            99,
+            "mean of 80 points, where that of its tasks is 99",
+        ),
+        (
+            (*CELL, "mean_interval", "low"),
+            70,
+            "mean from 70 to 80, where its replicates have 80 to",
+        ),
+        ((*CELL, "mean_interval", "high"), 79, "mean_interval: low should not be above high"),
+        ((*CELL, "mean_interval"), {"low": 1, "high": 2}, "interval of 'mean' without the figure"),
+        ((*CELL, "intervals", "sts/x"), {"low": 1, "high": 2}, "interval of 'sts/x' without the"),
+        ((*CELL, "ratio"), 0.5, "has an interval of 'ratio' without the figure in it"),
+        ((*CELL, "p50_ms"), 0.5, "latency of the cell 2x64-fp32-float32 is not that of its first"),
+        ((*CELL, "p95_ms"), 0.5, "latency of the cell 2x64-fp32-float32 is not that of its first"),
+        ((*CELL, "bytes_per_vector"), 64, "has 64 bytes per vector, not 256"),
         (("tasks",), [], "tasks: "),
         (("targets", 0, "shapes"), [], "shapes: "),
         (("targets", 0, "name"), "a\x1b[31m", "targets.0.name: should be a name that can be print"),
@@ -113,6 +170,7 @@ TOLD = ("targets", 0, "recommended")
         ((*TOLD, "smallest"), "9x9", "target local names the cell '9x9', which is not there"),
         ((*TOLD, "within_budget"), "9x9", "target local names the cell '9x9', which is not there"),
         (("targets", 0, "engines"), ["openvino"], "local has no cell of its engine openvino"),
+        (("targets", 0, "samples"), [SAMPLE], "sample 'x' has an interval without its ratio, 2"),
         (("targets", 0, "budget"), {"p50_ms": -1}, "budget of the target local is none: "),
         (("shard",), "1/99999999999", "shard: should be a shard such as 1/2"),
         (("shard",), "0/0", "shard: should be a shard such as 1/2"),
@@ -212,6 +270,16 @@ def test_no_text_of_a_profile_from_elsewhere_reaches_the_terminal_as_it_is(tmp_p
     assert read > 100
 
 
-def test_an_unknown_cell_is_answered_with_how_ids_look() -> None:
-    with pytest.raises(UsageError, match="no cell '9x9'; ids look like 2x64-fp32-float32"):
+def test_an_unknown_cell_is_answered_with_what_there_is() -> None:
+    with pytest.raises(UsageError, match="no cell '9x9'; it has 2x64-fp32-float32"):
         profile(cell()).cell("9x9")
+    grid = product((2, 6), (64, 128), ("fp32", "int8-weight-only"), ("float32", "int8-symmetric"))
+    whole = profile(*(cell(n, d, w, vectors=v) for n, d, w, v in grid))
+    with pytest.raises(UsageError, match="no cell '6x128-fp32'; name one that it has, such as 6x"):
+        whole.cell("6x128-fp32")
+    with pytest.raises(UsageError) as far:
+        whole.cell("best")
+    assert str(far.value) == (
+        "the profile has no cell 'best'; ids look like 2x64-fp32-float32, and it has layers 2, 6; "
+        "dims 64, 128; weights fp32, int8-weight-only; vectors float32, int8-symmetric."
+    )

@@ -9,7 +9,7 @@ import pytest
 from command_line import m2d
 
 from m2dexport.data import shipped_targets
-from m2dexport.errors import UsageError
+from m2dexport.errors import M2DError, UsageError
 from m2dexport.profile import sweep
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.sweep import Course
@@ -96,3 +96,40 @@ def test_what_cannot_be_is_refused_before_the_work(tmp_path: Path, options, sent
 def test_the_help_names_the_targets_that_ship() -> None:
     shown = "".join(m2d("profile", "--help").stdout.split())
     assert all(name in shown for name in shipped_targets())
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+@pytest.mark.parametrize("by", ["the disk", "Ctrl-C"])
+def test_what_stops_a_sweep_says_whether_anything_measured_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str, parts: int
+) -> None:
+    def stop(_model: Any, _tasks: Any, _texts: Any, _plans: Any, course: Any, _: Any) -> None:
+        for step in range(parts):
+            course.parts.remember("memory", step, lambda: 1)
+        if by == "Ctrl-C":
+            raise KeyboardInterrupt
+        try:
+            (tmp_path / "none").read_bytes()
+        except OSError as error:
+            raise M2DError("it stopped.") from error
+
+    monkeypatch.setattr(sweep, "profile_checkpoint", stop)
+    result = m2d("profile", "--out", tmp_path / "p")
+    kept = "; what was measured is kept: run the same command again to go on"
+    if by == "Ctrl-C":
+        said = f"\nInterrupted{kept if parts else '; nothing was measured'}.\n"
+        assert (result.exit_code, result.stderr) == (130, said)
+    else:
+        assert (result.exit_code, result.stderr) == (
+            1,
+            f"Error: it stopped{kept if parts else ''}.\n",
+        )
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    result = m2d("profile", "--ray", "127.0.0.1:1", "--out", tmp_path / "p")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: there is no Ray cluster at 127.0.0.1:1: ")
+    assert result.stderr.endswith("; start one, or name the address of its head.\n")
+    assert not (tmp_path / "p").exists()

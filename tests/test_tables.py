@@ -159,13 +159,14 @@ def test_a_cell_has_one_sentence_and_of_many_losses_the_largest(capsys) -> None:
 
 
 def test_samples_that_do_not_take_what_they_share_are_told_in_one_line(tmp_path, capsys) -> None:
-    fine = {"cell": CELLS[0].id, "p50_ms": 6.0, "shared_p50_ms": 6.2}
-    off = {"cell": CELLS[2].id, "p50_ms": 4.97, "shared_p50_ms": 7.01}
+    between = {"low": 0.7, "high": 0.99}
+    fine = {"cell": CELLS[0].id, "p50_ms": 6.0, "shared_p50_ms": 6.2, "ratio_interval": between}
+    off = {"cell": CELLS[2].id, "p50_ms": 4.97, "shared_p50_ms": 7.01, "ratio_interval": between}
     write_profile(measured(samples=[fine, off]), tmp_path / "off.json")
     write_profile(measured(samples=[fine]), tmp_path / "fine.json")
     said = (
-        f"{CELLS[2].id} has a p50 of 4.97 ms by itself, and what it shares its latency with 7.01 "
-        "ms: read the latencies of its depth with care."
+        f"{CELLS[2].id} has a p50 of 4.97 ms by itself, 0.71 times (0.70 to 0.99) that of what it "
+        "shares its latency with, 7.01 ms: read the latencies of its depth with care."
     )
     print_profile(measured(samples=[fine, off]), tmp_path / "off.json")
     for out in (capsys.readouterr().out, m2d("profile", "show", tmp_path / "off.json").stdout):
@@ -173,7 +174,8 @@ def test_samples_that_do_not_take_what_they_share_are_told_in_one_line(tmp_path,
     assert "with care" not in m2d("profile", "show", tmp_path / "fine.json").stdout
     page = page_of(measured(samples=[fine, off]))
     assert said in page
-    assert "6.2 ms, the same within noise" in page and "7.01 ms, which differs beyond noise" in page
+    assert "(6.2 ms): the same within noise" in page
+    assert "(7.01 ms): they differ beyond noise" in page
 
 
 def test_every_target_has_its_table_and_a_command_that_names_it(capsys) -> None:

@@ -12,9 +12,10 @@ from m2dexport.measure.latency import LatencyPoint
 from m2dexport.measure.size import SizeParts
 from m2dexport.profile import schema
 from m2dexport.profile.cells import Graph, GraphFacts, Measured
-from m2dexport.profile.intervals import Replicates, replicates_of
+from m2dexport.profile.intervals import Replicates, interval_of, replicates_of, score_from
 from m2dexport.profile.schema import Cell, MeasuredOn, Profile
 from m2dexport.runtime.cells import cell_id
+from m2dexport.vectors.codecs import bytes_per_vector
 from m2dexport.vectors.resample import REPLICATES, Score
 
 TIMED = {
@@ -40,6 +41,8 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
     vectors = values.pop("vectors", "float32")
     quality = values.pop("quality", 80.0)
     align = values.pop("align", "none")
+    replicates = values.pop("replicates", {"sts/spearman": steady(quality)})
+    main = replicates.get("sts/spearman", steady(quality))
     facts = {
         "id": cell_id(layers, dim, weights, vectors, align, values.get("engine", "onnx")),
         "target": "local",
@@ -53,11 +56,11 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "isa": "portable",
         "quality": {"sts/spearman": quality, "sts/pearson": quality - 1},
         "intervals": {},
-        "replicates": {"sts/spearman": steady(quality)},
+        "replicates": replicates,
         "as_query": {},
         "query_replicates": {},
         "mean_quality": quality,
-        "mean_interval": {"low": quality, "high": quality},
+        "mean_interval": interval_of(score_from(quality, main)),
         "retention": quality / 100,
         "loss": 100 - quality,
         "loss_interval": {"low": 100 - quality, "high": 100 - quality},
@@ -73,12 +76,17 @@ def cell(layers: int = 2, dim: int = 64, weights: str = "fp32", **values: Any) -
         "size_parts": {"embeddings": 0, "layers": 9_000_000, "tokenizer": 1_000_000, "other": 0},
         "peak_memory_bytes": 100_000_000,
         "used_memory_bytes": 110_000_000,
-        "bytes_per_vector": 256,
+        "bytes_per_vector": bytes_per_vector(dim, vectors),
         "flags": (),
         "on_frontier": True,
     }
     p50, p95 = values.get("p50_ms", 1.0), values.get("p95_ms", 2.0)
-    timed = {"p50_ms": p50, "p95_ms": p95, "p50_interval": {"low": p50, "high": p50}}
+    timed = {
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": values.get("p99_ms", 2.5),
+        "p50_interval": {"low": p50, "high": p50},
+    }
     return Cell.model_validate({**facts, "latency": [{**TIMED, **timed}], **values})
 
 

@@ -74,7 +74,7 @@ def profile(
     # A sweep that was interrupted while it wrote them left some of the files.
     force = force or os.path.lexists(out / STORE / WRITING)
     require_report_folder(out, force=force)
-    with open_parts(out / STORE, fresh=options.pop("fresh")) as parts, _going_on():
+    with open_parts(out / STORE, fresh=options.pop("fresh")) as parts, _going_on(parts):
         result = _measured(model, parts, options, quiet=as_json)
         parts.begin_writing()
         written = write_report(result, out, force=force)
@@ -86,16 +86,17 @@ def profile(
 
 
 @contextmanager
-def _going_on() -> Iterator[None]:
-    """Say after Ctrl-C, and where the profile cannot be written, that nothing is lost."""
+def _going_on(parts: Parts) -> Iterator[None]:
+    """Say after Ctrl-C, and where the profile cannot be written, that what is there is not lost."""
     again = "what was measured is kept: run the same command again to go on"
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\nInterrupted; {again}.", err=True)
+        said = again if parts.held() else "nothing was measured"
+        click.echo(f"\nInterrupted; {said}.", err=True)
         raise SystemExit(_INTERRUPTED) from None
     except M2DError as error:
-        if not isinstance(error.__cause__, OSError):
+        if not isinstance(error.__cause__, OSError) or not parts.held():
             raise
         raise M2DError(f"{str(error).removesuffix('.')}; {again}.") from error
 

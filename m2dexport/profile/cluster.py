@@ -67,7 +67,10 @@ def connected(address: str, targets: Sequence[str]) -> Iterator[None]:
         _require_listener(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
-        raise M2DError(f"there is no Ray cluster at {address}: {one_line(error)}") from error
+        raise M2DError(
+            f"there is no Ray cluster at {address}: {one_line(error).rstrip('.')}; start one, or "
+            "name the address of its head."
+        ) from error
     try:
         there = ray.cluster_resources()
         for target in targets:

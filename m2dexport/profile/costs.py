@@ -195,10 +195,8 @@ class _Work:
         shared = graphs[sample.graph]
         pair = {"own": replace(sample.candidate, device=shared.device), "shared": shared}
         inputs = {**self._inputs(pair), "shape": list(self.plan.shapes[0])}
-        p50_ms = self.remember("sample", inputs, lambda: self._pair(pair))
-        if p50_ms is None:
-            return None
-        return SharedLatency(cell=name, p50_ms=p50_ms["own"], shared_p50_ms=p50_ms["shared"])
+        found = self.remember("sample", inputs, lambda: self._pair(pair))
+        return None if found is None else SharedLatency(cell=name, **found)
 
     def footprints(
         self, graphs: Mapping[Graph, Candidate], failures: Mapping[Graph, str]
@@ -275,12 +273,18 @@ class _Work:
         progress(1)
         return found
 
-    def _pair(self, pair: Mapping[str, Candidate]) -> dict[str, float] | None:
-        group = load_group(pair)
+    def _pair(self, pair: Mapping[str, Candidate]) -> dict[str, Any] | None:
+        group = load_group(pair, "shared")
         if group.failed:
             return None
-        timed = time_shape(group, self.plan.shapes[0], self.conditions, {})
-        return {name: point.p50_ms for name, point in timed.points.items()}
+        points = time_shape(group, self.plan.shapes[0], self.conditions, {}).points
+        ratio = points["own"].ratio
+        assert ratio is not None  # the other is the reference
+        return {
+            "p50_ms": points["own"].p50_ms,
+            "shared_p50_ms": points["shared"].p50_ms,
+            "ratio_interval": {"low": ratio.low, "high": ratio.high},
+        }
 
     def _footprint(self, graph: Candidate) -> dict[str, Any]:
         try:

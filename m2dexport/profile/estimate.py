@@ -58,9 +58,7 @@ def estimate(basis: Basis, passes: Sequence[Pass], plans: Sequence[Plan]) -> str
     timed = sum(
         _of_target(speed, target[0], found) for target, found in zip(targets, graphs, strict=True)
     )
-    scored = sum(
-        speed.text * (texts * _SCORED + _QUANTIZED.get(one.weights, 0)) + _CHECKED for one in passes
-    )
+    scored = sum(_of_pass(speed, one, texts) for one in passes)
     whole = scored + timed + _WRITTEN
     return (
         f"About {_minutes(_LOW * whole)} to {_minutes(_HIGH * whole)} minutes by a few batches: "
@@ -87,6 +85,12 @@ def _speed(basis: Basis, one: Pass) -> _Speed:
     single = (time.perf_counter() - start) / min(_SINGLE, size)
     tokens = sum(len(text) for batch in batches for text in batch)
     return _Speed(many / (len(batches) * size), many / max(tokens, 1), single)
+
+
+def _of_pass(speed: _Speed, one: Pass, texts: int) -> float:
+    """Return the seconds that a pass takes, which runs no layer above the deepest it measures."""
+    share = max(one.plan.depths) / one.plan.compared_with[0]
+    return share * speed.text * (texts * _SCORED + _QUANTIZED.get(one.weights, 0)) + _CHECKED
 
 
 def _of_target(speed: _Speed, plan: Plan, graphs: set[Graph]) -> float:

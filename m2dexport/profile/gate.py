@@ -14,6 +14,7 @@ from m2dexport.profile.compare import (
     remarks_on_devices,
 )
 from m2dexport.profile.schema import Cell, Profile, TargetInfo
+from m2dexport.runtime.cells import unknown_cell
 
 #: Times slower, surely, from which a cell is so on a very noisy machine, too: its reference cell
 #: was timed in turn with it, and what else the machine did struck both.
@@ -208,13 +209,10 @@ def _require_target(profile: Profile, target: TargetInfo) -> None:
 def _require_cells(baseline: Profile, targets: Sequence[TargetInfo], scope: Scope) -> None:
     if scope.cells and scope.all_cells:
         raise UsageError("--cell names some cells and --all takes every one; leave one out.")
-    ids = {cell.id for target in targets for cell in baseline.of_target(target.name)}
+    ids = [cell.id for target in targets for cell in baseline.of_target(target.name)]
     for name in scope.cells:
         if name not in ids:
-            raise UsageError(
-                f"the baseline has no cell {name!r}; ids look like {baseline.cells[0].id}, and "
-                "profile show lists them."
-            )
+            raise unknown_cell("the baseline", name, ids)
 
 
 def _cells_to_check(baseline: Profile, target: TargetInfo, scope: Scope) -> Sequence[Cell]:

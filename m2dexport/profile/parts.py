@@ -89,6 +89,11 @@ class Parts:
         """Return how many parts of this sweep there are, of one step or of all."""
         return len(list(self.folder.glob(f"{step}*-{self._own}-*")))
 
+    def held(self) -> int:
+        """Return how many parts the folder holds, of whatever sweep."""
+        beside = LOCK, WRITING, _UNFINISHED
+        return sum(path.name not in beside for path in self.folder.iterdir())
+
     def begin_writing(self) -> None:
         """Note that the profile's files are being written: some may be there already."""
         (self.folder / WRITING).touch()
@@ -146,7 +151,7 @@ def open_parts(folder: Path, *, fresh: bool = False) -> Iterator[Parts]:
             yield parts
         except BaseException as error:
             _remove(folder / _UNFINISHED)
-            count = _held(folder)
+            count = parts.held()
             if not count:
                 _remove_folders(made)
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -229,11 +234,6 @@ def _remove_folders(folders: Iterable[Path]) -> None:
         (each / LOCK).unlink(missing_ok=True)
         with suppress(OSError):
             each.rmdir()
-
-
-def _held(folder: Path) -> int:
-    """Return how many parts a folder holds, of whatever sweep."""
-    return sum(path.name not in (LOCK, WRITING, _UNFINISHED) for path in folder.iterdir())
 
 
 def _clear(folder: Path) -> None:

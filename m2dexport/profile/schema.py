@@ -21,9 +21,10 @@ from m2dexport.profile.bounds import (
     Shard,
 )
 from m2dexport.profile.intervals import Interval, Model, PositiveInterval, Replicates, score_from
+from m2dexport.runtime.cells import unknown_cell
 from m2dexport.vectors.resample import Score, mean_of
 
-FORMAT = 5
+FORMAT = 6
 MEAN = "mean"
 #: The target of a profile that names none: this machine, with settings that are measured.
 LOCAL = "local"
@@ -205,6 +206,7 @@ class SharedLatency(Model):
     cell: Line = Field(description="id")
     p50_ms: Positive
     shared_p50_ms: Positive = Field(description="of what it shares it with, timed beside it")
+    ratio_interval: PositiveInterval = Field(description="of the first over the second, paired")
 
 
 class TargetInfo(Model):
@@ -394,7 +396,4 @@ class Profile(Model):
                 return cell
         if (reason := self.failure_of(cell_id, cells[0].target)) is not None:
             raise UsageError(f"the cell {cell_id} failed when measured: {reason}")
-        raise UsageError(
-            f"the profile has no cell {cell_id!r}; ids look like {cells[0].id}, and select "
-            "names one."
-        )
+        raise unknown_cell("the profile", cell_id, (cell.id for cell in cells))

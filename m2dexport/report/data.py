@@ -11,7 +11,7 @@ from m2dexport.profile.flags import collapsed_on
 from m2dexport.profile.recommend import ROLES
 from m2dexport.profile.schema import MEAN, Cell, Profile
 from m2dexport.report import facts
-from m2dexport.report.style import COLOURS, MARKS
+from m2dexport.report.style import COLOURS, MARKS, PARTS
 
 _DIGITS = 5
 
@@ -43,6 +43,7 @@ def page_data(profile: Profile) -> dict[str, Any]:
             for target in profile.targets
         ],
         "colours": {name: COLOURS[name] for name in _used(profile, "weights", WEIGHT_PRECISIONS)},
+        "parts": list(PARTS.items()),
         "marks": {name: MARKS[name][1:] for name in _used(profile, "vectors", VECTOR_PRECISIONS)},
         "cells": _columns(profile, mains),
     }

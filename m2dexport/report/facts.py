@@ -99,22 +99,30 @@ def noise_sentence(target: TargetInfo) -> str:
 def agrees(sample: SharedLatency) -> bool:
     """Return whether a cell that was timed by itself takes what it shares its latency with.
 
-    What counts as no difference is what counts as none between cells.
+    It does not where the interval of their ratio says so, and they are as far apart as cells of
+    different latency are.
     """
     fast, slow = sorted((sample.p50_ms, sample.shared_p50_ms))
-    return slow <= fast * LATENCY_NOISE + LATENCY_GRAIN_MS
+    same = sample.ratio_interval.low <= 1 <= sample.ratio_interval.high
+    return same or slow <= fast * LATENCY_NOISE + LATENCY_GRAIN_MS
 
 
 def samples_comment(samples: Sequence[SharedLatency]) -> str | None:
     """Return a sentence on the samples that do not agree; None where all do."""
     off = [
-        f"{each.cell} has a p50 of {each.p50_ms:.2f} ms by itself, and what it shares its latency "
-        f"with {each.shared_p50_ms:.2f} ms"
+        f"{each.cell} has a p50 of {each.p50_ms:.2f} ms by itself, {ratio_words(each)} that of "
+        f"what it shares its latency with, {each.shared_p50_ms:.2f} ms"
         for each in samples
         if not agrees(each)
     ]
     whose = "its depth" if len(off) == 1 else "their depths"
     return f"{'; '.join(off)}: read the latencies of {whose} with care." if off else None
+
+
+def ratio_words(sample: SharedLatency) -> str:
+    """Return such as "0.98 times (0.96 to 1.01)": a sample's p50 over what it shares it with."""
+    ratio, between = sample.p50_ms / sample.shared_p50_ms, sample.ratio_interval
+    return f"{ratio:.2f} times ({between.low:.2f} to {between.high:.2f})"
 
 
 def shape_words(shape: Shape | Tokenization, asked: Shape | None = None) -> str:

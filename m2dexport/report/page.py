@@ -121,9 +121,9 @@ def _target_facts(profile: Profile, target: TargetInfo) -> list[tuple[str, str]]
     found += [
         (
             f"{each.cell}, timed by itself",
-            f"p50 {each.p50_ms:.3g} ms; what it shares its latency with, timed beside it: "
-            f"{each.shared_p50_ms:.3g} ms, "
-            + ("the same within noise" if facts.agrees(each) else "which differs beyond noise"),
+            f"p50 {each.p50_ms:.3g} ms, {facts.ratio_words(each)} that of what it shares its "
+            f"latency with, timed beside it ({each.shared_p50_ms:.3g} ms): "
+            + ("the same within noise" if facts.agrees(each) else "they differ beyond noise"),
         )
         for each in target.samples
     ]

@@ -60,12 +60,11 @@ def _draw_cells(axes: Any, cells: Sequence[Cell]) -> None:
         axes.scatter(
             [cell.p50_ms for cell in group],
             [cell.mean_quality for cell in group],
-            s=55 if ahead else 14,
+            s=70 if ahead else 12,
             facecolors="white" if mapped else colour,
             edgecolors=colour,
-            linewidths=1.5 if ahead else 0.7,
+            linewidths=1.8 if ahead else 0.7,
             marker=MARKS[vectors][0],
-            alpha=1.0 if ahead else 0.4,
             zorder=4 if ahead else 2,
         )
     for cell in (each for each in cells if each.on_frontier):
@@ -86,7 +85,7 @@ def _draw_intervals(axes: Any, cell: Cell) -> None:
 
     x, y, colour = cell.p50_ms, cell.mean_quality, COLOURS[cell.weights] or _INK
     across, up = span(x, cell.latency[0].p50_interval), span(y, cell.mean_interval)
-    axes.errorbar(x, y, up, across, ecolor=colour, elinewidth=0.8, alpha=0.5, zorder=2)
+    axes.errorbar(x, y, up, across, ecolor=colour, elinewidth=0.8, zorder=2)
 
 
 def _dress(axes: Any, profile: Profile, target: TargetInfo) -> None:

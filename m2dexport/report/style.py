@@ -1,7 +1,8 @@
 """Colours and marks, the same in pictures and page.
 
 Okabe and Ito's colours are told apart with every kind of colour vision ("Color Universal Design",
-2008); marks tell vector precisions apart without any colour.
+2008). Some are a shade darker here, so that each has a contrast of 3:1 or more to white and to the
+dark page, and they stay apart. Marks tell vector precisions apart without any colour.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 #: Weight precision -> colour; None: that of text, which is black on white and white on black.
 COLOURS: dict[str, str | None] = {
     "fp32": "#0072B2",
-    "fp16": "#E69F00",
-    "bf16": "#D55E00",
+    "fp16": "#C48700",
+    "bf16": "#B64E00",
     "int8": "#009E73",
-    "int8-dynamic": "#56B4E9",
+    "int8-dynamic": "#3A9BD6",
     "int8-static": "#CC79A7",
     "int8-weight-only": None,
-    "int4-weight-only": "#999999",
+    "int4-weight-only": "#6F6F6F",
 }
 #: Vector precision -> mark of matplotlib, mark of plotly, and a sign for text.
 MARKS = {
@@ -29,9 +30,9 @@ MARKS = {
 #: The parts of a file -> colour, in the order of ``SizeParts``.
 PARTS = {
     "token table": "#0072B2",
-    "layers": "#E69F00",
+    "layers": "#C48700",
     "tokenizer": "#009E73",
-    "other": "#999999",
+    "other": "#6F6F6F",
 }
 #: Perceived alike with every kind of colour vision (Nuñez, Anderton and Renslow, 2018).
 SCALE = "cividis"

@@ -7,15 +7,18 @@ A bundle of one cell lists it if a profile measured it, and else lists none.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from m2dexport.engines import DEFAULT_ENGINE
 from m2dexport.errors import BundleError, FormatError, UsageError, usable
 from m2dexport.files import SPEC
+from m2dexport.precisions import VECTOR_PRECISIONS, WEIGHT_PRECISIONS
 from m2dexport.runtime import artifact
 from m2dexport.runtime.archive import (
     OF_A_CELL,
@@ -38,6 +41,14 @@ from m2dexport.runtime.manifest import (
 from m2dexport.runtime.one_space import require_one_space
 from m2dexport.strict import parse_json, sha256_of_json, shown
 from m2dexport.vectors.codecs import ranges_from_json
+
+_FEW = 6  # ids that a message can list
+_NEAR = 0.7  # of difflib's ratio: an id with one part wrong, or missing, is nearer than that
+_WEIGHTS, _VECTORS = "|".join(WEIGHT_PRECISIONS), "|".join(VECTOR_PRECISIONS)
+_ID = re.compile(
+    rf"(?P<layers>\d+)x(?P<dims>\d+)-(?:aligned-)?(?P<weights>{_WEIGHTS})-(?P<vectors>{_VECTORS})"
+    "(?:@.+)?"
+)
 
 
 def cell_id(
@@ -62,6 +73,29 @@ def cell_of(spec: ArtifactSpec) -> str:
     """Return the id of the cell that an artifact is."""
     align = "none" if artifact.full_layers(spec) is None else "full"
     return cell_id(spec.layers, spec.dim, spec.weights, spec.vectors, align, spec.engine)
+
+
+def unknown_cell(where: object, cell: str, cells: Iterable[str]) -> UsageError:
+    """Return the error that there is no cell of an id, which says what there is.
+
+    That is the ids where they are few, else those that are spelt almost alike, or else the layers,
+    dims, weights and vectors that occur in them.
+
+    Args:
+        where: the bundle or profile, at the start of a sentence.
+        cell: the id.
+        cells: the ids that there are.
+    """
+    known = list(dict.fromkeys(cells))
+    said = f"{where} has no cell {shown(cell)};"
+    if len(known) <= _FEW:
+        return UsageError(f"{said} it has {', '.join(known)}.")
+    if near := difflib.get_close_matches(cell, known, cutoff=_NEAR):
+        return UsageError(f"{said} name one that it has, such as {', '.join(near)}.")
+    parts = [match.groupdict() for each in known if (match := _ID.fullmatch(each))]
+    axes = {axis: dict.fromkeys(each[axis] for each in parts) for axis in _ID.groupindex}
+    there = "; ".join(f"{axis} {', '.join(values)}" for axis, values in axes.items())
+    return UsageError(f"{said} ids look like {known[0]}, and it has {there}.")
 
 
 def depth_order(cell: str, default: str) -> tuple[int, bool, int, str]:
@@ -116,9 +150,7 @@ class Opened:
             UsageError: when there is no such cell, naming those there are.
         """
         if cell is not None and cell not in self.cells:
-            raise UsageError(
-                f"{self.path} has no cell {shown(cell)}; it has {', '.join(self.cells)}."
-            )
+            raise unknown_cell(self.path, cell, self.cells)
         return self.default if cell is None else cell
 
     def size_of(self, cell: str) -> int:

@@ -11,7 +11,7 @@ from m2dexport.engines import Device
 from m2dexport.errors import UsageError
 from m2dexport.runtime import artifact, golden
 from m2dexport.runtime.archive import GOLDEN
-from m2dexport.runtime.cells import Opened, cell_of, open_cells
+from m2dexport.runtime.cells import Opened, cell_of, open_cells, unknown_cell
 from m2dexport.runtime.encoder import (
     Encoder,
     decoded,
@@ -19,7 +19,6 @@ from m2dexport.runtime.encoder import (
     keeping_engines,
 )
 from m2dexport.runtime.one_space import require_one_space, require_ranges_of_graph
-from m2dexport.strict import shown
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def _load_folder(path: Path, device: Device, cell: str | None, *, limited: bool)
     if limited:
         raise UsageError(f"{path} is one cell, and so none can be chosen; name a nested bundle.")
     if cell not in (None, cell_of(spec)):
-        raise UsageError(f"{path} has no cell {shown(cell)}; it is {cell_of(spec)}.")
+        raise unknown_cell(path, cell, [cell_of(spec)])
     tokenizer_json = decoded(artifact.read_file(path, artifact.TOKENIZER), path)
     graph = artifact.graph_files(path, spec.engine)
     device = keeping_engines(path, spec, device)

@@ -11,9 +11,6 @@ const AXES = {
 const ROLES = {
   within_budget: "within the budget", best: "best", balanced: "balanced", smallest: "smallest",
 };
-const PARTS = [
-  ["token table", "#0072B2"], ["layers", "#E69F00"], ["tokenizer", "#009E73"], ["other", "#999999"],
-];
 const PAPER = { scatter: 690, parts: 690, "tasks-none": 335, "tasks-full": 335, row: 222 }; // px on A4
 const print = matchMedia("print");
 let printing = false; // from before the browser lays out its pages
@@ -155,7 +152,7 @@ function copying(block) {
 
 // -- charts --------------------------------------------------------------------------------------
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const colour = (weights) => ink(`--${weights}`) || DATA.colours[weights] || ink("--ink"); // dark has its own
+const colour = (weights) => DATA.colours[weights] || ink("--ink");
 const narrow = () => innerWidth < 640 && !paper();
 
 function draw(id, traces, layout) {
@@ -223,15 +220,15 @@ function scatter() {
   const list = shown().filter((i) => x[i] !== null && y[i] !== null); // some figures are of some cells only
   const at = (of, some) => some.map((i) => of[i]);
   const traces = [];
-  for (const [ahead, size, opacity] of [[0, 6, Number(ink("--off-frontier"))], [1, 11, 1]]) {
+  for (const [ahead, size] of [[0, 5], [1, 12]]) {
     const some = list.filter((i) => C.frontier[i] === ahead);
     traces.push({
       type: "scatter", mode: "markers", x: at(x, some), y: at(y, some), customdata: some,
       text: some.map(hover), hovertemplate: "%{text}<extra></extra>",
       marker: {
-        size, opacity, color: some.map((i) => colour(C.weights[i])),
-        symbol: some.map((i) => DATA.marks[C.vectors[i]][0] + (C.align[i] === "full" ? "-open" : "")),
-        line: { width: ahead ? 2 : 1.5, color: some.map((i) => colour(C.weights[i])) },
+        size, color: some.map((i) => (C.align[i] === "full" ? ink("--paper") : colour(C.weights[i]))),
+        symbol: some.map((i) => DATA.marks[C.vectors[i]][0]),
+        line: { width: ahead ? 2.5 : 1, color: some.map((i) => colour(C.weights[i])) },
       },
       ...(ahead ? spans(some, x, y, C.low[metric], C.high[metric]) : {}),
     });
@@ -358,7 +355,7 @@ function collapse() {
 function parts() {
   const list = target().sizes.map((id) => rows().find((i) => C.id[i] === id));
   const x = [list.map((i) => C.weights[i]), list.map((i) => String(C.layers[i]))];
-  draw("parts", PARTS.map(([name, fill], part) => ({
+  draw("parts", DATA.parts.map(([name, fill], part) => ({
     type: "bar", name, x, y: list.map((i) => C.parts[i][part]), marker: { color: fill },
     hovertemplate: `%{x}: ${name} %{y:.2f} MB<extra></extra>`,
   })), {
@@ -366,7 +363,7 @@ function parts() {
     xaxis: { type: "multicategory", showgrid: false },
   });
   const body = list.map((i) => [`${C.weights[i]}, ${C.layers[i]} layers, ${C.dim[i]} dims`, ...C.parts[i].map((each) => fixed(each, 2))]);
-  $("parts-table").replaceChildren(table(["files", ...PARTS.map(([name]) => `${name}, MB`)], body));
+  $("parts-table").replaceChildren(table(["files", ...DATA.parts.map(([name]) => `${name}, MB`)], body));
 }
 
 // -- one cell ------------------------------------------------------------------------------------
