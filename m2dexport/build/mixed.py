@@ -332,11 +332,11 @@ def _rank(
     weights = units_of(original.graph)
     every = frozenset(name for names in weights.values() for name in names)
     sizes = _float_sizes(original.graph)
-    tries = at_once(sum(sizes[name] for name in every))
+    cores, tries = usable_cores(), at_once(sum(sizes[name] for name in every))
 
     def quantizing(names: Sequence[str]) -> Floats:
         graph = restore(quantized, original, every.difference(names))
-        return encode(graph, texts, usable_cores() // tries)
+        return encode(graph, texts, cores // tries)
 
     on_progress("measuring sensitivities", 0, len(weights))
     found = side_by_side(quantizing, [(), *weights.values()], tries)
