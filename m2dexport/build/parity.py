@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.batches import encode_tokens
+from m2dexport.cores import side_by_side
 from m2dexport.errors import ParityError
 from m2dexport.vectors.codecs import Ranges, cosines, encode_vectors
 
@@ -81,7 +82,7 @@ def embed_probes(
         ids: the token ids of each probe.
         pad_id: the id that fills a batch.
         max_length: tokens at most, padding included.
-        workers: texts that run at once when they run alone.
+        workers: requests that run at once.
     """
 
     def padded(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[Any]:
@@ -89,12 +90,16 @@ def embed_probes(
         more = ((0, 0), (0, min(width + _MORE_PADDING, max_length - width)))
         return run(np.pad(input_ids, more, constant_values=pad_id), np.pad(mask, more))
 
-    def rows(run: Run, batch_size: int) -> Floats:
-        found = encode_tokens(run, ids, pad_id, batch_size, workers if batch_size == 1 else 1)
+    def rows(asked: tuple[Run, Sequence[Sequence[int]]]) -> Floats:
+        found = encode_tokens(asked[0], asked[1], pad_id, len(ids))
         assert found is not None
         return found
 
-    return Embedded(rows(run, len(ids)), rows(run, 1), rows(padded, 1))
+    alone = [[text] for text in ids]
+    asked = [(run, ids), *((run, text) for text in alone), *((padded, text) for text in alone)]
+    batched, *others = side_by_side(rows, asked, workers)
+    by_company = others[: len(ids)], others[len(ids) :]
+    return Embedded(batched, *(np.concatenate(each) for each in by_company))
 
 
 def measure_parity(expected: Floats, found: Embedded) -> Parity:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m2dexport.build.source import Source
+from m2dexport.cores import at_once, side_by_side
 from m2dexport.engines import ENGINES, engine_maker
 from m2dexport.errors import M2DError, ParityError
 from m2dexport.graph.vector import (
@@ -48,6 +49,8 @@ from m2dexport.quantize.half import store_half
 from m2dexport.quantize.recipes import HALF
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.vectors.codecs import LEVELS, PER_BYTE
+
+_COPIES = 3  # of a graph's constants, in memory while they are written
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,11 @@ def measure_pass(
     maps = basis.maps.stored_in(one.weights)
     bytes_of_a_depth = len(corpus.ids) * source.checkpoint.dim * np.dtype(np.float32).itemsize
     with scoring_threads(plan.device.threads, bytes_of_a_depth) as threads:
-        # Other steps do not keep all cores busy; these two fill the gaps.
+        # Other steps do not keep all cores busy: depth 0 fills the gaps.
         static = threads.submit(_floors, basis, one, maps, folder)
         surface = compute_surface(source, one.weights, corpus, plan, on_progress, folder)
         failures = _failures(one, surface)
         _require_reference(one, failures)
-        writing = threads.submit(_graphs, one, maps, surface, folder)
         rankings = beside.rankings
         if rankings is None:
             rankings = rankings_of(surface, corpus, full)
@@ -117,8 +119,8 @@ def measure_pass(
         indexes = _indexes(side, corpus, beside, folder)
         queries = as_queries(side, indexes, beside.wanted, threads)
         crossed = cross_depth(side, threads) if one.crosses else ()
-    written, samples = writing.result()
-    graphs = written | graphs
+    graphs = _graphs(one, maps, surface, folder, on_progress) | graphs
+    samples = dict(_samples(one, surface, folder))
     flags = {graph: _flags_of(surface.depths.get(graph.layers)) for graph in graphs}
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     found = (quality, queries, crossed, graphs, flags, samples, failures, folder / TOKENIZER)
@@ -134,15 +136,32 @@ def _indexes(side: Side, corpus: Corpus, beside: Beside, folder: Path) -> list[I
 
 
 def _graphs(
-    one: Pass, maps: Maps, surface: Surface, folder: Path
-) -> tuple[dict[Graph, Candidate], dict[str, Sample]]:
-    """Write the graphs of the transformer's depths, and the sample."""
-    graphs = {
-        graph: _written(graph, model, one.plan, folder)
+    one: Pass, maps: Maps, surface: Surface, folder: Path, on_progress: OnProgress
+) -> dict[Graph, Candidate]:
+    """Write the graphs of the transformer's depths."""
+    models = {
+        graph: model
         for layers, depth in surface.depths.items()
         for graph, model in _models(one, maps, layers, depth)
     }
-    return graphs, dict(_samples(one, surface, folder))
+
+    def written(graph: Graph) -> Candidate:
+        return _written(graph, models[graph], one.plan, folder)
+
+    largest = max((_bytes_of(model) for model in models.values()), default=0)
+    candidates = side_by_side(written, models, at_once(_COPIES * largest))
+    step, found = f"writing {one.name}", {}
+    on_progress(step, 0, len(models))
+    for graph, candidate in zip(models, candidates, strict=True):
+        found[graph] = candidate
+        on_progress(step, len(found), len(models))
+    return found
+
+
+def _bytes_of(model: ir.Model) -> int:
+    """Return the bytes of a graph's constants."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _scored(one: Pass) -> dict[Spot, str]:

@@ -33,6 +33,8 @@ _BLOCK_PRODUCTS = 1 << 17  # of queries with few documents, as many as a process
 _GRAIN = 1 << 26
 _FEW = 2048  # documents that are all multiplied with a query sooner than some are picked out
 _FEW_OF = 64  # likewise, one of so many
+_GROUPS = 8  # of documents, for each that is wanted
+_LEAST_GROUP = 4  # documents of a group
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,33 @@ def _nearest_of_products(products: Doubles, count: int) -> Found:
     if 2 * count > products.shape[1]:  # sorting all is faster than picking most of them out
         best = np.argsort(-products, axis=1, kind="stable")[:, :count]
         return Found(best, np.take_along_axis(products, best, axis=1))
+    near = _at_least_nearest(products, count)
+    if near is not None:
+        places, columns = np.nonzero(near)
+        return _best_of(len(products), count, places, columns, products[places, columns])
     best = _columns_of_largest(products, count)
     values = np.take_along_axis(products, best, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     return Found(np.take_along_axis(best, order, 1), np.take_along_axis(values, order, 1))
+
+
+def _at_least_nearest(products: Doubles, count: int) -> NDArray[np.bool_] | None:
+    """Return which products may be among the ``count`` largest of their row, and few others.
+
+    No fewer than ``count`` are as large as the one that is ``count``-th among the largest of some
+    groups: each of these groups has one. Finding the largest of groups is fast, and there are few.
+
+    Returns:
+        None where many products tie, or there are too few for groups.
+    """
+    queries, width = products.shape
+    groups = _GROUPS * count
+    size = width // groups
+    if size < _LEAST_GROUP:
+        return None
+    largest = products[:, : size * groups].reshape(queries, size, groups).max(axis=1)
+    near = products >= np.partition(largest, groups - count, axis=1)[:, groups - count, None]
+    return near if np.count_nonzero(near) <= 2 * count * queries else None
 
 
 def _nearest_of_few(
@@ -225,11 +250,19 @@ def _nearest_of_few(
         values = _products_of(queries, documents, places, columns)
     else:
         values = products[near].astype(np.float64)
+    return _best_of(len(queries), count, places, columns, values)
+
+
+def _best_of(queries: int, count: int, places: Rows, columns: Rows, values: Doubles) -> Found:
+    """Return the best of some documents, each of a query (``places``, ascending).
+
+    In the place of documents that are not there are rows of no meaning, of similarity -inf.
+    """
     order = np.lexsort((-values, places))  # stable: columns that tie keep their order
     places = places[order]
     rank = np.arange(len(places)) - np.searchsorted(places, places)
     kept = rank < count
-    found = Found(np.zeros((len(queries), count), np.intp), np.full((len(queries), count), -np.inf))
+    found = Found(np.zeros((queries, count), np.intp), np.full((queries, count), -np.inf))
     found.rows[places[kept], rank[kept]] = columns[order][kept]
     found.similarity[places[kept], rank[kept]] = values[order][kept]
     return found
