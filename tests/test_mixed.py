@@ -15,6 +15,7 @@ from command_line import m2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2dexport import cores as cores_of_process
 from m2dexport.build import mixed as mixed_precision
 from m2dexport.build.build import make_artifact, quantize_artifact
 from m2dexport.build.mixed import Fidelity, QualityLimit, fewest
@@ -26,7 +27,6 @@ from m2dexport.engines.onnxruntime.make import PRECISIONS, quantize, runner
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import Cell
 from m2dexport.profile.sweep import profile_checkpoint
-from m2dexport.quantize import int8 as int8_weights
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.quantize.coverage import coverage
 from m2dexport.quantize.tables import quantize_tables
@@ -217,7 +217,7 @@ def test_units_that_are_tried_side_by_side_are_those_that_stay(
     for recipe in (int8, dynamic):
         made = []
         for cores in (1, 3):
-            for module in (mixed_precision, int8_weights):
+            for module in (mixed_precision, cores_of_process):
                 monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
             out = tmp_path / f"{recipe.weights}-{cores}"
             made.append(make_artifact(original(None, 1, 64), out, recipe))

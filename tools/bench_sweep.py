@@ -5,9 +5,10 @@ depth against documents of each (in the first weights), intervals of all figures
 every graph. The encode is what a user of the full depth alone would run: the same texts, batches
 and device. Three parts that a build has, too, and that do not grow with texts are measured apart:
 making the weights (calibration, rounding); checks, which are the probes in all company, for int8
-256 texts in fp32 that its floor is held against, and sessions for both; and writing graphs. What
-is left of a pass is the surface: its forward passes over the texts, depth 0, scores, intervals, and
-queries of cells against documents of others.
+256 texts in fp32 that its floor is held against, and sessions for both; and writing graphs. The
+surface is the rest: forward passes over the texts, depth 0 (measured apart, since a pass does that
+while other steps leave cores idle), scores, intervals, and queries of cells against documents of
+others.
 
     python tools/bench_sweep.py                                # the checkpoint and tasks that ship
     python tools/bench_sweep.py --texts 100000 --weights fp32  # memory, on made-up retrieval
@@ -30,13 +31,15 @@ import page
 
 from m2dexport.align.texts import align_texts
 from m2dexport.batches import encode_tokens
-from m2dexport.build.mixed import floor_texts
+from m2dexport.build.mixed import BATCH, floor_texts
 from m2dexport.build.parity import embed_probes
 from m2dexport.checkpoint.open import open_checkpoint
 from m2dexport.cores import threads_for
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device, engine_maker
+from m2dexport.files import scratch_folder
 from m2dexport.profile.basis import Sweep, Work
+from m2dexport.profile.floor import floor_of
 from m2dexport.profile.grid import Pass, passes_of
 from m2dexport.profile.parts import passing_parts
 from m2dexport.profile.plan import default_plan, settled
@@ -68,8 +71,8 @@ def made_up(texts: int) -> RetrievalTask:
     return RetrievalTask("made-up", queries, documents, relevance, "0" * 64)
 
 
-def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float]:
-    """Return the seconds of making weights, of checks, and of encoding texts at the full depth."""
+def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float, float]:
+    """Return the seconds of making weights, checks, depth 0, and encoding at the full depth."""
     source, corpus, plan = work.sources[one.plan.engine], work.basis.corpus, one.plan
     plan = replace(plan, device=batches_at_once(plan.device, plan.engine))
     workers = plan.device.workers or 1
@@ -82,13 +85,17 @@ def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float]:
     embed_probes(every, corpus.probes, pad_id, source.checkpoint.max_length, workers)
     if maker.PRECISIONS[one.weights].faithful:
         exact = loaded_runner(source.graph, replace(plan, device=replace(plan.device, threads=1)))
-        encode_tokens(exact, floor_texts(corpus.calibration_ids()), pad_id, _BATCH, workers)
+        encode_tokens(exact, floor_texts(corpus.calibration_ids()), pad_id, BATCH, workers)
     checked = clock()
+    with scratch_folder() as folder:
+        maps = work.maps.stored_in(one.weights)
+        list(floor_of(maps, one.weights, work.basis.token_ids, source.prompt, folder))
+    static = clock() - checked
     run = loaded_runner(source.vectors_at(plan.compared_with[0], graph), plan)
     encode_tokens(run, corpus.ids[:_BATCH], pad_id, _BATCH)
     begun = clock()
     encode_tokens(run, corpus.ids, pad_id, _BATCH, workers)
-    return made - start, checked - made, clock() - begun
+    return made - start, checked - made, static, clock() - begun
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,14 @@ class Steps:
 def row(work: Work, steps: Steps, one: Pass) -> list[str]:
     """Return a row of the table."""
     page.say(f"{one.name}: {len(one.wanted)} cells")
-    made, checks, encode = apart(work, one, steps.clock)
+    made, checks, static, encode = apart(work, one, steps.clock)
     start = steps.clock()
     work.measured(one)
     end = steps.clock()
     whole, graphs = end - start, steps.took(f"writing {one.name}")
-    surface = whole - made - checks - graphs
+    encoding, scoring = f"quality {one.weights}", f"scoring {one.name}"
+    scored = steps.begun[f"writing {one.name}"] - steps.begun[scoring]
+    surface = steps.took(encoding) + static + scored
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10)
     seconds = [f"{each:.1f}" for each in (encode, made, checks, graphs, surface, whole)]
     ratios = [f"{each / encode:.2f}" for each in (surface, whole - made)]

@@ -144,14 +144,14 @@ def _asked(
         floats = codecs.truncate(index.documents[number], dim)
         for vectors in plan.vectors:
             written = Graph(side.full, index.weights, engine=index.engine).cell(dim, vectors)
-            names = {_id(side, view, vectors): asked for view, asked in queries}
-            asking = [name for name in names if name in side.one.wanted and name != written]
-            if written not in wanted or dim not in index.ranges or not asking:
+            named = {_id(side, view, vectors): asked for view, asked in queries}
+            names = [name for name in named if name in side.one.wanted and name != written]
+            if written not in wanted or dim not in index.ranges or not names:
                 continue
             ranges = index.ranges[dim]
-            documents = comparable(floats, vectors, ranges)
-            for name in asking:
-                ranking = _ranked(task, comparable(names[name], vectors, ranges), documents)
+            asked = np.concatenate([comparable(named[name], vectors, ranges) for name in names])
+            rankings = _ranked(task, asked, comparable(floats, vectors, ranges))
+            for name, ranking in zip(names, np.split(rankings, len(names)), strict=True):
                 scores = ranking_scores(task, ranking, only=BRIEF)
                 yield name, written, {f"{task.name}/{key}": each for key, each in scores.items()}
 

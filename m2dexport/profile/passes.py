@@ -101,10 +101,6 @@ def measure_pass(
         surface = compute_surface(source, one.weights, corpus, plan, on_progress, folder)
         failures = _failures(one, surface)
         _require_reference(one, failures)
-        rankings = beside.rankings
-        if rankings is None:
-            rankings = rankings_of(surface, corpus, full)
-            write_rankings(rankings, folder / RANKINGS)
         views = list(views_of(surface, maps, corpus, plan, full))
         graphs: dict[Graph, Candidate] = {}
         for graph, floor in static.result():
@@ -114,6 +110,11 @@ def measure_pass(
                 graphs[graph] = floor.candidate
                 views.append(floor.view)
         on_view = partial(on_progress, f"scoring {one.name}")
+        on_view(0, len(views))
+        rankings = beside.rankings
+        if rankings is None:
+            rankings = rankings_of(surface, corpus, full)
+            write_rankings(rankings, folder / RANKINGS)
         quality = qualities(views, _scored(one), corpus, rankings, threads, on_view)
         side = side_of(views, corpus, one, full)
         indexes = _indexes(side, corpus, beside, folder)

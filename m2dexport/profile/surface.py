@@ -311,6 +311,7 @@ def loaded_runner(graph: ir.Model, plan: Plan) -> Run:
 
 def _counting(run: Run, step: str, corpus: Corpus, on_progress: OnProgress) -> Run:
     done, total, one_at_a_time = 0, len(corpus.ids), Lock()
+    on_progress(step, 0, total)
 
     def counted(input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
         nonlocal done
