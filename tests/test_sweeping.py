@@ -70,7 +70,7 @@ def test_quick_measures_less_and_thorough_times_longer(asked: Any) -> None:
     assert (quick.weights, quick.vectors) == (("fp32", "int8"), ("float32", "int8"))
     assert (quick.layers, quick.dims) == (plain.layers, plain.dims)
     assert (len(quick.shapes), course.shard) == (1, (2, 3))
-    assert quick.repeats < thorough.repeats
+    assert 100 <= quick.repeats < thorough.repeats  # fewer mean no p95
     assert thorough.shapes == plain.shapes
 
 

@@ -210,7 +210,7 @@ def _print_tails(cells: Sequence[Cell]) -> None:
     """
     runs = min(cell.latency[0].runs for cell in cells)
     if runs < _ENOUGH_RUNS:
-        say(f"p95 is of {runs} runs, too few to mean much; without --quick it is of more.")
+        say(f"p95 is of {runs} runs, too few to mean much; profile again.")
     graphs = {(cell.p50_ms, cell.p95_ms): cell for cell in reversed(cells)}
     long = [cell for cell in graphs.values() if cell.p95_ms >= LONG_TAIL * cell.p50_ms]
     if long:

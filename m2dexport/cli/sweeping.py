@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     _Scores = Mapping[str, Score]  # by "task/metric"
 
-#: Timed rounds of every graph; without a word, as many as the time that they take allows.
-_QUICK, _THOROUGH = 30, 500
+#: Timed rounds of every graph, fewer than 100 of which mean no p95; without a word, as many as the
+#: time that they take allows.
+_QUICK, _THOROUGH = 100, 500
 _QUICK_WEIGHTS, _QUICK_VECTORS = ("fp32", "int8"), ("float32", "int8")
 
 
