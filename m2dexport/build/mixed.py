@@ -50,8 +50,8 @@ _TEXTS = 256
 _FEW_TEXTS = 64
 #: Texts run together where vectors decide: little padding, and batches enough for many cores.
 BATCH = 8
-#: Bytes of float32 weights, at most, of the graphs that are run at once.
-_IN_WORK = 2 << 30
+#: Bytes of float32 weights, at most, of graphs tried at once; to load one takes some times that.
+_IN_WORK = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,8 @@ def _rank(
     weights = units_of(original.graph)
     every = frozenset(name for names in weights.values() for name in names)
     cores, sizes = usable_cores(), _float_sizes(original.graph)
-    tries = max(1, min(cores, _IN_WORK // sum(sizes[name] for name in every)))
+    size = max(1, sum(sizes[name] for name in every))
+    tries = max(1, min(cores, _IN_WORK // size))
 
     def quantizing(names: Sequence[str]) -> Floats:
         graph = restore(quantized, original, every.difference(names))
