@@ -14,6 +14,7 @@ import pytest
 from command_line import m2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_checkpoint
 
 from m2dexport import cores as cores_of_process
 from m2dexport.build import mixed as mixed_precision
@@ -24,6 +25,7 @@ from m2dexport.checkpoint.open import Checkpoint
 from m2dexport.data import calibration_texts
 from m2dexport.engines import Device
 from m2dexport.engines.onnxruntime.make import PRECISIONS, quantize, runner
+from m2dexport.errors import M2DError
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.schema import Cell
 from m2dexport.profile.sweep import profile_checkpoint
@@ -235,6 +237,15 @@ def test_a_floor_that_the_embedding_tables_miss_is_an_error(tmp_path, monkeypatc
     assert result.exit_code == 1
     assert "when nothing but the embedding tables is quantized" in " ".join(result.output.split())
     assert not (tmp_path / "a").exists()
+
+
+def test_a_floor_that_a_model_without_large_matrices_misses_is_an_error(
+    tmp_path, monkeypatch, original
+) -> None:
+    monkeypatch.setattr(mixed_precision, "FLOOR", Fidelity(1.0, 1.0))
+    tiny = original(tiny_checkpoint(tmp_path / "tiny"), 1, 32)
+    with pytest.raises(M2DError, match="when nothing but the embedding tables is quantized"):
+        make_artifact(tiny, tmp_path / "a", Recipe(weights="int8"))
 
 
 def test_a_limit_that_int8_keeps_gives_plain_int8(tmp_path, mixed, fp32) -> None:

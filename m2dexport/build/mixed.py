@@ -50,6 +50,7 @@ _TEXTS = 256
 _FEW_TEXTS = 64
 #: Texts run together where vectors decide: little padding, and batches enough for many cores.
 BATCH = 8
+_COPIES = 2  # of its weights, in memory while a graph is loaded
 
 
 @dataclass(frozen=True)
@@ -332,7 +333,7 @@ def _rank(
     weights = units_of(original.graph)
     every = frozenset(name for names in weights.values() for name in names)
     sizes = _float_sizes(original.graph)
-    cores, tries = usable_cores(), at_once(sum(sizes[name] for name in every))
+    cores, tries = usable_cores(), at_once(_COPIES * sum(sizes[name] for name in every))
 
     def quantizing(names: Sequence[str]) -> Floats:
         graph = restore(quantized, original, every.difference(names))
