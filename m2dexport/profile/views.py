@@ -41,7 +41,7 @@ def scoring_threads(threads: int | None, size: int) -> Iterator[Executor]:
     """
     from threadpoolctl import threadpool_limits  # sets a variable when it is imported
 
-    most = min(threads_for(threads), at_once(size))
+    most = min(threads_for(threads), at_once(2 * size))  # before and after they are coded
     with threadpool_limits(1), ThreadPoolExecutor(most) as found:
         yield found
 
