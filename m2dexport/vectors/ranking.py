@@ -30,7 +30,8 @@ _QUERY_BLOCK = 256
 _DOCUMENT_BLOCK = 8192
 _BLOCK_VALUES = 1 << 21  # of a block of documents
 _BLOCK_PRODUCTS = 1 << 17  # of queries with few documents, as many as a processor's cache holds
-_GRAIN = 1 << 26
+#: The neighbours of this number are 2^-26 apart, so that adding it rounds what is below 2^25.
+_ROUNDER = 1.5 * 2**26
 _FEW = 2048  # documents that are all multiplied with a query sooner than some are picked out
 _FEW_OF = 64  # likewise, one of so many
 _GROUPS = 8  # of documents, for each that is wanted
@@ -156,9 +157,8 @@ def rounded(vectors: Floats | Doubles) -> Doubles:
     if vectors.dtype == np.float64:
         return vectors  # type: ignore[return-value]
     values = vectors.astype(np.float64)
-    values *= _GRAIN
-    np.rint(values, out=values)
-    values /= _GRAIN
+    values += _ROUNDER
+    values -= _ROUNDER
     return values
 
 
