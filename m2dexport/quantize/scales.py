@@ -122,28 +122,35 @@ def _codes_of(weight: Floats, rows: Floats, scales: FixedScales | TokenScales, i
 
 def _choose_scales(seen: Seen, weight: Floats) -> FixedScales | TokenScales:
     """Return the fastest kind of scales whose error on the calibration rows is not much larger."""
-    rows = seen.rows
+    rows, exact = seen.rows, seen.rows @ weight
+
+    def error_of(scales: FixedScales | TokenScales) -> float:
+        return _error(rows, weight, exact, scales)
+
     token, error = _with_spikes_that_pay(
-        lambda most: _token_scales(rows, seen.floor, most), rows, weight
+        lambda most: _token_scales(rows, seen.floor, most), error_of
     )
     if not seen.normed:
         return token
     fixed, fixed_error = _with_spikes_that_pay(
-        lambda most: _fixed_scales(rows, weight, most), rows, weight
+        lambda most: _fixed_scales(rows, weight, most), error_of
     )
     return fixed if fixed_error <= _FIXED_MAX_ERROR * error else token
 
 
 def _with_spikes_that_pay(
-    scales_of: Callable[[int], _Scales], rows: Floats, weight: Floats
+    scales_of: Callable[[int], _Scales], error_of: Callable[[_Scales], float]
 ) -> tuple[_Scales, float]:
     """Return the scales without spikes, or with, where that is much better, and their error."""
     plain, wide = scales_of(0), scales_of(_MOST_SPIKES)
-    errors = [_error(rows, weight, scales) for scales in (plain, wide)]
-    return (wide, errors[1]) if errors[0] > _SPIKES_PAY * errors[1] else (plain, errors[0])
+    error = error_of(plain)
+    if not wide.spikes.size:
+        return plain, error
+    wide_error = error_of(wide)
+    return (wide, wide_error) if error > _SPIKES_PAY * wide_error else (plain, error)
 
 
-def _error(rows: Floats, weight: Floats, scales: FixedScales | TokenScales) -> float:
+def _error(rows: Floats, weight: Floats, exact: Floats, scales: FixedScales | TokenScales) -> float:
     """Return the square of what 8 bits, rounded to nearest, miss of the worst of the products.
 
     A constant error does not count: it is taken off the bias. The mean over all tokens would not
@@ -155,7 +162,7 @@ def _error(rows: Floats, weight: Floats, scales: FixedScales | TokenScales) -> f
         codes, scale = _token_values(rows, scales)
         seen, moved = codes * scale, weight
     weight_codes, weight_scale = symmetric_int8(_narrow(moved, scales.spikes), axis=0)
-    error = rows @ weight - seen @ (weight_codes * weight_scale)
+    error = exact - seen @ (weight_codes * weight_scale)
     error -= rows[:, scales.spikes] @ weight[scales.spikes]
     return float(np.square(error - error.mean(axis=0)).sum(axis=1).max())
 
