@@ -107,7 +107,12 @@ def test_a_failure_on_one_target_is_none_on_another(tmp_path: Path) -> None:
     went = compare_profiles(before, after).went
     assert [(each.target, each.reason) for each in went] == [("local", None), ("edge", "NaN")]
     write_profile(after, tmp_path / "p.json")
-    assert "Failed, 1 cells of edge: NaN" in m2d("profile", "show", tmp_path / "p.json").stdout
+    assert "Failed, 1 cell of edge: NaN" in m2d("profile", "show", tmp_path / "p.json").stdout
+    aligned = {**failed, "align": "full", "cells": [cell(3, align="full").id]}
+    again = profile(cell(6, target="edge"), targets=both[1:], failures=[failed, aligned])
+    write_profile(again, tmp_path / "again.json")
+    said = m2d("profile", "show", tmp_path / "again.json").stdout
+    assert said.count("NaN") == said.count("Failed, 2 cells: NaN") == 1
     for name, said in (("edge", "failed when measured: NaN"), ("local", "has no cell")):
         with pytest.raises(UsageError, match=said):
             read_profile(tmp_path / "p.json").cell(cell(3).id, name)

@@ -84,7 +84,7 @@ def test_a_depth_that_cannot_be_aligned_at_a_dim_fails_there_alone(profile, caps
         if (*kind, dim) != (1, "full", 128)
     }
     print_cells(profile, View())
-    assert "Failed, 1 cells: 315 texts do not align depth 1" in capsys.readouterr().out
+    assert "Failed, 2 cells: 315 texts do not align depth 1" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"1x128-aligned-int8-float32 failed when measured: 315"):
         profile.cell(names[1])
 

@@ -273,13 +273,13 @@ def test_no_text_of_a_profile_from_elsewhere_reaches_the_terminal_as_it_is(tmp_p
 def test_an_unknown_cell_is_answered_with_what_there_is() -> None:
     with pytest.raises(UsageError, match="no cell '9x9'; it has 2x64-fp32-float32"):
         profile(cell()).cell("9x9")
-    grid = product((2, 6), (64, 128), ("fp32", "int8-weight-only"), ("float32", "int8-symmetric"))
+    grid = product((6, 2), (128, 64), ("fp32", "int8-weight-only"), ("float32", "int8-symmetric"))
     whole = profile(*(cell(n, d, w, vectors=v) for n, d, w, v in grid))
     with pytest.raises(UsageError, match="no cell '6x128-fp32'; name one that it has, such as 6x"):
         whole.cell("6x128-fp32")
     with pytest.raises(UsageError) as far:
         whole.cell("best")
     assert str(far.value) == (
-        "the profile has no cell 'best'; ids look like 2x64-fp32-float32, and it has layers 2, 6; "
+        "the profile has no cell 'best'; ids look like 6x128-fp32-float32, and it has layers 2, 6; "
         "dims 64, 128; weights fp32, int8-weight-only; vectors float32, int8-symmetric."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,9 +199,12 @@ def _shown(profile: Profile, target: TargetInfo, view: View) -> list[Cell]:
 
 
 def _print_failures(profile: Profile) -> None:
+    counts: Counter[tuple[str | None, str]] = Counter()  # plain and aligned cells fail alike
     for failure in profile.failures:
-        where = f" of {failure.target}" if failure.target and len(profile.targets) > 1 else ""
-        say(f"Failed, {len(failure.cells)} cells{where}: {failure.reason}")
+        counts[failure.target, failure.reason] += len(failure.cells)
+    for (target, reason), count in counts.items():
+        where = f" of {target}" if target and len(profile.targets) > 1 else ""
+        say(f"Failed, {count} cell{'s' * (count > 1)}{where}: {reason}")
 
 
 def _print_tails(cells: Sequence[Cell]) -> None:

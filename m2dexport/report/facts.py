@@ -141,8 +141,9 @@ def shape_words(shape: Shape | Tokenization, asked: Shape | None = None) -> str:
 def latency_words(profile: Profile, target: TargetInfo) -> str:
     """Return what latency means: shape, threads and processor."""
     asked = target.asked[0] if target.asked else None
+    threads = profile.threads(target.name)
     return (
-        f"{shape_words(target.shapes[0], asked)}, up to {profile.threads(target.name)} threads, "
+        f"{shape_words(target.shapes[0], asked)}, up to {threads} thread{'s' * (threads > 1)}, "
         f"{target.machine.cpu}"
     )
 

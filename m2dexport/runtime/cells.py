@@ -93,9 +93,14 @@ def unknown_cell(where: object, cell: str, cells: Iterable[str]) -> UsageError:
     if near := difflib.get_close_matches(cell, known, cutoff=_NEAR):
         return UsageError(f"{said} name one that it has, such as {', '.join(near)}.")
     parts = [match.groupdict() for each in known if (match := _ID.fullmatch(each))]
-    axes = {axis: dict.fromkeys(each[axis] for each in parts) for axis in _ID.groupindex}
-    there = "; ".join(f"{axis} {', '.join(values)}" for axis, values in axes.items())
+    axes = {axis: {each[axis]: None for each in parts} for axis in _ID.groupindex}
+    there = "; ".join(f"{axis} {', '.join(_ordered(values))}" for axis, values in axes.items())
     return UsageError(f"{said} ids look like {known[0]}, and it has {there}.")
+
+
+def _ordered(values: Iterable[str]) -> list[str]:
+    """Return numbers by size, and names as they come."""
+    return sorted(values, key=lambda value: int(value) if value.isdecimal() else 0)
 
 
 def depth_order(cell: str, default: str) -> tuple[int, bool, int, str]:
