@@ -217,6 +217,8 @@ def test_every_part_of_what_graphs_cost_is_measured_once(tmp_path: Path, monkeyp
     for step in ("settings", "latency", "memory"):
         said = [each[1:] for each in steps if each[0] == step]
         assert said == sorted(said)
+        done, total = said[-1]
+        assert done == total
     for name in ("time_shape", "measure_footprint", "choose_settings", "time_tokenization"):
         monkeypatch.setattr(costs, name, None)
     again = measure()

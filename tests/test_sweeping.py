@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_the_help_names_the_targets_that_ship() -> None:
 
 
 @pytest.mark.parametrize("parts", [0, 1])
-@pytest.mark.parametrize("by", ["the disk", "Ctrl-C"])
+@pytest.mark.parametrize("by", ["the disk", "Ctrl-C", "SIGTERM"])
 def test_what_stops_a_sweep_says_whether_anything_measured_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str, parts: int
 ) -> None:
@@ -108,6 +109,8 @@ def test_what_stops_a_sweep_says_whether_anything_measured_is_kept(
             course.parts.remember("memory", step, lambda: 1)
         if by == "Ctrl-C":
             raise KeyboardInterrupt
+        if by == "SIGTERM":
+            sys.exit(143)  # as the handler of ``main`` does
         try:
             (tmp_path / "none").read_bytes()
         except OSError as error:
@@ -116,9 +119,9 @@ def test_what_stops_a_sweep_says_whether_anything_measured_is_kept(
     monkeypatch.setattr(sweep, "profile_checkpoint", stop)
     result = m2d("profile", "--out", tmp_path / "p")
     kept = "; what was measured is kept: run the same command again to go on"
-    if by == "Ctrl-C":
+    if by != "the disk":
         said = f"\nInterrupted{kept if parts else '; nothing was measured'}.\n"
-        assert (result.exit_code, result.stderr) == (130, said)
+        assert (result.exit_code, result.stderr) == (130 if by == "Ctrl-C" else 143, said)
     else:
         assert (result.exit_code, result.stderr) == (
             1,

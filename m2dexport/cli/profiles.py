@@ -87,14 +87,14 @@ def profile(
 
 @contextmanager
 def _going_on(parts: Parts) -> Iterator[None]:
-    """Say after Ctrl-C, and where the profile cannot be written, that what is there is not lost."""
+    """Say after a signal, and where the profile cannot be written, that what is there is kept."""
     again = "what was measured is kept: run the same command again to go on"
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ctrl-C, and a termination signal
         said = again if parts.held() else "nothing was measured"
         click.echo(f"\nInterrupted; {said}.", err=True)
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(getattr(stop, "code", _INTERRUPTED)) from None
     except M2DError as error:
         if not isinstance(error.__cause__, OSError) or not parts.held():
             raise

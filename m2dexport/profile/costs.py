@@ -145,9 +145,10 @@ class _Work:
         plain = {each: replace(each, align="none") if each.layers else each for each in graphs}
         best: dict[Graph, Device] = {}
         wanted = dict.fromkeys(plain.values())
-        for done, graph in enumerate(wanted):
-            self.on_progress("settings", done, len(wanted))
+        self.on_progress("settings", 0, len(wanted))
+        for graph in wanted:
             best[graph] = self._settings(graphs[graph])
+            self.on_progress("settings", len(best), len(wanted))
         return {graph: replace(graphs[graph], device=best[plain[graph]]) for graph in graphs}
 
     def tokenization(self, shape: Shape) -> Tokenization:

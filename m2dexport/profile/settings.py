@@ -7,7 +7,7 @@ every core may take a batch of its own. So what a target leaves open is measured
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
@@ -85,7 +85,6 @@ def choose_settings(
     optimize: Optimize,
     shape: tuple[int, int],
     vocab_size: int,
-    on_step: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[Key, Device]:
     """Measure the settings that may suit each graph and return the best ones.
 
@@ -94,13 +93,11 @@ def choose_settings(
         optimize: as for ``settings_of``.
         shape: (batch, sequence) of a request; a list has texts of the same length.
         vocab_size: token ids are drawn below this.
-        on_step: called with the number of graphs done, and of all.
     """
     size, batches = (_TEXTS, usable_cores()) if optimize == "throughput" else (shape[0], 1)
     ids, _ = random_inputs(size * batches, shape[1], vocab_size)
     found = {}
-    for done, (name, graph) in enumerate(graphs.items()):
-        on_step(done, len(graphs))
+    for name, graph in graphs.items():
         settings = settings_of(graph, optimize)
         found[name] = settings[0]
         if len(settings) > 1:
