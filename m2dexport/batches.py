@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from m2dexport.cores import side_by_side
 
 #: A batch holds at most this many tokens, padding included: longer texts make smaller batches.
-_TOKENS_PER_BATCH = 8192
+TOKENS_PER_BATCH = 8192
 
 
 def padded(
@@ -89,6 +89,6 @@ def _batches(
     start = 0
     while start < len(order):
         longest = max(1, len(ids[order[start]]))
-        size = max(1, min(batch_size, _TOKENS_PER_BATCH // longest))
+        size = max(1, min(batch_size, TOKENS_PER_BATCH // longest))
         yield list(order[start : start + size])
         start += size

@@ -273,8 +273,16 @@ def _beside(path: Path) -> Iterator[Path]:
             yield folder / path.name
     except OSError as error:
         raise M2DError(
-            f"{path} could not be written: {error.strerror or error}; nothing of it was kept."
+            f"{path} could not be written: {error.strerror or error}; nothing of it was kept"
+            + ("; set TMPDIR to a folder with more room." if _is_scratch(path) else ".")
         ) from error
+
+
+def _is_scratch(path: Path) -> bool:
+    """Say whether a path is in a ``scratch_folder``, which no user has named."""
+    temporary = Path(tempfile.gettempdir())
+    inside = path.is_relative_to(temporary) and path != temporary
+    return inside and path.relative_to(temporary).parts[0].startswith(_PREFIX)
 
 
 def _create_file(temporary: Path, path: Path) -> None:

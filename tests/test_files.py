@@ -86,6 +86,13 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         assert caught.value.exit_code == 1
         assert names(tmp_path) == []
+        said = "set TMPDIR to a folder with more room"
+        with (
+            scratch_folder() as scratch,
+            pytest.raises(M2DError, match=said),
+            atomic(scratch / "out"),
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tiny import tiny_checkpoint
+
 _BUILD = """
 import os, sys
 if sys.argv[2] == "1" and hasattr(os, "sched_setaffinity"):  # before a library counts the cores
@@ -43,6 +45,28 @@ def _hashes(folder: Path, threads: int) -> dict[str, str]:
     subprocess.run(command, env=environment, check=True, capture_output=True)
     files = [*(folder / "artifact").iterdir(), *folder.glob("*.m2d")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+_EXPORT = """
+import hashlib, sys
+from m2dexport.checkpoint.open import open_checkpoint
+from m2dexport.graph.export import graph_from_checkpoint
+from m2dexport.graph.vector import serialize_graph
+graph = graph_from_checkpoint(open_checkpoint(sys.argv[1]))
+print(hashlib.sha256(serialize_graph(graph)).hexdigest())
+"""
+
+
+def test_a_graph_does_not_depend_on_the_order_of_sets(tmp_path: Path) -> None:
+    """ModernBERT iterates a set of the names of its two kinds of attention."""
+    checkpoint = tiny_checkpoint(tmp_path / "model", "modernbert", config={"num_hidden_layers": 4})
+    hashes = set()
+    for seed in "0", "1", "2", "3":
+        command = [sys.executable, "-c", _EXPORT, str(checkpoint)]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        hashes.add(found.stdout)
+    assert len(hashes) == 1
 
 
 def test_an_int8_artifact_and_its_bundles_do_not_depend_on_threads_and_cores(

@@ -74,7 +74,9 @@ def made_up(texts: int) -> RetrievalTask:
 def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float, float]:
     """Return the seconds of making weights, checks, depth 0, and encoding at the full depth."""
     source, corpus, plan = work.sources[one.plan.engine], work.basis.corpus, one.plan
-    plan = replace(plan, device=batches_at_once(plan.device, plan.engine))
+    longest, width = max(map(len, corpus.ids)), source.checkpoint.hidden
+    device = batches_at_once(plan.device, plan.engine, longest, width)
+    plan = replace(plan, device=device)
     workers = plan.device.workers or 1
     maker, pad_id = engine_maker(plan.engine), source.pad_id
     calibration = CalibrationTokens(corpus.calibration_ids(), pad_id)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +49,7 @@ def graph_from_checkpoint(checkpoint: Checkpoint, depths: Sequence[int] | None =
     attention_mask[1, 4:] = 0
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
-        with _quiet():
+        with _quiet(), _ordered_sets(module):
             program = torch.onnx.export(
                 module,
                 (input_ids, attention_mask),
@@ -147,6 +148,24 @@ def _plain_mask(
 
 AttentionInterface.register(_ATTENTION, _plain_attention)
 masking_utils.AttentionMaskInterface.register(_ATTENTION, _plain_mask)
+
+
+@contextmanager
+def _ordered_sets(module: torch.nn.Module) -> Iterator[None]:
+    """Let a model iterate its sets in the order in which they were filled.
+
+    That of strings differs between processes, and a graph has the order in which a model computes:
+    ModernBERT in transformers 5 makes its two tables of positions by iterating a set.
+    """
+    names = {type(each).__module__ for each in module.modules()}
+    files = [sys.modules[name] for name in names if name.startswith("transformers")]
+    for each in files:
+        each.set = dict.fromkeys  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for each in files:
+            del each.set
 
 
 @contextmanager

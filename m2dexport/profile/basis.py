@@ -241,7 +241,9 @@ class Work:
                 texts = prompted(sweep.align_texts, prompts_of(checkpoint))
                 table = TokenTable(shallow, texts)
             source = self.sources[plan.engine]
-            device = batches_at_once(plan.device, plan.engine)
+            device = batches_at_once(
+                plan.device, plan.engine, checkpoint.max_length, checkpoint.hidden
+            )
             grid = replace(plan, layers=sweep.aligned, dims=sweep.dims, align=_BOTH, device=device)
             run = loaded_runner(source.graph, grid)
             maps = fit_maps(

@@ -14,8 +14,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from m2dexport.batches import encode_tokens
-from m2dexport.cores import threads_for, usable_cores
+from m2dexport.batches import TOKENS_PER_BATCH, encode_tokens
+from m2dexport.cores import at_once, threads_for, usable_cores
 from m2dexport.engines import ENGINES, SPIN_US, STATIC_ENGINE, Device
 from m2dexport.errors import M2DError
 from m2dexport.measure.latency import (
@@ -34,24 +34,28 @@ Key = TypeVar("Key", bound=Hashable)
 
 _ROUNDS = {"latency": 15, "throughput": 5}  # the first of which does not count
 _TEXTS = 16  # of a list, for every core
-_AT_ONCE = 4  # batches of ``batches_at_once``
+_STATES = 8  # in memory at once, of a layer, the wide ones in the middle counted by their width
 _NOISE = 1.05  # settings that take fewer cores win unless others are faster by more than this
 
 
-def batches_at_once(device: Device, engine: str) -> Device:
+def batches_at_once(device: Device, engine: str, longest: int, width: int) -> Device:
     """Return a device that runs several batches at once, where the CPU runs them.
 
     Cores that share a batch wait for each other after every operator; with a batch each, they do
-    not. Four are run at once at most, since each needs memory for what flows through its layers.
+    not. How many there are is bounded by the memory for what flows through the layers.
 
     Args:
         device: its threads are those of all batches together.
         engine: what runs them.
+        longest: tokens of a text, at most.
+        width: of the hidden states.
     """
     if not _chooses_threads(engine, device):
         return device
     threads = threads_for(device.threads)
-    workers = min(threads, _AT_ONCE)
+    # Of a token, in float32: attention to all others, twice, by heads of 64, and states.
+    values = 2 * longest * width // 64 + _STATES * width
+    workers = min(threads, at_once(4 * values * TOKENS_PER_BATCH))
     return replace(device, threads=threads // workers, workers=workers)
 
 

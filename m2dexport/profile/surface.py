@@ -138,7 +138,9 @@ def compute_surface(
         MissingExtra: when the package that makes the precision is not installed.
     """
     source = source.at_depths(plan.depths)  # it may have the full depth for the maps alone
-    plan = replace(plan, device=batches_at_once(plan.device, plan.engine))
+    longest = max(map(len, corpus.ids))
+    device = batches_at_once(plan.device, plan.engine, longest, source.checkpoint.hidden)
+    plan = replace(plan, device=device)
     one_pass = _Pass(source, weights, corpus, plan, on_progress, folder)
     calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
     try:
