@@ -10,7 +10,7 @@ import pytest
 from command_line import m2d
 from hypothesis import given
 from hypothesis import strategies as st
-from noisy_cells import scored, timed, with_task
+from noisy_cells import on_a_very_noisy_machine, scored, timed, with_task
 from tiny_profile import cell, profile, target
 
 from m2dexport.errors import UsageError
@@ -52,6 +52,16 @@ def test_latency_is_compared_by_ratio_so_that_two_machines_compare() -> None:
     assert slower.interval.low > 1.3
     unsure = profile(cell(6), timed(0.7, width=1.6))
     assert not figure(before, unsure, "latency").moved
+
+
+def test_a_very_noisy_machine_hides_less_than_twice_the_latency_either_way() -> None:
+    before, slower, slow = profile(timed(0.1)), profile(timed(0.14)), profile(timed(0.3))
+    noisy = on_a_very_noisy_machine(before)
+    for one, other in ((noisy, slower), (slower, noisy)):
+        assert not figure(one, other, "latency").moved
+    assert figure(before, slower, "latency").moved
+    for one, other in ((noisy, slow), (slow, noisy)):
+        assert figure(one, other, "latency").moved
 
 
 def test_microseconds_of_a_token_table_are_no_slowdown() -> None:

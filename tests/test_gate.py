@@ -13,18 +13,17 @@ import pytest
 from command_line import m2d
 from hypothesis import given
 from hypothesis import strategies as st
-from noisy_cells import noisy, scored, timed, with_task
+from noisy_cells import noisy, on_a_very_noisy_machine, scored, timed, with_task
 from tiny_profile import cell, profile, target
 
 from m2dexport.cli.verdicts import junit_xml, markdown
 from m2dexport.errors import UsageError
 from m2dexport.profile.gate import Limits, Scope, check_profile
 from m2dexport.profile.manifest import write_profile
-from m2dexport.profile.schema import Noise, Profile
+from m2dexport.profile.schema import Profile
 
 SMALL = cell(2).id
 ALL = Scope(all_cells=True)
-VERY_NOISY = Noise(verdict="very noisy", reasons=(), spread=1.1, drift=1.0, stolen=None, busy=1.0)
 
 
 def failed(profile: Profile, baseline: Profile, **scope: Any) -> list[str | None]:
@@ -80,10 +79,8 @@ def test_strict_limits_fail_what_is_too_noisy_to_tell() -> None:
 def test_a_very_noisy_machine_hides_a_tenth_and_no_doubling() -> None:
     baseline = profile(cell(6), timed(0.1))
     of_noise = profile(cell(6), timed(0.14)), profile(cell(6), timed(0.3))
-    target = baseline.targets[0].model_copy(update={"noise": VERY_NOISY})
     little, much = (
-        check_profile(each.model_copy(update={"targets": (target,)}), baseline, scope=ALL)
-        for each in of_noise
+        check_profile(on_a_very_noisy_machine(each), baseline, scope=ALL) for each in of_noise
     )
     assert not little.failures
     (noisy_one,) = [check for check in little.checks if check.within_noise]

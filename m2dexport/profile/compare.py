@@ -26,6 +26,11 @@ MEMORY_NOISE = 1.05
 Kind = Literal["quality", "latency", "size", "memory"]
 
 
+#: Times slower or faster, surely, from which a cell is so on a very noisy machine, too: its
+#: reference cell was timed in turn with it, and what else the machine did struck both.
+_BUSY = 2.0
+
+
 @dataclass(frozen=True)
 class Figure:
     """One figure of a cell in two profiles."""
@@ -116,7 +121,10 @@ def compare_cell(before: Profile, after: Profile, old: Cell, new: Cell) -> CellC
     ]
     references = before.reference_cell(old.target), after.reference_cell(new.target)
     if references[0].id == references[1].id:
-        figures.append(_latency(old, new, references[1]))
+        # Intervals are of one run; how far a busy machine is off from run to run, they do not know.
+        noises = before.target(old.target).noise, after.target(new.target).noise
+        busy = any(each is not None and each.verdict == "very noisy" for each in noises)
+        figures.append(_latency(old, new, references[1], busy=busy))
     figures.append(_bytes("size", old.size_bytes, new.size_bytes, SIZE_NOISE))
     figures.append(
         _bytes("memory", old.peak_memory_bytes, new.peak_memory_bytes, MEMORY_NOISE),
@@ -190,13 +198,14 @@ def _score(profile: Profile, cell: Cell, tasks: Sequence[TaskInfo]) -> Score | N
     return mean_of(known) if len(known) == len(tasks) else None
 
 
-def _latency(old: Cell, new: Cell, reference: Cell) -> Figure:
+def _latency(old: Cell, new: Cell, reference: Cell, *, busy: bool) -> Figure:
     """Compare p50 over that of the reference; ``reference`` is that of the newer profile."""
     factor, interval = quotient(new.ratio, new.ratio_interval, old.ratio, old.ratio_interval)
     below_grain = abs(new.ratio - old.ratio) * reference.p50_ms <= LATENCY_GRAIN_MS
     beyond = max(factor, 1 / factor) > LATENCY_NOISE and not interval.low <= 1 <= interval.high
     ratios = old.ratio, new.ratio
-    moved = beyond and not below_grain
+    far = interval.low > _BUSY or interval.high < 1 / _BUSY
+    moved = beyond and not below_grain and (far or not busy)
     return Figure("latency", "latency", *ratios, factor, interval, False, moved, below_grain)
 
 

@@ -16,10 +16,6 @@ from m2dexport.profile.compare import (
 from m2dexport.profile.schema import Cell, Profile, TargetInfo
 from m2dexport.runtime.cells import unknown_cell
 
-#: Times slower, surely, from which a cell is so on a very noisy machine, too: its reference cell
-#: was timed in turn with it, and what else the machine did struck both.
-_BUSY = 2.0
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -244,19 +240,14 @@ def _checks(
     baseline: Profile, profile: Profile, cells: tuple[Cell, Cell], limits: Limits
 ) -> list[Check]:
     change = compare_cell(baseline, profile, *cells)
-    # Intervals are of one run; how far a busy machine is off from run to run, they do not know.
-    busy = any(
-        each.noise is not None and each.noise.verdict == "very noisy"
-        for each in (baseline.target(cells[0].target), profile.target(cells[1].target))
-    )
     return [
-        _check(change.target, change.cell, figure, limits, busy=busy and figure.kind == "latency")
+        _check(change.target, change.cell, figure, limits)
         for figure in change.figures
         if figure.kind != "memory"
     ]
 
 
-def _check(target: str, cell: str, figure: Figure, limits: Limits, *, busy: bool) -> Check:
+def _check(target: str, cell: str, figure: Figure, limits: Limits) -> Check:
     if figure.kind == "quality":
         beyond = -figure.change > limits.quality_drop
         said = f"fell by {-figure.change:.2f} points, and {limits.quality_drop:g} are allowed"
@@ -266,8 +257,7 @@ def _check(target: str, cell: str, figure: Figure, limits: Limits, *, busy: bool
     else:
         beyond = figure.change > limits.growth
         said = f"grew {figure.change:.2f} times, and {limits.growth:g} are allowed"
-    far = figure.interval is not None and figure.interval.low > _BUSY
-    sure = (figure.moved and (far or not busy)) or figure.kind == "size"
+    sure = figure.moved or figure.kind == "size"
     unsure = beyond and not sure and not figure.below_grain
     said += ", which may be noise" if unsure else ""
     fails = (beyond and sure) or (unsure and limits.strict)
