@@ -25,6 +25,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parent))
 
 from export_once import exporting_once
+from nested_bundle import folders, packed  # noqa: F401 - fixtures of the tests of nested bundles
 from tiny import small_checkpoint, tiny_checkpoint
 
 from m2dexport.build.build import Artifact, make_artifact

@@ -1,4 +1,4 @@
-"""A nested bundle of three tiny cells, and commands that are run on it."""
+"""A nested bundle of three tiny cells, as fixtures, and commands that are run on it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from command_line import m2d
 from tiny_artifact import tiny_artifact, tiny_spec
 
@@ -43,6 +44,18 @@ def nested_bundle(folders: dict[str, Path], out: Path) -> Path:
     }
     assert write_nested(list(folders.values()), out, figures).cells == (DEEP, MIDDLE, SHALLOW)
     return out
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """From the id of a cell to its artifact; read only."""
+    return artifacts(tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.fixture(scope="module")
+def packed(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three cells with figures; read only."""
+    return nested_bundle(folders, tmp_path_factory.mktemp("packed") / "nested.m2d")
 
 
 def succeeded(*arguments: object) -> str:

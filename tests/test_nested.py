@@ -16,8 +16,6 @@ from nested_bundle import (
     SHALLOW,
     SHAPES,
     TEXTS,
-    artifacts,
-    nested_bundle,
     refused,
     succeeded,
     with_manifest,
@@ -33,18 +31,6 @@ from m2dexport.runtime.cells import open_cells
 from m2dexport.runtime.index import read_index
 from m2dexport.runtime.loading import load
 from m2dexport.runtime.showing import show_bundle
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """From the id of a cell to its artifact; read only."""
-    return artifacts(tmp_path_factory.mktemp("artifacts"))
-
-
-@pytest.fixture(scope="module")
-def packed(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of three cells with figures; read only."""
-    return nested_bundle(folders, tmp_path_factory.mktemp("packed") / "nested.m2d")
 
 
 def test_every_cell_gives_the_vectors_of_its_artifact(

@@ -16,8 +16,6 @@ from nested_bundle import (
     MIDDLE,
     SHALLOW,
     Manifest,
-    artifacts,
-    nested_bundle,
     refused,
     with_manifest,
 )
@@ -33,18 +31,6 @@ from m2dexport.runtime.loading import load
 from m2dexport.runtime.manifest import MANIFEST, file_entry
 from m2dexport.runtime.nested import Nested
 from m2dexport.runtime.showing import show_bundle
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """From the id of a cell to its artifact; read only."""
-    return artifacts(tmp_path_factory.mktemp("artifacts"))
-
-
-@pytest.fixture(scope="module")
-def packed(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of three cells with figures; read only."""
-    return nested_bundle(folders, tmp_path_factory.mktemp("packed") / "nested.m2d")
 
 
 def file_of(manifest: Manifest, name: str = TOKENIZER) -> Any:

@@ -43,8 +43,7 @@ from m2dexport.profile.floor import floor_of
 from m2dexport.profile.grid import Pass, passes_of
 from m2dexport.profile.parts import passing_parts
 from m2dexport.profile.plan import default_plan, settled
-from m2dexport.profile.settings import batches_at_once
-from m2dexport.profile.surface import loaded_runner
+from m2dexport.profile.surface import in_batches, loaded_runner
 from m2dexport.quantize.activations import CalibrationTokens
 from m2dexport.vectors.retrieval import RetrievalTask
 from m2dexport.vectors.tasks import Task, default_tasks, load_task
@@ -74,9 +73,7 @@ def made_up(texts: int) -> RetrievalTask:
 def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float, float]:
     """Return the seconds of making weights, checks, depth 0, and encoding at the full depth."""
     source, corpus, plan = work.sources[one.plan.engine], work.basis.corpus, one.plan
-    longest, width = max(map(len, corpus.ids)), source.checkpoint.hidden
-    device = batches_at_once(plan.device, plan.engine, longest, width)
-    plan = replace(plan, device=device)
+    plan = in_batches(plan, source, max(map(len, corpus.ids)))
     workers = plan.device.workers or 1
     maker, pad_id = engine_maker(plan.engine), source.pad_id
     calibration = CalibrationTokens(corpus.calibration_ids(), pad_id)
@@ -122,6 +119,7 @@ def row(work: Work, steps: Steps, one: Pass) -> list[str]:
     """Return a row of the table."""
     page.say(f"{one.name}: {len(one.wanted)} cells")
     made, checks, static, encode = apart(work, one, steps.clock)
+    steps.begun.clear()  # passes of several engines have steps of one name
     start = steps.clock()
     work.measured(one)
     end = steps.clock()

@@ -28,8 +28,7 @@ from m2dexport.profile.maps import NO_MAPS, Maps, fit_maps, read_maps, write_map
 from m2dexport.profile.parts import STORE, Parts, unpack
 from m2dexport.profile.passes import Basis, Beside, measure_pass
 from m2dexport.profile.plan import Plan
-from m2dexport.profile.settings import batches_at_once
-from m2dexport.profile.surface import corpus_of, loaded_runner
+from m2dexport.profile.surface import corpus_of, in_batches, loaded_runner
 from m2dexport.progress import OnProgress, one_step
 from m2dexport.slice.slicing import slice_checkpoint
 from m2dexport.slice.write import UntrainedWarning
@@ -241,10 +240,8 @@ class Work:
                 texts = prompted(sweep.align_texts, prompts_of(checkpoint))
                 table = TokenTable(shallow, texts)
             source = self.sources[plan.engine]
-            device = batches_at_once(
-                plan.device, plan.engine, checkpoint.max_length, checkpoint.hidden
-            )
-            grid = replace(plan, layers=sweep.aligned, dims=sweep.dims, align=_BOTH, device=device)
+            grid = replace(plan, layers=sweep.aligned, dims=sweep.dims, align=_BOTH)
+            grid = in_batches(grid, source, checkpoint.max_length)
             run = loaded_runner(source.graph, grid)
             maps = fit_maps(
                 source, run, table, sweep.align_texts, sweep.calibration, grid, sweep.on_progress

@@ -22,13 +22,11 @@ from m2dexport.vectors.resample import Score, difference, mean_of
 
 #: Peak memory of one graph differs by this factor between runs and systems.
 MEMORY_NOISE = 1.05
-
-Kind = Literal["quality", "latency", "size", "memory"]
-
-
 #: Times slower or faster, surely, from which a cell is so on a very noisy machine, too: its
 #: reference cell was timed in turn with it, and what else the machine did struck both.
 _BUSY = 2.0
+
+Kind = Literal["quality", "latency", "size", "memory"]
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,7 @@ def compute_surface(
         MissingExtra: when the package that makes the precision is not installed.
     """
     source = source.at_depths(plan.depths)  # it may have the full depth for the maps alone
-    longest = max(map(len, corpus.ids))
-    device = batches_at_once(plan.device, plan.engine, longest, source.checkpoint.hidden)
-    plan = replace(plan, device=device)
+    plan = in_batches(plan, source, max(map(len, corpus.ids)))
     one_pass = _Pass(source, weights, corpus, plan, on_progress, folder)
     calibration = CalibrationTokens(corpus.calibration_ids(), source.pad_id)
     try:
@@ -301,6 +299,12 @@ def empty_in(folder: Path | None, shape: tuple[int, ...], dtype: Any) -> NDArray
 def _at(probes: Embedded, index: int) -> Embedded:
     """Return one output of probes of (texts, outputs, width)."""
     return Embedded(*(vectors[:, index] for vectors in vars(probes).values()))
+
+
+def in_batches(plan: Plan, source: Source, longest: int) -> Plan:
+    """Return a plan whose device runs several batches at once, of texts of so many tokens."""
+    device = batches_at_once(plan.device, plan.engine, longest, source.checkpoint.hidden)
+    return replace(plan, device=device)
 
 
 def loaded_runner(graph: ir.Model, plan: Plan) -> Run:

@@ -93,14 +93,14 @@ def quantize_matmuls(
     rows = collect_activations(model, list(inputs), calibration, load)
     seen = [_seen(x, rows[str(x.name)]) for x in inputs]  # before the graph is changed
 
-    def fitted(number: int) -> Fitted:
-        weights = [array_of(linear.weight) for linear in linears_of[number]]
-        return fit_scales(seen[number], weights, isa, per_token=per_token)
+    def fitted(of_input: tuple[Seen, Sequence[_Linear]]) -> Fitted:
+        weights = [array_of(linear.weight) for linear in of_input[1]]
+        return fit_scales(of_input[0], weights, isa, per_token=per_token)
 
-    linears_of = list(inputs.values())
     # The codes must not depend on how many cores a sum is split over, so each takes one.
     with threadpool_limits(limits=1, user_api="blas"):
-        found = side_by_side(fitted, range(len(seen)), at_once(_bytes_of_fit(seen)))
+        given = zip(seen, inputs.values(), strict=True)
+        found = side_by_side(fitted, given, at_once(_bytes_of_fit(seen)))
         for (x, linears), of_input in zip(inputs.items(), found, strict=True):
             _quantize_input(model.graph, x, linears, of_input)
 
