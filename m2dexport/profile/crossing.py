@@ -128,7 +128,9 @@ def as_queries(
         return list(_asked(side, indexes, wanted, *at))
 
     found: dict[str, dict[str, _Scores]] = {}
-    for of_task in threads.map(asked, product(side.one.plan.dims, range(len(side.tasks)))):
+    # The widest first, which take longest.
+    dims = sorted(side.one.plan.dims, reverse=True)
+    for of_task in threads.map(asked, product(dims, range(len(side.tasks)))):
         for name, written, scores in of_task:
             found.setdefault(name, {}).setdefault(written, {}).update(scores)
     return found
@@ -140,20 +142,24 @@ def _asked(
     """Yield a cell, an index cell, and what the one's queries of a task find in the other."""
     plan, (task, rows) = side.one.plan, side.tasks[number]
     queries = [(view, view.at(rows[0])) for view in side.at(dim)]
-    for index in indexes:
-        floats = codecs.truncate(index.documents[number], dim)
-        for vectors in plan.vectors:
+    for vectors in plan.vectors:
+        named = {_id(side, view, vectors): floats for view, floats in queries}
+        named = {name: named[name] for name in named if name in side.one.wanted}
+        asked: Floats | None = None
+        for index in indexes:
             written = Graph(side.full, index.weights, engine=index.engine).cell(dim, vectors)
-            named = {_id(side, view, vectors): asked for view, asked in queries}
-            names = [name for name in named if name in side.one.wanted and name != written]
-            if written not in wanted or dim not in index.ranges or not names:
+            if written not in wanted or dim not in index.ranges or not named.keys() - {written}:
                 continue
             ranges = index.ranges[dim]
-            asked = np.concatenate([comparable(named[name], vectors, ranges) for name in names])
-            rankings = _ranked(task, asked, comparable(floats, vectors, ranges))
-            for name, ranking in zip(names, np.split(rankings, len(names)), strict=True):
-                scores = ranking_scores(task, ranking, only=BRIEF)
-                yield name, written, {f"{task.name}/{key}": each for key, each in scores.items()}
+            if asked is None or vectors in codecs.LEVELS:  # which are coded with the index's ranges
+                coded = [comparable(floats, vectors, ranges) for floats in named.values()]
+                asked = np.concatenate(coded)
+            documents = codecs.truncate(index.documents[number], dim)
+            rankings = _ranked(task, asked, comparable(documents, vectors, ranges))
+            for name, ranking in zip(named, np.split(rankings, len(named)), strict=True):
+                if name != written:
+                    scores = ranking_scores(task, ranking, only=BRIEF)
+                    yield name, written, {f"{task.name}/{m}": each for m, each in scores.items()}
 
 
 def _id(side: Side, view: View, vectors: VectorPrecision) -> str:

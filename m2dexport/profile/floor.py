@@ -59,17 +59,29 @@ def floor_of(
     if weights not in engine_maker(STATIC_ENGINE).PRECISIONS or not maps.tables:
         return
     probes = token_ids(maps, [prompt + text for text in PROBES])
+    candidates: dict[int, Candidate] = {}
+    runs: list[Run] = []
     for dim, table in maps.tables.items():
-        found: Floor | M2DError
         try:
-            candidate, run = _checked(table, weights, probes, folder / f"0x{dim}-{weights}")
-            empty = partial(empty_in, folder)
-            vectors = encode_tokens(run, ids, len(table), _BATCH, empty=empty)
-            assert vectors is not None
-            found = Floor(View(0, "full", dim, vectors, maps.ranges[dim]), candidate)
+            candidates[dim], run = _checked(table, weights, probes, folder / f"0x{dim}-{weights}")
+            runs.append(run)
         except M2DError as error:
-            found = error
-        yield dim, found
+            yield dim, error
+    if not candidates:
+        return
+    pad_id, empty = len(next(iter(maps.tables.values()))), partial(empty_in, folder)
+    vectors = encode_tokens(partial(_beside, runs), ids, pad_id, _BATCH, empty=empty)
+    assert vectors is not None
+    start = 0
+    for dim, candidate in candidates.items():
+        own = vectors[:, start : start + dim]
+        start += dim
+        yield dim, Floor(View(0, "full", dim, own, maps.ranges[dim]), candidate)
+
+
+def _beside(runs: Sequence[Run], ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
+    """Return what several give of the same texts, one beside the other, (texts, all dims)."""
+    return np.concatenate([run(ids, mask) for run in runs], axis=1)
 
 
 def _checked(

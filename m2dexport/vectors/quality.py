@@ -232,6 +232,9 @@ def _per_query(
 def _overlap(ranking: Rows, reference: Rows) -> Doubles:
     """Return which share of a reference's documents each query's ranking holds, (queries,)."""
     there = reference != NO_ROW
-    shared = (reference[:, :, None] == ranking[:, None, :]).any(axis=2) & there
+    shared = np.zeros(reference.shape, dtype=np.bool_)
+    for place in range(ranking.shape[1]):
+        shared |= reference == ranking[:, place, None]
+    shared &= there
     shares: Doubles = shared.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
     return shares

@@ -36,6 +36,8 @@ _FEW = 2048  # documents that are all multiplied with a query sooner than some a
 _FEW_OF = 64  # likewise, one of so many
 _GROUPS = 8  # of documents, for each that is wanted
 _LEAST_GROUP = 4  # documents of a group
+_SORTED_WHOLE = 256  # products of a query that are sorted sooner than the largest are picked out
+_SMALLEST = 52  # products are multiples of 2^-52
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ def rescore(queries: Floats, documents: Floats, candidates: Rows, count: int) ->
     products = rounded(queries) @ rounded(documents).T
     values = np.take_along_axis(products, np.maximum(candidates, 0), axis=1)
     values[candidates == NO_ROW] = -np.inf
-    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    return np.take_along_axis(candidates, order, axis=1)
+    return np.take_along_axis(candidates, _sorted(values, count).rows, axis=1)
 
 
 def nearest_among(
@@ -195,17 +196,39 @@ def _nearest_of_block(
 
 def _nearest_of_products(products: Doubles, count: int) -> Found:
     """Return the largest of exact products, (queries, documents)."""
-    if 2 * count > products.shape[1]:  # sorting all is faster than picking most of them out
-        best = np.argsort(-products, axis=1, kind="stable")[:, :count]
-        return Found(best, np.take_along_axis(products, best, axis=1))
+    width = products.shape[1]
+    if width <= max(2 * count, _SORTED_WHOLE):
+        return _sorted(products, count)
     near = _at_least_nearest(products, count)
     if near is not None:
         places, columns = np.nonzero(near)
         return _best_of(len(products), count, places, columns, products[places, columns])
     best = _columns_of_largest(products, count)
-    values = np.take_along_axis(products, best, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return Found(np.take_along_axis(best, order, 1), np.take_along_axis(values, order, 1))
+    found = _sorted(np.take_along_axis(products, best, axis=1), count)
+    return replace(found, rows=np.take_along_axis(best, found.rows, axis=1))
+
+
+def _sorted(products: Doubles, count: int) -> Found:
+    """Return the largest of exact products, (queries, documents), by sorting them all.
+
+    One whole number can hold a product and, below it, its column. Numbers sort several times as
+    fast as columns by their products do, and never tie.
+    """
+    below = (products.shape[1] - 1).bit_length()
+    largest = max(products.max(), -products.min()) if products.size else np.inf
+    # Of one side that is whole, such as signs, products are multiples of 2^-26.
+    smallest = _SMALLEST if largest < 2 else _SMALLEST // 2
+    if not largest < 2.0 ** (62 - smallest - below):  # or there is one of -inf
+        order = np.argsort(-products, axis=1, kind="stable")[:, :count]
+        return Found(order, np.take_along_axis(products, order, axis=1))
+    keys = (products * -(2.0 ** (smallest + below))).astype(np.int64)
+    keys |= np.arange(products.shape[1])
+    if 2 * count <= products.shape[1]:
+        keys = np.partition(keys, count, axis=1)[:, :count]
+    keys.sort(axis=1)
+    keys = keys[:, :count]
+    values: Doubles = (keys >> below) * -(2.0**-smallest)
+    return Found(keys & ((1 << below) - 1), values)
 
 
 def _at_least_nearest(products: Doubles, count: int) -> NDArray[np.bool_] | None:

@@ -70,10 +70,15 @@ def run(
     rows = len(next(iter(session.values())))
     if input_ids.size and not 0 <= input_ids.min() <= input_ids.max() < rows:
         raise M2DError(f"a token id lies beyond the {rows} rows of the table.")
-    texts = [ids[mask != 0] for ids, mask in zip(input_ids, attention_mask, strict=True)]
+    there = attention_mask != 0
     with np.errstate(over="ignore", invalid="ignore"):  # the encoder refuses what comes of it
-        sums = [rows_of(session, ids).sum(axis=0) for ids in texts]
-        return [normalize(np.stack(sums))]
+        tokens = rows_of(session, input_ids[there])
+        sums = np.empty((len(input_ids), tokens.shape[1]), np.float32)
+        start = 0
+        for text, count in enumerate(np.count_nonzero(there, axis=1).tolist()):
+            np.add.reduce(tokens[start : start + count], axis=0, out=sums[text])
+            start += count
+        return [normalize(sums)]
 
 
 def describe(session: Table) -> dict[str, str]:
