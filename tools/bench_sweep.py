@@ -70,8 +70,11 @@ def made_up(texts: int) -> RetrievalTask:
     return RetrievalTask("made-up", queries, documents, relevance, "0" * 64)
 
 
-def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float, float]:
-    """Return the seconds of making weights, checks, depth 0, and encoding at the full depth."""
+def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float, Callable[[], float]]:
+    """Return the seconds of making weights, checks, and depth 0, and what times one encode.
+
+    An encode is that of the full depth alone.
+    """
     source, corpus, plan = work.sources[one.plan.engine], work.basis.corpus, one.plan
     plan = in_batches(plan, source, max(map(len, corpus.ids)))
     workers = plan.device.workers or 1
@@ -90,11 +93,16 @@ def apart(work: Work, one: Pass, clock: Clock) -> tuple[float, float, float, flo
         maps = work.maps.stored_in(one.weights)
         list(floor_of(maps, one.weights, work.basis.token_ids, source.prompt, folder))
     static = clock() - checked
-    run = loaded_runner(source.vectors_at(plan.compared_with[0], graph), plan)
-    encode_tokens(run, corpus.ids[:_BATCH], pad_id, _BATCH)
-    begun = clock()
-    encode_tokens(run, corpus.ids, pad_id, _BATCH, workers)
-    return made - start, checked - made, static, clock() - begun
+    full = source.vectors_at(plan.compared_with[0], graph)
+
+    def encode() -> float:
+        run = loaded_runner(full, plan)
+        encode_tokens(run, corpus.ids[:_BATCH], pad_id, _BATCH)
+        begun = clock()
+        encode_tokens(run, corpus.ids, pad_id, _BATCH, workers)
+        return clock() - begun
+
+    return made - start, checked - made, static, encode
 
 
 @dataclass(frozen=True)
@@ -118,11 +126,13 @@ class Steps:
 def row(work: Work, steps: Steps, one: Pass) -> list[str]:
     """Return a row of the table."""
     page.say(f"{one.name}: {len(one.wanted)} cells")
-    made, checks, static, encode = apart(work, one, steps.clock)
+    made, checks, static, encoded = apart(work, one, steps.clock)
+    before = encoded()
     steps.begun.clear()  # passes of several engines have steps of one name
     start = steps.clock()
     work.measured(one)
     end = steps.clock()
+    encode = (before + encoded()) / 2  # a machine's clock is not steady
     whole, graphs = end - start, steps.took(f"writing {one.name}")
     encoding, scoring = f"quality {one.weights}", f"scoring {one.name}"
     scored = steps.begun[f"writing {one.name}"] - steps.begun[scoring]

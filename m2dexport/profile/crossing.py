@@ -72,7 +72,7 @@ class Side:
 
     one: Pass
     views: tuple[View, ...]  # in the order of the plan
-    tasks: tuple[tuple[RetrievalTask, tuple[list[int], ...]], ...]  # and the rows of their texts
+    tasks: tuple[tuple[RetrievalTask, tuple[Rows, ...]], ...]  # and the rows of their texts
     full: int  # the full depth
 
     def at(self, dim: int) -> list[View]:
@@ -191,7 +191,7 @@ def cross_depth(side: Side, threads: Executor) -> tuple[CrossDepth, ...]:
 
 
 def _crossed(
-    side: Side, dim: int, task: RetrievalTask, rows: tuple[list[int], ...], threads: Executor
+    side: Side, dim: int, task: RetrievalTask, rows: tuple[Rows, ...], threads: Executor
 ) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
     """Yield whose queries and whose documents, and what of a task is found."""
     views = side.at(dim)

@@ -140,6 +140,8 @@ def _graphs(
     one: Pass, maps: Maps, surface: Surface, folder: Path, on_progress: OnProgress
 ) -> dict[Graph, Candidate]:
     """Write the graphs of the transformer's depths."""
+    step, found = f"writing {one.name}", {}
+    on_progress(step, 0, 1)  # how many there are is not known yet
     models = {
         graph: model
         for layers, depth in surface.depths.items()
@@ -151,7 +153,6 @@ def _graphs(
 
     largest = max((_bytes_of(model) for model in models.values()), default=0)
     candidates = side_by_side(written, models, at_once(_COPIES * largest))
-    step, found = f"writing {one.name}", {}
     on_progress(step, 0, len(models))
     for graph, candidate in zip(models, candidates, strict=True):
         found[graph] = candidate

@@ -49,6 +49,7 @@ from m2dexport.quantize.recipes import Requirement
 from m2dexport.quantize.saturation import isa_of
 from m2dexport.runtime.tokenizer import load_tokenizer, tokenize
 from m2dexport.vectors import codecs
+from m2dexport.vectors.ranking import Rows
 from m2dexport.vectors.tasks import Task
 
 Floats = NDArray[np.float32]
@@ -66,7 +67,7 @@ class Corpus:
     ids: tuple[list[int], ...]
     probes: tuple[list[int], ...]
     calibration: tuple[int, ...]  # rows of ids
-    tasks: tuple[tuple[Task, tuple[list[int], ...]], ...]  # a task, and the rows of its text sets
+    tasks: tuple[tuple[Task, tuple[Rows, ...]], ...]  # a task, and the rows of its text sets
 
     def calibration_ids(self) -> list[list[int]]:
         """Return the token ids of each calibration text."""
@@ -102,7 +103,7 @@ def corpus_of(source: Source, tasks: Sequence[Task], calibration: Sequence[str])
 
     calibration_rows = rows_of(calibration)
     task_rows = tuple(
-        (task, tuple(rows_of(text_set.texts, text_set.role) for text_set in task.texts()))
+        (task, tuple(np.array(rows_of(each.texts, each.role)) for each in task.texts()))
         for task in tasks
     )
     tokenizer = load_tokenizer(source.tokenizer_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class View:
     ranges: Ranges | None  # that int8 and int4 are coded with; None where none are
     linear: LinearMap | None = None  # that aligns them; depth 0 is aligned as it is
 
-    def at(self, rows: Sequence[int]) -> Floats:
+    def at(self, rows: Rows) -> Floats:
         """Return the normalised (texts, dim) vectors of some texts."""
         if self.linear is None:
             return codecs.normalize(self.vectors[rows, : self.dim])

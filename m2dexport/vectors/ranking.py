@@ -12,6 +12,7 @@ then multiplied exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Products = NDArray[np.floating]  # exact ones
 Rows = NDArray[np.intp]
 
 #: A row of a ranking that has no more documents.
@@ -181,7 +183,7 @@ def _nearest_of_block(
     count = min(count, len(documents))
     rows = np.empty((len(queries), count), dtype=np.intp)
     products = np.empty((len(queries), count), dtype=np.float64)
-    exact = cache(partial(rounded, documents))
+    multiplier = cache(partial(_multiplier, queries, documents))
     size = max(_QUERY_BLOCK, _BLOCK_PRODUCTS // max(1, len(documents)))
     for start in range(0, len(queries), size):
         some = slice(start, start + size)
@@ -189,12 +191,22 @@ def _nearest_of_block(
         if least is not None:
             found = _nearest_of_few(queries[some], documents, count, least[some])
         if found is None:
-            found = _nearest_of_products(rounded(queries[some]) @ exact().T, count)
+            found = _nearest_of_products(multiplier()(queries[some]), count)
         rows[some], products[some] = found.rows, found.similarity
     return Found(rows, products)
 
 
-def _nearest_of_products(products: Doubles, count: int) -> Found:
+def _multiplier(
+    queries: Floats | Doubles, documents: Floats
+) -> Callable[[Floats | Doubles], Products]:
+    """Return what gives the exact products of some of the queries, (queries, documents)."""
+    if _whole_products(queries, documents):
+        return lambda some: some.astype(np.float32, copy=False) @ documents.T
+    columns = rounded(documents).T
+    return lambda some: rounded(some) @ columns
+
+
+def _nearest_of_products(products: Products, count: int) -> Found:
     """Return the largest of exact products, (queries, documents)."""
     width = products.shape[1]
     if width <= max(2 * count, _SORTED_WHOLE):
@@ -208,7 +220,7 @@ def _nearest_of_products(products: Doubles, count: int) -> Found:
     return replace(found, rows=np.take_along_axis(best, found.rows, axis=1))
 
 
-def _sorted(products: Doubles, count: int) -> Found:
+def _sorted(products: Products, count: int) -> Found:
     """Return the largest of exact products, (queries, documents), by sorting them all.
 
     One whole number can hold a product and, below it, its column. Numbers sort several times as
@@ -231,7 +243,7 @@ def _sorted(products: Doubles, count: int) -> Found:
     return Found(keys & ((1 << below) - 1), values)
 
 
-def _at_least_nearest(products: Doubles, count: int) -> NDArray[np.bool_] | None:
+def _at_least_nearest(products: Products, count: int) -> NDArray[np.bool_] | None:
     """Return which products may be among the ``count`` largest of their row, and few others.
 
     No fewer than ``count`` are as large as the one that is ``count``-th among the largest of some
@@ -276,7 +288,7 @@ def _nearest_of_few(
     return _best_of(len(queries), count, places, columns, values)
 
 
-def _best_of(queries: int, count: int, places: Rows, columns: Rows, values: Doubles) -> Found:
+def _best_of(queries: int, count: int, places: Rows, columns: Rows, values: Products) -> Found:
     """Return the best of some documents, each of a query (``places``, ascending).
 
     In the place of documents that are not there are rows of no meaning, of similarity -inf.
@@ -300,13 +312,20 @@ def _margin(queries: Floats, documents: Floats) -> Doubles:
     """
     lengths = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
     products: Doubles = lengths * float(np.linalg.norm(documents, axis=1).max())
-    if _whole(queries) and _whole(documents) and products.max() < 1 << 24:
-        return np.zeros_like(products)
-    products *= queries.shape[1] * 2.0**-23
+    exact = _whole_products(queries, documents)
+    products *= 0 if exact else queries.shape[1] * 2.0**-23
     return products
 
 
-def _whole(vectors: Floats) -> bool:
+def _whole_products(queries: Floats | Doubles, documents: Floats) -> bool:
+    """Say whether all products are of whole numbers, and such that float32 holds their sums."""
+    if not (_whole(queries) and _whole(documents)):
+        return False
+    largest = (float(np.abs(each).max(initial=0)) for each in (queries, documents))
+    return bool(math.prod(largest) * documents.shape[1] < 1 << 24)
+
+
+def _whole(vectors: Floats | Doubles) -> bool:
     return all(np.array_equal(each, np.rint(each)) for each in (vectors[:1], vectors))
 
 
@@ -323,7 +342,7 @@ def _products_of(
     return found
 
 
-def _columns_of_largest(block: Doubles, count: int) -> Rows:
+def _columns_of_largest(block: Products, count: int) -> Rows:
     """Return where the largest values of each row are, ascending; of those that tie, the first."""
     width = block.shape[1]
     lowest = np.partition(block, width - count, axis=1)[:, width - count, None]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +135,18 @@ class Given:
     ranks: Doubles  # (items,), centred mid-ranks
     weights: Draws
 
+    @cached_property
+    def centred(self) -> Doubles:
+        """The values, less their mean, (items,)."""
+        centred: Doubles = self.values - self.values.mean()
+        return centred
+
+    @cached_property
+    def spread(self) -> tuple[Doubles, Doubles]:
+        """The mean and the variance of ``centred`` in each replicate, (replicates,)."""
+        mean, variance = _moments(self.centred, self.weights)
+        return mean, variance
+
 
 def given_of(values: Doubles, weights: Draws) -> Given:
     """Return (items,) given values with their draws, ready to be compared."""
@@ -152,45 +164,50 @@ def spearman(values: Doubles, given: Given) -> Score:
     own = _ranks(groups)
     found = []
     for block in blocks_of(given.weights):
-        weighted, spread = _weighted_ranks(given, block.start, block.stop)
+        weighted, spread, untied = _weighted_ranks(given, block.start, block.stop)
         counts = groups.sums(given.weights[:, block])
         ranks = _mid_ranks(counts)
         covariance = _dot(ranks, groups.sums(weighted))
-        counts *= ranks
-        found.append(_ratio(covariance, _dot(counts, ranks), spread))
+        if groups.starts is not None:
+            counts *= ranks
+            untied = _dot(counts, ranks)
+        found.append(_ratio(covariance, untied, spread))
     points = _ratio(own @ given.ranks, own @ own, given.ranks @ given.ranks)
     return Score(100 * float(points), 100 * np.concatenate(found))
 
 
 def pearson(values: Doubles, given: Given) -> Score:
     """Return the linear correlation of (items,) values with what was given; 0 where none exists."""
-    x, y = (each - each.mean() for each in (values, given.values))
-    terms = np.stack([x, y, x * y, x * x, y * y])
-    mean_x, mean_y, xy, xx, yy = _weighted_sums(terms, given.weights) / len(values)
-    floor = 1e-12 * np.array([terms[3].mean(), terms[4].mean()])  # constant, but for rounding
-    spreads = [
-        np.where(spread > least, spread, 0)
-        for spread, least in zip((xx - mean_x**2, yy - mean_y**2), floor, strict=True)
-    ]
+    x, y = values - values.mean(), given.centred
+    mean_y, spread_y = given.spread
+    mean_x, spread_x, products = _moments(x, given.weights, x * y)
     points = _ratio(x @ y, x @ x, y @ y) if np.ptp(values) and np.ptp(given.values) else 0.0
-    return Score(100 * float(points), 100 * _ratio(xy - mean_x * mean_y, *spreads))
+    return Score(100 * float(points), 100 * _ratio(products - mean_x * mean_y, spread_x, spread_y))
 
 
 @lru_cache(maxsize=_KEPT_BLOCKS)
-def _weighted_ranks(given: Given, start: int, stop: int) -> tuple[Singles, Doubles]:
-    """Return the centred mid-ranks of what was given, times the draws, and their sum of squares."""
+def _weighted_ranks(given: Given, start: int, stop: int) -> tuple[Singles, Doubles, Doubles]:
+    """Return the centred mid-ranks of what was given, times the draws, and sums of squares.
+
+    Those of these ranks, and those of any values that do not tie: whatever their order,
+    ``(items^3 - sum(draws^3)) / 12`` (Kendall, "Rank Correlation Methods", 1948, chapter 3).
+    """
     weights = given.weights[:, start:stop]
     counts = given.groups.sums(weights)
     ranks = _mid_ranks(counts)
     spread = _dot(counts * ranks, ranks)
-    return _spread_out(given.groups, ranks) * weights, spread
+    untied = (len(weights) ** 3 - (weights.astype(np.float64) ** 3).sum(axis=0)) / 12
+    return _spread_out(given.groups, ranks) * weights, spread, untied
 
 
 def _ranks(groups: Groups) -> Doubles:
     """Return the centred mid-rank of each item, (items,)."""
-    once = np.ones((len(groups.order), 1), dtype=np.float32)
-    ranks = _spread_out(groups, _mid_ranks(groups.sums(once)))[:, 0]
-    return ranks.astype(np.float64)
+    items = len(groups.order)
+    starts = np.arange(items) if groups.starts is None else groups.starts
+    sizes = np.diff(starts, append=items)
+    ranks = np.empty(items)
+    ranks[groups.order] = np.repeat(starts + (sizes - items) / 2, sizes)
+    return ranks
 
 
 def _mid_ranks(counts: Singles) -> Singles:
@@ -221,6 +238,17 @@ def _cumulated(counts: Singles) -> Singles:
     for stretch in range(1, stretches):
         parts[stretch] += parts[stretch - 1, -1]
     return sums[:groups]
+
+
+def _moments(x: Doubles, weights: Draws, *others: Doubles) -> tuple[Doubles, ...]:
+    """Return the mean and the variance of centred (items,) values in each replicate.
+
+    And the mean of others. A variance that is nothing but rounding is 0.
+    """
+    squares = x * x
+    mean, mean_square, *means = _weighted_sums(np.stack([x, squares, *others]), weights) / len(x)
+    variance = mean_square - mean**2
+    return mean, np.where(variance > 1e-12 * squares.mean(), variance, 0), *means
 
 
 def _weighted_sums(values: Doubles, weights: Draws) -> Doubles:
