@@ -37,6 +37,8 @@ _ARTIFACT = {SPEC, FILES, "tokenizer.json", "ranges.json", *MODEL_SETTINGS, *_GR
 _CHUNK = 1 << 20
 _LICENSES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _SUFFIXES = ("", ".txt", ".md")
+#: What a full disk says; numpy says nothing but that it wrote too little.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, None)
 _PREFIX = "m2dexport-"
 LOCK = "m2dexport.lock"  # of a folder that one process writes to
 _PROOF = b"m2dexport removes this folder once no process holds the lock on this file\n"
@@ -272,9 +274,10 @@ def _beside(path: Path) -> Iterator[Path]:
         with _locked_folder(path.parent, f".{_PREFIX}") as folder:
             yield folder / path.name
     except OSError as error:
+        full = _is_scratch(path) and error.errno in NO_ROOM
         raise M2DError(
             f"{path} could not be written: {error.strerror or error}; nothing of it was kept"
-            + ("; set TMPDIR to a folder with more room." if _is_scratch(path) else ".")
+            + ("; set TMPDIR to a folder with more room." if full else ".")
         ) from error
 
 

@@ -220,6 +220,11 @@ def test_a_path_that_is_no_model(tmp_path: Path) -> None:
     refused(2, "inspect", "--model", tmp_path / "missing")
 
 
+def test_a_model_without_its_option() -> None:
+    assert "name a checkpoint with --model" in refused(2, "inspect", "tiny")
+    assert "--model" not in refused(2, "verify", "one.m2d", "two.m2d")
+
+
 def test_a_pickled_checkpoint(tmp_path: Path, bert: Path) -> None:
     import torch
     from safetensors.torch import load_file

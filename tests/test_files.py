@@ -93,6 +93,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
             atomic(scratch / "out"),
         ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with (
+            scratch_folder() as scratch,
+            pytest.raises(M2DError, match=r"nothing of it was kept\.$"),
+            atomic(scratch / "out"),
+        ):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 @pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -159,6 +160,30 @@ def test_products_are_exact_whatever_the_order_of_their_sums() -> None:
         assert product == sum(Fraction(a) * Fraction(b) for a, b in terms)
     backwards = values[:, ::-1] @ values[:, ::-1].T
     np.testing.assert_array_equal(values @ values.T, backwards)
+
+
+def unit_rows(rows: int, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+    return codecs.normalize(rng.standard_normal((rows, 24)).astype(np.float32))
+
+
+def sign_rows(rows: int, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+    return np.sign(unit_rows(rows, rng))
+
+
+@pytest.mark.parametrize("documents", [1, 2, 46, 256, 257, 700])
+@pytest.mark.parametrize("sides", [*itertools.product((unit_rows, sign_rows), repeat=2)])
+def test_few_documents_are_ordered_as_a_stable_sort_of_their_products_has_them(
+    sides, documents: int
+) -> None:
+    rng = np.random.default_rng(documents)
+    left, right = sides[0](30, rng), sides[1](documents, rng)
+    right[::5] = right[0]  # tie
+    products = rounded(left) @ rounded(right).T
+    for count in (1, 10, 40):
+        found = nearest(left, [right], count)
+        order = np.argsort(-products, axis=1, kind="stable")[:, :count]
+        np.testing.assert_array_equal(found.rows, order)
+        np.testing.assert_array_equal(found.similarity, np.take_along_axis(products, order, axis=1))
 
 
 _REPRODUCED = """

@@ -22,6 +22,7 @@ from m2dexport.vectors.resample import (
     given_of,
     groups_of,
     interval,
+    intervals,
     mean_of,
     means_of_items,
     pearson,
@@ -173,6 +174,16 @@ def test_an_interval_is_about_as_wide_as_theory_has_it() -> None:
     low, high = interval(pearson(x, given_of(y, draws("ab", 1000))))
     width = 2 * 1.96 / np.sqrt(997)
     assert np.arctanh(high / 100) - np.arctanh(low / 100) == pytest.approx(width, rel=0.25)
+
+
+def test_several_intervals_are_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    scores = [Score(float(rng.normal(50, 9)), rng.normal(50, 3, REPLICATES)) for _ in range(7)]
+    assert intervals(scores) == [interval(score) for score in scores]
+    assert all(
+        low <= each.points <= high
+        for each, (low, high) in zip(scores, intervals(scores), strict=True)
+    )
 
 
 def test_a_mean_of_tasks_has_the_mean_of_their_replicates() -> None:

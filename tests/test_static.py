@@ -479,6 +479,22 @@ def test_rows_of_each_precision_are_widened() -> None:
     assert [dim_of(TABLES[kind]) for kind in TABLES] == [3, 3, 3, 64]
 
 
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_batch_gives_what_each_text_gives_alone(kind: str, monkeypatch) -> None:
+    monkeypatch.setattr(run, "_TOKENS", 12)  # some texts at a time
+    rng = np.random.default_rng(0)
+    rows = len(next(iter(TABLES[kind].values())))
+    ids, mask = rng.integers(0, rows, (8, 5)), rng.integers(0, 2, (8, 5))
+    mask[3] = 0  # has no tokens
+    (found,) = run.run(TABLES[kind], ids, mask)
+    assert not found[3].any()
+    for text in range(len(ids)):
+        own = ids[text, mask[text] != 0][None]
+        np.testing.assert_array_equal(found[text], run.run(TABLES[kind], own, own * 0 + 1)[0][0])
+        expected = normalize(rows_of(TABLES[kind], own[0]).sum(axis=0)[None])[0]
+        np.testing.assert_array_equal(found[text], expected)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(TABLES)), st.data())
 def test_a_damaged_table_is_read_or_refused_in_one_sentence(kind: str, data: st.DataObject) -> None:

@@ -134,7 +134,7 @@ def row(work: Work, steps: Steps, one: Pass) -> list[str]:
     end = steps.clock()
     encode = (before + encoded()) / 2  # a machine's clock is not steady
     whole, graphs = end - start, steps.took(f"writing {one.name}")
-    encoding, scoring = f"quality {one.weights}", f"scoring {one.name}"
+    encoding, scoring = f"quality {one.name}", f"scoring {one.name}"
     scored = steps.begun[f"writing {one.name}"] - steps.begun[scoring]
     surface = steps.took(encoding) + static + scored
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10)

@@ -54,6 +54,11 @@ class _Group(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            if not _may_name_a_checkpoint(error):
+                raise
+            message = f"{error.message}; name a checkpoint with --model."
+            raise click.UsageError(message, error.ctx) from error
         except ModuleNotFoundError as error:
             missing = missing_toolchain(f"The command {ctx.invoked_subcommand}", error)
             if missing is None:
@@ -93,6 +98,13 @@ class GroupWithArguments(click.Group):
         if command is None:
             return super().make_context(info_name, args, parent, **extra)
         return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+
+def _may_name_a_checkpoint(error: click.UsageError) -> bool:
+    """Say whether a word that a command does not take is one that its --model may take."""
+    options = error.ctx.command.params if error.ctx else []
+    extra = error.message.startswith("Got unexpected extra argument")
+    return extra and any(option.name == "model" for option in options)
 
 
 def _sentence(error: OSError) -> str:

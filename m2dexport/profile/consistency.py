@@ -12,7 +12,7 @@ from m2dexport.profile.target import budget_of
 from m2dexport.runtime.cells import cell_id
 from m2dexport.strict import is_name, shown
 from m2dexport.vectors.codecs import bytes_per_vector
-from m2dexport.vectors.resample import interval, mean_of
+from m2dexport.vectors.resample import intervals, mean_of
 
 _ROUNDED = 1e-5  # of a figure: twice what is lost where six digits are kept
 
@@ -104,8 +104,8 @@ def _of_quantiles(cell: Cell, mains: Sequence[str]) -> Iterator[str]:
     scales = {name: cell.replicates[name].scale for name in mains}
     told = {name: (scores[name], scales[name], cell.intervals.get(name)) for name in mains}
     told["mean"] = mean_of(list(scores.values())), fmean(scales.values()), cell.mean_interval
-    for name, (score, scale, stated) in told.items():
-        low, high = interval(score)
+    found = intervals([score for score, _, _ in told.values()])
+    for (name, (_, scale, stated)), (low, high) in zip(told.items(), found, strict=True):
         # Replicates are stored to the nearest multiple of a scale, which has six digits, too.
         off = 0.51 * scale + _rounding((low, high, *(each.points for each in scores.values())))
         if stated is not None and max(abs(stated.low - low), abs(stated.high - high)) > off:

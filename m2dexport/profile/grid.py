@@ -106,8 +106,12 @@ class Pass:
     @property
     def name(self) -> str:
         """What messages call it."""
-        engine = "" if self.plan.engine == DEFAULT_ENGINE else f" {self.plan.engine}"
-        return f"{self.weights}{engine}"
+        return pass_name(self.weights, self.plan.engine)
+
+
+def pass_name(weights: WeightPrecision, engine: str) -> str:
+    """Return what messages call a pass."""
+    return weights if engine == DEFAULT_ENGINE else f"{weights} {engine}"
 
 
 def passes_of(plans: Sequence[Plan]) -> tuple[Pass, ...]:

@@ -8,7 +8,6 @@ it holds.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from m2dexport.errors import M2DError
-from m2dexport.files import LOCK, locked_folder, scratch_folder, sha256_of
+from m2dexport.files import LOCK, NO_ROOM, locked_folder, scratch_folder, sha256_of
 from m2dexport.strict import sha256_of_json
 
 #: From what is done, all that decides the outcome (JSON), and what does it to the outcome (JSON),
@@ -36,8 +35,6 @@ _UNFINISHED = "unfinished"
 _SEAL = "seal.json"  # in the folder of a part: the hashes of its files
 #: A part that is a file where a folder should be, or the like; other errors of the disk are told.
 _OTHER_KIND = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-#: What a full disk says; numpy says nothing but that it wrote too little.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, None)
 _FEW_DIGITS, _DIGITS = 8, 24  # of the hashes in a name: of the sweep, of the part
 
 
@@ -154,7 +151,7 @@ def open_parts(folder: Path, *, fresh: bool = False) -> Iterator[Parts]:
             count = parts.held()
             if not count:
                 _remove_folders(made)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise _full(error, folder, count) from error
             raise
         _clear(folder)

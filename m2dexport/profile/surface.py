@@ -40,6 +40,7 @@ from m2dexport.cores import usable_cores
 from m2dexport.engines import engine_maker, engine_runner
 from m2dexport.errors import M2DError, MissingExtra, UsageError
 from m2dexport.precisions import WeightPrecision
+from m2dexport.profile.grid import pass_name
 from m2dexport.profile.plan import Plan
 from m2dexport.profile.settings import batches_at_once
 from m2dexport.progress import OnProgress
@@ -192,7 +193,8 @@ class _Pass:
         places = {depth: place for place, depth in enumerate(self.source.probes)}
         measured = {layers: places[layers] for layers in self.plan.depths}
         dependent = any(self._depends_on_batch(_at(probes, at)) for at in measured.values())
-        run = _counting(run, f"quality {self.weights}", self.corpus, self.on_progress)
+        step = f"quality {pass_name(self.weights, self.plan.engine)}"
+        run = _counting(run, step, self.corpus, self.on_progress)
         vectors = self._encoded(run, self.corpus.ids, 1 if dependent else _BATCH)
         exact = vectors[:0]
         if self.requirement.faithful:

@@ -85,8 +85,16 @@ def mean_of(scores: Sequence[Score]) -> Score:
 
 def interval(score: Score) -> tuple[float, float]:
     """Return the 95% percentile interval of a figure, widened to hold the figure itself."""
-    low, high = np.percentile(score.replicates, BOUNDS)
-    return min(float(low), score.points), max(float(high), score.points)
+    return intervals([score])[0]
+
+
+def intervals(scores: Sequence[Score]) -> list[tuple[float, float]]:
+    """Return the ``interval`` of each of one figure or more, sooner than one by one."""
+    bounds = np.percentile([score.replicates for score in scores], BOUNDS, axis=1).T.tolist()
+    return [
+        (min(low, score.points), max(high, score.points))
+        for score, (low, high) in zip(scores, bounds, strict=True)
+    ]
 
 
 def difference(first: Score, second: Score) -> Score:

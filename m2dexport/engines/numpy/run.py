@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2dexport.engines import ENGINES, Device, file_view
-from m2dexport.engines.numpy.table import Table, read_table, rows_of
+from m2dexport.engines.numpy.table import Table, read_table, rows_of, width_of
 from m2dexport.errors import M2DError, UsageError
 from m2dexport.precisions import Isa
 from m2dexport.vectors.codecs import normalize
 
 _ENGINE = ENGINES["static"]
+_TOKENS = 1024  # that are looked up at once, padding included, as many as a cache holds
 
 
 def devices() -> tuple[str, ...]:
@@ -70,15 +71,24 @@ def run(
     rows = len(next(iter(session.values())))
     if input_ids.size and not 0 <= input_ids.min() <= input_ids.max() < rows:
         raise M2DError(f"a token id lies beyond the {rows} rows of the table.")
-    there = attention_mask != 0
+    found: NDArray[np.float32] = np.empty((len(input_ids), width_of(session)), np.float32)
+    size = max(1, _TOKENS // max(1, input_ids.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):  # the encoder refuses what comes of it
-        tokens = rows_of(session, input_ids[there])
-        sums = np.empty((len(input_ids), tokens.shape[1]), np.float32)
-        start = 0
-        for text, count in enumerate(np.count_nonzero(there, axis=1).tolist()):
-            np.add.reduce(tokens[start : start + count], axis=0, out=sums[text])
-            start += count
-        return [normalize(sums)]
+        for start in range(0, len(input_ids), size):
+            some = slice(start, start + size)
+            _add_tokens(session, input_ids[some], attention_mask[some] != 0, found[some])
+        return [normalize(found)]
+
+
+def _add_tokens(
+    table: Table, ids: NDArray[np.int64], there: NDArray[np.bool_], sums: NDArray[np.float32]
+) -> None:
+    """Write the sum of each text's token vectors into float32 (texts, dim)."""
+    tokens = rows_of(table, ids[there])
+    start = 0
+    for text, count in enumerate(np.count_nonzero(there, axis=1).tolist()):
+        np.add.reduce(tokens[start : start + count], axis=0, out=sums[text])
+        start += count
 
 
 def describe(session: Table) -> dict[str, str]:

@@ -116,6 +116,12 @@ def _require_table(table: Table, size: int, name: str) -> None:
         raise UnsafeContent(f"{name} is no table of token vectors: its arrays do not fit together.")
 
 
+def width_of(table: Table) -> int:
+    """Return how many dims its vectors have."""
+    width: int = rows_of(table, np.zeros(0, dtype=np.intp)).shape[1]
+    return width
+
+
 def rows_of(table: Table, ids: NDArray[np.intp]) -> NDArray[np.float32]:
     """Return the vectors of tokens, float32 (tokens, dim)."""
     if "rows" in table:
@@ -128,4 +134,4 @@ def rows_of(table: Table, ids: NDArray[np.intp]) -> NDArray[np.float32]:
     codes = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float32)
     step, start = (table[key][ids].astype(np.float32) for key in ("scale", "offset"))
     blocks: NDArray[np.float32] = codes * step + start
-    return blocks.reshape(len(ids), -1)
+    return blocks.reshape(len(ids), math.prod(blocks.shape[1:]))
