@@ -172,14 +172,12 @@ def spearman(values: Doubles, given: Given) -> Score:
     own = _ranks(groups)
     found = []
     for block in blocks_of(given.weights):
-        weighted, spread, untied = _weighted_ranks(given, block.start, block.stop)
+        weighted, spread = _weighted_ranks(given, block.start, block.stop)
         counts = groups.sums(given.weights[:, block])
         ranks = _mid_ranks(counts)
         covariance = _dot(ranks, groups.sums(weighted))
-        if groups.starts is not None:
-            counts *= ranks
-            untied = _dot(counts, ranks)
-        found.append(_ratio(covariance, untied, spread))
+        counts *= ranks
+        found.append(_ratio(covariance, _dot(counts, ranks), spread))
     points = _ratio(own @ given.ranks, own @ own, given.ranks @ given.ranks)
     return Score(100 * float(points), 100 * np.concatenate(found))
 
@@ -194,18 +192,13 @@ def pearson(values: Doubles, given: Given) -> Score:
 
 
 @lru_cache(maxsize=_KEPT_BLOCKS)
-def _weighted_ranks(given: Given, start: int, stop: int) -> tuple[Singles, Doubles, Doubles]:
-    """Return the centred mid-ranks of what was given, times the draws, and sums of squares.
-
-    Those of these ranks, and those of any values that do not tie: whatever their order,
-    ``(items^3 - sum(draws^3)) / 12`` (Kendall, "Rank Correlation Methods", 1948, chapter 3).
-    """
+def _weighted_ranks(given: Given, start: int, stop: int) -> tuple[Singles, Doubles]:
+    """Return the centred mid-ranks of what was given, times the draws, and their sum of squares."""
     weights = given.weights[:, start:stop]
     counts = given.groups.sums(weights)
     ranks = _mid_ranks(counts)
     spread = _dot(counts * ranks, ranks)
-    untied = (len(weights) ** 3 - (weights.astype(np.float64) ** 3).sum(axis=0)) / 12
-    return _spread_out(given.groups, ranks) * weights, spread, untied
+    return _spread_out(given.groups, ranks) * weights, spread
 
 
 def _ranks(groups: Groups) -> Doubles:
