@@ -17,7 +17,7 @@ import numpy as np
 from m2dexport.errors import UsageError
 from m2dexport.strict import shown
 from m2dexport.vectors.classification import PairClassificationTask
-from m2dexport.vectors.resample import Given, draws, given_of
+from m2dexport.vectors.resample import Given, given_of
 from m2dexport.vectors.tables import Table, plain_name
 from m2dexport.vectors.texts import TextSet, as_number, digest_of, number_of, text_of
 
@@ -61,7 +61,7 @@ class StsTask:
         scores = np.array(self.scores, dtype=np.float64)
         # By a power of two, which rounds nothing: squares of what is left are finite.
         scores = np.ldexp(scores, -int(np.frexp(np.abs(scores).max())[1]))
-        return given_of(scores, draws(self.sha256, len(scores)))
+        return given_of(scores, self.sha256)
 
 
 def load_pairs(table: Table) -> StsTask | PairClassificationTask:

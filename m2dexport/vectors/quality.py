@@ -16,7 +16,7 @@ from m2dexport.vectors.clustering import ClusteringTask, clustering_scores
 from m2dexport.vectors.codecs import Ranges, encode_vectors, truncate
 from m2dexport.vectors.pairs import StsTask
 from m2dexport.vectors.ranking import NO_ROW, Rows, rank, rescore, rounded
-from m2dexport.vectors.resample import Doubles, Score, draws, means_of_items, pearson, spearman
+from m2dexport.vectors.resample import Doubles, Score, means_of_items, pearson, spearman
 from m2dexport.vectors.retrieval import DISCOUNTS, TOP, RetrievalTask
 from m2dexport.vectors.search import Codec
 from m2dexport.vectors.tasks import Task
@@ -158,7 +158,7 @@ def similarities(first: Floats, second: Floats) -> Doubles:
     """Return the dot product of each pair of ``comparable`` vectors, (pairs,)."""
     products = np.empty(len(first))
     for rows in _blocks(first):
-        products[rows] = (rounded(first[rows]) * rounded(second[rows])).sum(axis=1)
+        products[rows] = np.einsum("ij,ij->i", rounded(first[rows]), rounded(second[rows]))
     return products
 
 
@@ -198,7 +198,7 @@ def ranking_scores(
     """
     figures = _per_query(task, ranking, reference, only)
     values = np.stack(list(figures.values()))
-    scores = means_of_items(values, draws(task.sha256, len(ranking)))
+    scores = means_of_items(values, task.sha256)
     return dict(zip(figures, scores, strict=True))
 
 

@@ -25,8 +25,8 @@ BOUNDS = (2.5, 97.5)
 
 _BLOCK_VALUES = 1 << 20  # items x replicates that are computed at a time
 _STRETCH = 32  # rows that are cumulated one by one
-# What every cell needs again is kept: draws of so many tasks, and blocks of 4 MB at most.
-_KEPT_DRAWS, _KEPT_BLOCKS = 32, 16
+# What every cell needs again is kept: draws of so many tasks, and blocks of 4 or 8 MB at most.
+_KEPT_DRAWS, _KEPT_BLOCKS, _KEPT_DOUBLES = 128, 16, 8
 
 Doubles = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -65,9 +65,14 @@ def blocks_of(weights: Draws) -> Iterator[slice]:
         yield slice(start, min(start + size, replicates))
 
 
-def means_of_items(values: Doubles, weights: Draws) -> list[Score]:
-    """Return the mean over items of each row of (figures, items), in points already."""
-    sums = _weighted_sums(values, weights)
+def means_of_items(values: Doubles, sha256: str) -> list[Score]:
+    """Return the mean over items of each row of (figures, items), in points already.
+
+    Args:
+        values: of each item.
+        sha256: hex digest of the data, which seeds the draws.
+    """
+    sums = _weighted_sums(values, sha256)
     count = values.shape[1]
     return [
         Score(float(mean), replicates / count)
@@ -142,6 +147,7 @@ class Given:
     groups: Groups
     ranks: Doubles  # (items,), centred mid-ranks
     weights: Draws
+    sha256: str  # hex digest of the data, which seeds the draws
 
     @cached_property
     def centred(self) -> Doubles:
@@ -152,14 +158,14 @@ class Given:
     @cached_property
     def spread(self) -> tuple[Doubles, Doubles]:
         """The mean and the variance of ``centred`` in each replicate, (replicates,)."""
-        mean, variance = _moments(self.centred, self.weights)
+        mean, variance = _moments(self.centred, self.sha256)
         return mean, variance
 
 
-def given_of(values: Doubles, weights: Draws) -> Given:
-    """Return (items,) given values with their draws, ready to be compared."""
+def given_of(values: Doubles, sha256: str) -> Given:
+    """Return (items,) given values with the draws of their data, ready to be compared."""
     groups = groups_of(values)
-    return Given(values, groups, _ranks(groups), weights)
+    return Given(values, groups, _ranks(groups), draws(sha256, len(values)), sha256)
 
 
 def spearman(values: Doubles, given: Given) -> Score:
@@ -186,7 +192,7 @@ def pearson(values: Doubles, given: Given) -> Score:
     """Return the linear correlation of (items,) values with what was given; 0 where none exists."""
     x, y = values - values.mean(), given.centred
     mean_y, spread_y = given.spread
-    mean_x, spread_x, products = _moments(x, given.weights, x * y)
+    mean_x, spread_x, products = _moments(x, given.sha256, x * y)
     points = _ratio(x @ y, x @ x, y @ y) if np.ptp(values) and np.ptp(given.values) else 0.0
     return Score(100 * float(points), 100 * _ratio(products - mean_x * mean_y, spread_x, spread_y))
 
@@ -241,21 +247,29 @@ def _cumulated(counts: Singles) -> Singles:
     return sums[:groups]
 
 
-def _moments(x: Doubles, weights: Draws, *others: Doubles) -> tuple[Doubles, ...]:
+def _moments(x: Doubles, sha256: str, *others: Doubles) -> tuple[Doubles, ...]:
     """Return the mean and the variance of centred (items,) values in each replicate.
 
     And the mean of others. A variance that is nothing but rounding is 0.
     """
     squares = x * x
-    mean, mean_square, *means = _weighted_sums(np.stack([x, squares, *others]), weights) / len(x)
+    mean, mean_square, *means = _weighted_sums(np.stack([x, squares, *others]), sha256) / len(x)
     variance = mean_square - mean**2
     return mean, np.where(variance > 1e-12 * squares.mean(), variance, 0), *means
 
 
-def _weighted_sums(values: Doubles, weights: Draws) -> Doubles:
-    """Return ``values @ weights`` of (figures, items), (figures, replicates)."""
-    blocks = (weights[:, block].astype(np.float64) for block in blocks_of(weights))
+def _weighted_sums(values: Doubles, sha256: str) -> Doubles:
+    """Return the sums of (figures, items) over each replicate's draws, (figures, replicates)."""
+    items = values.shape[1]
+    blocks = (
+        _doubles(sha256, items, each.start, each.stop) for each in blocks_of(draws(sha256, items))
+    )
     return np.concatenate([values @ block for block in blocks], axis=1)
+
+
+@lru_cache(maxsize=_KEPT_DOUBLES)
+def _doubles(sha256: str, items: int, start: int, stop: int) -> Doubles:
+    return draws(sha256, items)[:, start:stop].astype(np.float64)
 
 
 def _spread_out(groups: Groups, values: Singles) -> Singles:
