@@ -128,7 +128,6 @@ def row(work: Work, steps: Steps, one: Pass) -> list[str]:
     page.say(f"{one.name}: {len(one.wanted)} cells")
     made, checks, static, encoded = apart(work, one, steps.clock)
     before = encoded()
-    steps.begun.clear()  # passes of several engines have steps of one name
     start = steps.clock()
     work.measured(one)
     end = steps.clock()

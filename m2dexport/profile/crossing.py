@@ -143,8 +143,8 @@ def _asked(
     plan, (task, rows) = side.one.plan, side.tasks[number]
     queries = [(view, view.at(rows[0])) for view in side.at(dim)]
     for vectors in plan.vectors:
-        named = {_id(side, view, vectors): floats for view, floats in queries}
-        named = {name: named[name] for name in named if name in side.one.wanted}
+        every = {_id(side, view, vectors): floats for view, floats in queries}
+        named = {name: floats for name, floats in every.items() if name in side.one.wanted}
         asked: Floats | None = None
         for index in indexes:
             written = Graph(side.full, index.weights, engine=index.engine).cell(dim, vectors)

@@ -72,10 +72,8 @@ def floor_of(
     pad_id, empty = len(next(iter(maps.tables.values()))), partial(empty_in, folder)
     vectors = encode_tokens(partial(_beside, runs), ids, pad_id, _BATCH, empty=empty)
     assert vectors is not None
-    start = 0
-    for dim, candidate in candidates.items():
-        own = vectors[:, start : start + dim]
-        start += dim
+    of_dims = np.split(vectors, np.cumsum([*candidates])[:-1], axis=1)
+    for (dim, candidate), own in zip(candidates.items(), of_dims, strict=True):
         yield dim, Floor(View(0, "full", dim, own, maps.ranges[dim]), candidate)
 
 

@@ -183,27 +183,21 @@ def _nearest_of_block(
     count = min(count, len(documents))
     rows = np.empty((len(queries), count), dtype=np.intp)
     products = np.empty((len(queries), count), dtype=np.float64)
-    multiplier = cache(partial(_multiplier, queries, documents))
+    whole = _whole_products(queries, documents)
+    exact = cache(partial(rounded, documents))
     size = max(_QUERY_BLOCK, _BLOCK_PRODUCTS // max(1, len(documents)))
     for start in range(0, len(queries), size):
         some = slice(start, start + size)
         found = None
         if least is not None:
-            found = _nearest_of_few(queries[some], documents, count, least[some])
-        if found is None:
-            found = _nearest_of_products(multiplier()(queries[some]), count)
+            found = _nearest_of_few(queries[some], documents, count, least[some], whole=whole)
+        if found is None and whole:
+            singles = queries[some].astype(np.float32, copy=False)
+            found = _nearest_of_products(singles @ documents.T, count)
+        elif found is None:
+            found = _nearest_of_products(rounded(queries[some]) @ exact().T, count)
         rows[some], products[some] = found.rows, found.similarity
     return Found(rows, products)
-
-
-def _multiplier(
-    queries: Floats | Doubles, documents: Floats
-) -> Callable[[Floats | Doubles], Products]:
-    """Return what gives the exact products of some of the queries, (queries, documents)."""
-    if _whole_products(queries, documents):
-        return lambda some: some.astype(np.float32, copy=False) @ documents.T
-    columns = rounded(documents).T
-    return lambda some: rounded(some) @ columns
 
 
 def _nearest_of_products(products: Products, count: int) -> Found:
@@ -263,28 +257,40 @@ def _at_least_nearest(products: Products, count: int) -> NDArray[np.bool_] | Non
 
 
 def _nearest_of_few(
-    queries: Floats | Doubles, documents: Floats, count: int, least: NDArray[np.floating]
+    queries: Floats | Doubles,
+    documents: Floats,
+    count: int,
+    least: NDArray[np.floating],
+    *,
+    whole: bool,
 ) -> Found | None:
     """Return what ``_nearest_of_block`` does, by exact products of few documents.
 
     They are those whose float32 product does not show that the exact one is too small.
 
+    Args:
+        queries: as ``nearest`` takes them.
+        documents: likewise.
+        count: how many to return.
+        least: as ``_nearest_of_block`` takes them.
+        whole: whether float32 products are exact, by ``_whole_products``.
+
     Returns:
         None where so many are left that all exact products are made sooner.
     """
     singles = queries.astype(np.float32)
-    products, margin = singles @ documents.T, _margin(singles, documents)
-    bound = least - margin
+    products = singles @ documents.T
+    bound = least if whole else least - _margin(singles, documents)
     below = bound.astype(np.float32)
     below = np.where(below > bound, np.nextafter(below, np.float32(-np.inf)), below)
     near = products > below
     if np.count_nonzero(near) > near.size // _FEW_OF:
         return None
     places, columns = np.nonzero(near)
-    if margin.any():
-        values = _products_of(queries, documents, places, columns)
-    else:
+    if whole:
         values = products[near].astype(np.float64)
+    else:
+        values = _products_of(queries, documents, places, columns)
     return _best_of(len(queries), count, places, columns, values)
 
 
@@ -308,17 +314,16 @@ def _margin(queries: Floats, documents: Floats) -> Doubles:
 
     A sum of ``dim`` products, in any order, misses ``dim`` times 2^-24 of the lengths' product at
     most (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1); rounding
-    the values adds less than that again. Sums of whole numbers are exact below 2^24.
+    the values adds less than that again.
     """
     lengths = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
     products: Doubles = lengths * float(np.linalg.norm(documents, axis=1).max())
-    exact = _whole_products(queries, documents)
-    products *= 0 if exact else queries.shape[1] * 2.0**-23
+    products *= queries.shape[1] * 2.0**-23
     return products
 
 
 def _whole_products(queries: Floats | Doubles, documents: Floats) -> bool:
-    """Say whether all products are of whole numbers, and such that float32 holds their sums."""
+    """Say whether float32 products are exact: of whole numbers whose sums stay below 2^24."""
     if not (_whole(queries) and _whole(documents)):
         return False
     largest = (float(np.abs(each).max(initial=0)) for each in (queries, documents))

@@ -146,8 +146,12 @@ class Given:
     values: Doubles  # (items,)
     groups: Groups
     ranks: Doubles  # (items,), centred mid-ranks
-    weights: Draws
     sha256: str  # hex digest of the data, which seeds the draws
+
+    @cached_property
+    def weights(self) -> Draws:
+        """How often each replicate draws each item, (items, replicates)."""
+        return draws(self.sha256, len(self.values))
 
     @cached_property
     def centred(self) -> Doubles:
@@ -163,9 +167,9 @@ class Given:
 
 
 def given_of(values: Doubles, sha256: str) -> Given:
-    """Return (items,) given values with the draws of their data, ready to be compared."""
+    """Return (items,) given values of data, ready to be compared."""
     groups = groups_of(values)
-    return Given(values, groups, _ranks(groups), draws(sha256, len(values)), sha256)
+    return Given(values, groups, _ranks(groups), sha256)
 
 
 def spearman(values: Doubles, given: Given) -> Score:
